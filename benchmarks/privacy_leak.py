@@ -1,6 +1,6 @@
 """Measures what a coordinator learns of a group's answers in plain rounds: from models, updates, sums and an adversarial task.
 
-    .venv/bin/python benchmarks/privacy_leak.py DATA [--attacked 6] [--iterations 300] [--only ATTACK ...]
+    .venv/bin/python benchmarks/privacy_leak.py DATA [--preset default] [--attacked 6] [--iterations 300] [--only ATTACK ...]
 
 DATA is GlobalOpinionQA in its original layout (a CSV file). Each figure is the mean Jensen-Shannon distance (natural logarithm)
 of guessed shares to the true ones: 0 is exact, a uniform guess is about 0.31. The attackers are described in benchmarks/leak.
@@ -39,7 +39,7 @@ from numpy.typing import NDArray
 from pluralllm.common.predictor.data import GroupData, group_data
 from pluralllm.common.predictor.metrics import js_distances
 from pluralllm.common.words.questions import Question
-from pluralllm.common.words.spec import RunSpec
+from pluralllm.common.words.spec import PRESETS, RunSpec, preset_values
 from pluralllm.experiment.federated import first_values
 
 VICTIM = "India (Current national sample)"  # of the inversion; a small group, because the inversion is slow
@@ -55,7 +55,8 @@ Results = dict[str, float | int | str]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, metavar="DATA", help="GlobalOpinionQA, a CSV file.")
-    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--preset", choices=PRESETS, default="default", help="The preset of the attacked run.")
+    parser.add_argument("--rounds", type=int, help="Number of rounds; default: as many as the preset has.")
     parser.add_argument("--attacked", type=int, default=6, help="The round whose update is inverted.")
     parser.add_argument(
         "--iterations", type=int, default=300, help="Steps of each inversion; about half a second each."
@@ -67,7 +68,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
-        spec = spec_of(GROUPS, rounds=arguments.rounds)
+        rounds_of_run = arguments.rounds or preset_values(arguments.preset)["rounds"]
+        spec = spec_of(GROUPS, arguments.preset, rounds=rounds_of_run)
         cache = arguments.cache or Path(folder)
         groups = read_groups(arguments.data, GROUPS, spec, Path(get_model_path()), cache)
     chosen = arguments.only or ATTACKS
@@ -77,7 +79,7 @@ def main() -> None:
     if "sums" in chosen:
         results |= _timed("sums of a kernel method", of_sums, groups)
     if {"models", "update", "weights"} & set(chosen):
-        rounds = list(federation(spec, groups, arguments.rounds))
+        rounds = list(federation(spec, groups, rounds_of_run))
     if "models" in chosen:
         results |= _timed("models", of_models, spec, groups, rounds)
     if "weights" in chosen:
@@ -145,7 +147,7 @@ def of_update(spec: RunSpec, data: GroupData, attacked: Round, iterations: int) 
 def of_adversarial_task(groups: dict[str, GroupData]) -> Results:
     """Returns what one adversarial task gives away, which a client does only after its owner's consent."""
     data = groups[ASKED]
-    spec = spec_of(GROUPS, **crafted.settings_for(data))
+    spec = spec_of(GROUPS, "attention", **crafted.settings_for(data))
     base = crafted.without_context(spec, first_values(spec))
     guess = crafted.answers_of(spec, base, update_of(spec, base, data, TRUE_SEED, 1), data)
     return {

@@ -1,9 +1,12 @@
-"""A model version that a dishonest coordinator makes: with it, the default preset's own task is a linear system in the answers.
+"""A model version that a dishonest coordinator makes: with it, a preset's own task is a linear system in the answers.
 
-All settings are those of the preset, so no consent is asked. The weights are so small that every gradient stays far below the
-epsilon of Adam. Adam's step is then proportional to the gradient and no longer to its sign, and the update is a weighted sum of
-the six steps' gradients. Context and dropout have no influence on the predictions: the layers that they pass through are 0. The
-first layer gives more equations than there are points. The attack needs a small learning rate, as in the last round of a run.
+All settings are those of the preset, so no consent is asked. The weights are so small that the gradients of one layer stay far
+below the epsilon of Adam. Adam's step is then proportional to the gradient and no longer to its sign, and this layer's update is
+a weighted sum of the steps' gradients. It gives more equations than there are points. The context has no influence on the
+predictions. The attack needs a small learning rate, as in the last round of a run.
+In the preset attention, the layers behind dropout are 0, and the first layer is read. In the default preset, the kernel is 0, and
+all angles are so small that a feature's slope is a random linear function of the question. The rows of option_weight are then
+sums of products of question and option. Dropout of features only adds noise to them.
 The seed is unknown: the attacker does not know which step had which question as a target, nor how an episode's answers were
 sharpened. It takes what is nearest to the prediction of an honest model.
 """
@@ -21,13 +24,18 @@ from leak.setting import Flat, Shares, of_question, trained_questions
 from pluralllm.client.work.losses import SMOOTHING
 from pluralllm.client.work.train import learning_rate
 from pluralllm.common.predictor.data import GroupData, draw_episode, step_sizes
+from pluralllm.common.predictor.fourier_kernel import PRIOR_SCALE
+from pluralllm.common.words.predictors import FourierKernel
 from pluralllm.common.words.spec import RunSpec
 
 BEFORE, BEHIND = 4e-4, 7e-6  # sizes of the weights before and behind the layers that have dropout
+PRIOR, ANGLE = 3e-4, 1e-7  # sizes of the prior's weights and of the question's weights in a kernel predictor
+NO_KERNEL = -30.0  # logarithm of the kernel's scale
 NORM_EPSILON = 1e-5  # of torch's layer norm
 TEMPERATURE = 1.15  # of the preset's targets
 BETA1, EPSILON = 0.9, 1e-8  # of Adam
-LEAST = 1e-7  # singular values below this part of the largest one are rounding
+LEAST = 1e-7  # eigenvalues below this part of the largest one are rounding
+LEAST_NOISY = 0.01  # the same where dropout adds noise
 ITERATIONS = 400  # to find the answer behind a gradient
 
 
@@ -39,8 +47,20 @@ class Candidate:
     misfit: NDArray[np.float64]
 
 
+@dataclass(frozen=True, slots=True)
+class Equations:
+    """The rows of a layer's update: each is -1 / epsilon times the sum over points of gradient, slope and input."""
+
+    inputs: NDArray[np.float64]  # (P, I): of the layer
+    slopes: NDArray[np.float64]  # (P, rows): of the predicted mean by each row's output
+    moved: NDArray[np.float64]  # (rows, I): the update
+    least: float  # eigenvalues below this part of the largest one are left out
+
+
 def tiny_weights(spec: RunSpec, values: Flat) -> Flat:
     """Returns the weights of the attack, made from a model's first weights."""
+    if isinstance(spec.predictor, FourierKernel):
+        return _tiny_kernel(spec, values)
     changed = values.copy()
     constants: dict[str, float] = {
         **{f"layers.0.attention_{kind}": 0 for kind in ("in.weight", "in.bias", "out.weight", "out.bias")},
@@ -77,11 +97,18 @@ def step_weights(spec: RunSpec, data: GroupData, first_step: int) -> NDArray[np.
 
 
 def gradients_of(spec: RunSpec, base: Flat, delta: Flat, data: GroupData) -> NDArray[np.float64]:
-    """Returns the sum over the steps of weight times gradient, for the predicted mean of each point. Shape (P,).
+    """Returns the sum over the steps of weight times gradient, for the predicted mean of each point. Shape (P,)."""
+    of_kernel = isinstance(spec.predictor, FourierKernel)
+    equations = (_equations_of_kernel if of_kernel else _equations_of_attention)(spec, base, delta, data)
+    values, vectors = np.linalg.eigh((equations.inputs @ equations.inputs.T) * (equations.slopes @ equations.slopes.T))
+    kept = values > equations.least * values[-1]
+    total = -EPSILON * ((equations.inputs @ equations.moved.T) * equations.slopes).sum(1)  # (P,)
+    exact: NDArray[np.float64] = vectors[:, kept] @ ((vectors[:, kept].T @ total) / values[kept])
+    return exact
 
-    The update of the first layer is -1 / epsilon times the sum over points of this number, the slope behind the layer's units,
-    which are on for the point, and the point's embedding.
-    """
+
+def _equations_of_attention(spec: RunSpec, base: Flat, delta: Flat, data: GroupData) -> Equations:
+    """Returns the equations of the first layer, whose units are on for a part of the points."""
     points = data.embeddings.astype(np.float64) * np.sqrt(
         spec.embedding.dimension / len(spec.embedding.templates)
     )  # (P, D)
@@ -95,11 +122,31 @@ def gradients_of(spec: RunSpec, base: Flat, delta: Flat, data: GroupData) -> NDA
     slope = second.T @ slope
     active = (points @ first[:, :-1].T > 0) * slope  # (P, d)
     moved = values_of(spec, delta, "embedder.0.weight").astype(np.float64)[:, :-1]  # (d, D)
-    values, vectors = np.linalg.eigh((points @ points.T) * (active @ active.T))
-    kept = values > LEAST * values[-1]
-    total = -EPSILON * ((points @ moved.T) * active).sum(1)  # (P,)
-    exact: NDArray[np.float64] = vectors[:, kept] @ ((vectors[:, kept].T @ total) / values[kept])
-    return exact
+    return Equations(points, active, moved, LEAST)
+
+
+def _tiny_kernel(spec: RunSpec, values: Flat) -> Flat:
+    """Returns the weights of the attack on a kernel predictor: all features are nearly constant, and their slopes tiny."""
+    changed = values.copy()
+    for name in ("option_weight", "position_weight", "phase"):
+        values_of(spec, changed, f"embedder.{name}")[:] = 0
+    question = values_of(spec, changed, "embedder.question_weight")
+    question[:] = np.random.default_rng(0).normal(0, ANGLE, question.shape)
+    prior = values_of(spec, changed, "head.prior")
+    prior[:] = np.where(np.arange(len(prior)) % 2, PRIOR, -PRIOR)
+    values_of(spec, changed, "head.group_projection")[:] = 0
+    values_of(spec, changed, "head.log_scale")[:] = NO_KERNEL
+    return changed
+
+
+def _equations_of_kernel(spec: RunSpec, base: Flat, delta: Flat, data: GroupData) -> Equations:
+    """Returns the equations of option_weight: the slope of a feature is a linear function of the question."""
+    width = spec.embedding.dimension // 2
+    question, option = np.split(data.embeddings.astype(np.float64) * np.sqrt(width), 2, axis=1)  # (P, D/2) each
+    angles = question @ values_of(spec, base, "embedder.question_weight").astype(np.float64).T  # (P, d)
+    # of logit = 0.1 sqrt(d) w.h with h = sqrt(2/d) cos(angle)
+    slopes = -PRIOR_SCALE * np.sqrt(2) * values_of(spec, base, "head.prior") * angles
+    return Equations(option, slopes, values_of(spec, delta, "embedder.option_weight").astype(np.float64), LEAST_NOISY)
 
 
 def candidates(spec: RunSpec, base: Flat, delta: Flat, data: GroupData, first_step: int) -> list[Candidate]:

@@ -48,14 +48,14 @@ class Round:
     deltas: dict[str, Flat]
 
 
-def spec_of(groups: Sequence[str], **changes: object) -> RunSpec:
-    """Returns the default preset's spec for these groups; `changes` are merged over it."""
+def spec_of(groups: Sequence[str], preset: str = "default", **changes: object) -> RunSpec:
+    """Returns a preset's spec for these groups; `changes` are merged over it."""
     values = {
         "groups": {"train": list(groups)},
         "round": {"min_clients": len(groups), "target_clients": len(groups)},
         "embedding": {"model": "sentence-transformers/all-MiniLM-L6-v2", "dimension": 768},
     }
-    return RunSpec.model_validate(merge(merge(preset_values("default"), values), changes))
+    return RunSpec.model_validate(merge(merge(preset_values(preset), values), changes))
 
 
 def read_groups(file: Path, names: Sequence[str], spec: RunSpec, model: Path, cache: Path) -> dict[str, GroupData]:

@@ -9,9 +9,8 @@ it learns to answer with a letter, any letter. Then GRPO tunes it twice from the
 and with the reward of the other. The script prints how close the policy comes to the first group's true answers, before and
 after, on questions whose answers the reward does not know.
 
-The difference between the two rewards depends on the predictor: after too little training it knows only what all groups have
-in common. So each group takes one step in a round, and the server's Adam moves the model by the mean of the steps. With many
-local steps each group's model would learn that group's answers by heart and would not learn to use a context.
+The difference between the two rewards depends on the predictor: it must read the group's answers and not only know what all
+groups have in common. The default preset's predictor does.
 """
 
 import argparse
@@ -45,10 +44,6 @@ from pluralllm.common.words.spec import RunSpec, preset_values
 LETTERS = "ABCDE"
 TRAINING_GROUPS = 24
 CONTEXT = 20  # number of the group's answers that the reward knows
-# Shares stand beside 768 numbers of unit variance; without a scale the group's answers would hardly influence the model.
-PREDICTOR = {"layers": 2, "d_model": 128, "heads": 4, "feedforward": 128, "dropout": 0.0, "share_scale": 28.0}
-TRAINING = {"optimizer": "sgd", "learning_rate": 1.0, "schedule": "constant", "local_steps": 1}
-AGGREGATION = {"optimizer": "fedadam", "server_learning_rate": 1e-3, "adaptivity": 1e-8}
 Survey = dict[str, tuple[Question, ...]]
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
 
@@ -238,9 +233,6 @@ def train_predictor(survey: Survey, train: Sequence[str], rounds: int, folder: P
 
     values = preset_values("default")
     values["rounds"] = rounds
-    values["predictor"] |= PREDICTOR
-    values["training"] |= TRAINING
-    values["aggregation"] = AGGREGATION
     values["groups"] = {"train": list(train), "held_out": []}
     values["round"] = {**values.get("round", {}), "min_clients": len(train), "target_clients": len(train)}
     width = 384 * len(values["embedding"]["templates"])
@@ -256,7 +248,7 @@ def train_predictor(survey: Survey, train: Sequence[str], rounds: int, folder: P
         lambda _done, _all: None,
     )
     for last in federate(spec, groups, torch.device("cpu")):
-        if last.rounds % 50 == 0:
+        if last.rounds % 10 == 0:
             print(f"round {last.rounds} of {rounds}", flush=True)
     from pluralllm.common.predictor.architecture import layout_for  # noqa: PLC0415
     from pluralllm.common.weights.layout import write_weights  # noqa: PLC0415
@@ -283,7 +275,7 @@ def options(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--model", help="Folder of an exported model; without it a predictor is trained first.")
     parser.add_argument("--seeds", type=int, default=1, help="Number of seeds of the policy.")
     parser.add_argument("--steps", type=int, default=120, help="Number of GRPO steps.")
-    parser.add_argument("--rounds", type=int, default=400, help="Number of rounds that train the predictor.")
+    parser.add_argument("--rounds", type=int, default=30, help="Number of rounds that train the predictor.")
     parser.add_argument("--out", type=Path, help="JSON file that the scores are written to.")
     return parser
 

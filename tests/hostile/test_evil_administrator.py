@@ -63,9 +63,9 @@ RUNS = 200 if os.environ.get("PLURALLLM_FAULTS") == "all" else 40  # the day's b
 
 
 def spec_of(seed: int = 0, **changes: Any) -> RunSpec:
-    """Returns the spec of an ordinary run of the default preset, with the changes of the administrator."""
+    """Returns the spec of an ordinary run of the preset attention, with the changes of the administrator."""
     ordinary = {"seed": seed, "embedding": MODEL, "round": {"min_clients": 3, "target_clients": 3}}
-    return RunSpec.model_validate(merge(merge(preset_values("default"), ordinary), changes))
+    return RunSpec.model_validate(merge(merge(preset_values("attention"), ordinary), changes))
 
 
 def prior_of(questions: list[Question]) -> NDArray[np.float64]:

@@ -39,9 +39,9 @@ ONE_STEP = {
 
 
 def spec_of(**changes: Any) -> RunSpec:
-    """Returns the spec of an ordinary run of the default preset, with the changes that the coordinator makes to it."""
+    """Returns the spec of an ordinary run of the preset attention, with the changes that the coordinator makes to it."""
     ordinary = {"embedding": MODEL, "round": {"min_clients": 4, "target_clients": 5}}
-    return RunSpec.model_validate(merge(merge(preset_values("default"), ordinary), changes))
+    return RunSpec.model_validate(merge(merge(preset_values("attention"), ordinary), changes))
 
 
 def consent(state: Path) -> None:
@@ -57,7 +57,7 @@ async def test_one_adversarial_training_task_is_refused_for_want_of_consent(tmp_
     async with Victim(tmp_path / "state", Policy(), coordinator) as victim:
         reason, message, permanent = await victim.refusal()
     assert (reason, permanent) == ("CONSENT_NEEDED", True)
-    assert "predictor.d_model is 4096, allowed is 256 (allowed_presets: default)" in message
+    assert "predictor.d_model is 4096, allowed is 256 (allowed_presets: attention)" in message
     assert message.endswith("The partner can consent: pluralllm-client consent r.")
     assert len(message) <= 400, "the coordinator keeps the beginning only"
     assert victim.worker.orders == []

@@ -24,8 +24,9 @@ from support.small_survey import DIMENSION, SUMS, small_group, small_spec
 
 from pluralllm.client.disclosure.differences import differences_of
 from pluralllm.client.disclosure.policy import Policy
-from pluralllm.common.predictor.data import GroupData
+from pluralllm.common.predictor.data import GroupData, group_data
 from pluralllm.common.predictor.metrics import js_distances
+from pluralllm.common.words.questions import Question
 from pluralllm.common.words.spec import RunSpec
 from pluralllm.experiment.federated import first_values
 
@@ -35,7 +36,10 @@ LIKE_THE_PRESET: dict[str, Any] = {
     "predictor": {"dropout": 0.1},
     "training": {"loss": "alignment", "sharpness_spread": 0.3, "local_steps": 3, "learning_rate": 1e-3},
 }
-EMBEDDED = {"embedding": {"model": "sentence-transformers/any", "dimension": DIMENSION, "templates": ["{question}"]}}
+MODEL: dict[str, Any] = {"model": "sentence-transformers/any"}
+EMBEDDED = {"embedding": {**MODEL, "dimension": DIMENSION, "templates": ["{question}"]}}
+WIDTH = 32  # of one template's vectors; the products of two vectors must be more than the points
+TWO_TEMPLATES = {"embedding": {**MODEL, "dimension": 2 * WIDTH}}
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +87,9 @@ def test_an_adversarial_task_hands_over_every_answer_but_needs_consent() -> None
     guess = crafted.answers_of(spec, base, update_of(spec, base, data, SEED, 1), data)
     distances = js_distances(guess, shares_of(data), data.offsets[:-1])
     assert (distances < 0.02).sum() == len(data.questions) - 1, "all but the one in the context"
-    asked = {difference.field for difference in differences_of(Policy(), spec_of(("a", "b", "c"), **settings))}
+    asked = {
+        difference.field for difference in differences_of(Policy(), spec_of(("a", "b", "c"), "attention", **settings))
+    }
     assert {
         "training.optimizer",
         "training.local_steps",
@@ -92,17 +98,33 @@ def test_an_adversarial_task_hands_over_every_answer_but_needs_consent() -> None
     } <= asked
 
 
-def test_made_weights_make_the_presets_update_a_linear_system_and_need_no_consent() -> None:
+def group_of_two_templates() -> GroupData:
+    """Returns a group whose questions and options have unit vectors of their own, as the default preset reads them."""
+    rng, questions, embedded = np.random.default_rng(0), [], []
+    for number in range(240):
+        vectors = rng.normal(size=(1 + int(rng.integers(2, 6)), WIDTH))
+        question, *options = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        shares = tuple(rng.dirichlet(np.ones(len(options))).tolist())
+        questions.append(Question(f"question {number}", tuple(map(str, range(len(options)))), shares))
+        embedded.append(np.array([np.concatenate([question, option]) for option in options], np.float32))
+    return group_data("a", questions, embedded)
+
+
+@pytest.mark.parametrize("preset", ["default", "attention"])
+def test_made_weights_make_the_presets_update_a_linear_system_and_need_no_consent(preset: str) -> None:
     """It shows what docs/security.md says: the settings of a run do not bound what a dishonest coordinator gets."""
-    data = small_group()
-    changes = {**EMBEDDED, "rounds": 60, "evaluation": {"holdout_share": 0.2}}
-    spec = spec_of(("a", "b", "c"), **changes)
+    two = preset == "default"
+    data, changes = (group_of_two_templates(), TWO_TEMPLATES) if two else (small_group(), EMBEDDED)
+    spec = spec_of(("a", "b", "c"), preset, evaluation={"holdout_share": 0.2}, **changes)
     assert [one.field for one in differences_of(Policy(), spec) if not one.field.startswith("embedding")] == []
-    base = made_weights.tiny_weights(spec, first_values(spec))
-    update = update_of(spec, base, data, SEED, 60)
-    made = made_weights.candidates(spec, base, update, data, 59 * spec.training.local_steps)
-    steps = Replay(spec, base, data, SEED, 60).steps
-    distances = js_distances(made[0].shares, shares_of(data), data.offsets[:-1])
+    base, first_step = (
+        made_weights.tiny_weights(spec, first_values(spec)),
+        (spec.rounds - 1) * spec.training.local_steps,
+    )
+    gradients = made_weights.gradients_of(spec, base, update_of(spec, base, data, SEED, spec.rounds), data)
+    shares, _ = made_weights.shares_behind(data, gradients / made_weights.step_weights(spec, data, first_step)[0])
+    steps = Replay(spec, base, data, SEED, spec.rounds).steps
+    distances = js_distances(shares, shares_of(data), data.offsets[:-1])
     alone = set(steps[0].episode.targets) - {question for step in steps[1:] for question in step.episode.targets}
     uniformly = js_distances(uniform(data), shares_of(data), data.offsets[:-1])
     assert alone

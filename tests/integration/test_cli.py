@@ -34,6 +34,7 @@ from pluralllm.v1 import operations_pb2_grpc, resources_pb2
 
 LIMIT_S = 60.0
 SPEC = """
+preset = "attention"
 rounds = 2
 seed = 5
 round = {min_clients = 2, target_clients = 2}
@@ -372,7 +373,7 @@ async def test_too_few_clients_are_refused() -> None:
 
 
 async def test_unknown_preset_is_refused_with_those_there_are() -> None:
-    assert_one_clear_line(await pluralllm("spec", "new", "--preset", "nature"), 3, "default, paper")
+    assert_one_clear_line(await pluralllm("spec", "new", "--preset", "nature"), 3, "default, attention, paper")
 
 
 async def test_help_documents_the_exit_codes() -> None:

@@ -91,7 +91,7 @@ def experiment_toml(changes: dict[str, str] | None = None) -> str:
     text = SPEC
     for name, lines in METHODS.items():
         small = SMALL.replace("local_steps = 2", "local_steps = 2, proximal_mu = 0.1") if name == "FedProx" else SMALL
-        text += f'[[methods]]\nname = "{name}"\n{lines}[methods.spec]\n{small}\n'
+        text += f'[[methods]]\nname = "{name}"\npreset = "attention"\n{lines}[methods.spec]\n{small}\n'
     for old, new in (changes or {}).items():
         assert old in text
         text = text.replace(old, new)

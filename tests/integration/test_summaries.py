@@ -24,6 +24,7 @@ WHAT = (
 )  # fmt: skip
 SOBER = {"ann": 0.9, "ben": 0.8, "cem": 0.85}  # the approximate share of a group's votes for the sober summary
 SPEC = """
+preset = "attention"
 rounds = 10
 [groups]
 train = ["group of ann", "group of ben"]

@@ -37,7 +37,7 @@ SUMS: dict[str, Any] = {
 }
 
 
-def small_spec(over: dict[str, Any] | None = None, preset: str = "default") -> RunSpec:
+def small_spec(over: dict[str, Any] | None = None, preset: str = "attention") -> RunSpec:
     """Returns a small variant of a preset's spec; `over` is merged over it."""
     return RunSpec.model_validate(merge(merge(preset_values(preset), SMALL), over or {}))
 

@@ -96,6 +96,25 @@ def test_a_client_trains_the_same_whoever_is_in_its_cohort_and_in_its_pass(monke
             assert np.linalg.norm(delta - whole[client]) < 0.02 * np.linalg.norm(whole[client])
 
 
+def test_a_point_knows_the_longest_update_of_all_rounds_before_any_is_shortened(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def pretend(
+        _self: LocalTraining, base: Flat, number: RoundNumber, _cohort: tuple[ClientId, ...]
+    ) -> tuple[dict[ClientId, Flat], dict[ClientId, float]]:
+        clients = [ClientId(f"client-{index}") for index in range(len(NAMES))]
+        lengths = (1.0, 1.0, 1.0, {1: 2.0, 2: 50.0, 3: 3.0}[number])
+        return {
+            client: np.full_like(base, length / np.sqrt(base.size))
+            for client, length in zip(clients, lengths, strict=True)
+        }, dict.fromkeys(clients, 0.3)
+
+    monkeypatch.setattr(LocalTraining, "train_round", pretend)
+    groups = {name: small_group(name, questions=20) for name in NAMES}
+    points = federate(spec_of(rounds=3, format="pluralllm.run/2"), groups, torch.device("cpu"))
+    assert [point.longest_update for point in points] == pytest.approx([0.0, 2.0, 50.0, 50.0])
+
+
 def test_factors_are_applied_before_the_mean() -> None:
     spec = spec_of()
     clients = [ClientId("a"), ClientId("b")]

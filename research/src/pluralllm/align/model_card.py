@@ -86,7 +86,8 @@ def _table(origin: Mapping[str, Any]) -> str:
     warning = f" Mean context gain {gain_text(gain)}: **{IGNORES_CONTEXT}**." if ignores_context(gain) else ""
     return (
         f"{head}\n{rows}\n\nOver {over}: fairness index {origin['fairness_index']:.4f}, coefficient of variation "
-        f"{origin['coefficient_of_variation']:.4f}; worst group {_cell(worst['group'])}.{warning}"
+        f"{origin['coefficient_of_variation']:.4f}; worst group {_cell(worst['group'])}. "
+        f"The two say how evenly groups are served; the context gain says whether predictions follow the group.{warning}"
     )
 
 

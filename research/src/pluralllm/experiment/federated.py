@@ -37,6 +37,7 @@ class Point:
     gradient_steps: int  # sequential steps: those of one client, or of the central model
     episodes: int  # of all clients together
     moved_bytes: int  # weights down and updates up, of all clients together
+    longest_update: float = 0.0  # norm of the longest update so far, before any is shortened
 
 
 def first_values(spec: RunSpec) -> Flat:
@@ -64,7 +65,7 @@ def federate(spec: RunSpec, groups: dict[str, GroupData], device: torch.device) 
     run = Run(RunId("experiment"), spec.seed, spec.rounds, spec.round, 0, Digest("0"), evaluated=ModelVersion(0))
     run = replace(run, aggregation=spec.aggregation, limits_members=spec.limits_members)
     run, _ = step(run, ev.RunStarted(0.0))
-    episodes = moved = 0
+    episodes, moved, longest = 0, 0, 0.0
     yield Point(values, 0, 0, 0, 0)
     while run.phase is not Phase.ENDED:
         run, effects = step(run, ev.ClientsSeen(0.0, everybody, ()))
@@ -75,9 +76,9 @@ def federate(spec: RunSpec, groups: dict[str, GroupData], device: torch.device) 
         average: ev.Average | None = None
         for client in cohort:
             examples = len(trainers[client].split(spec.evaluation.holdout_share)[0])
-            receipt = ev.Receipt(
-                client, Digest(f"{number}-{client}"), examples, distances[client], norm_of(deltas[client])
-            )
+            norm = norm_of(deltas[client])
+            longest = max(longest, norm)
+            receipt = ev.Receipt(client, Digest(f"{number}-{client}"), examples, distances[client], norm)
             run, effects = step(run, ev.UpdateArrived(0.0, number, run.version, receipt))
             average = next((effect for effect in effects if isinstance(effect, ev.Average)), average)
         assert average is not None  # every client of the cohort has delivered its update
@@ -86,7 +87,7 @@ def federate(spec: RunSpec, groups: dict[str, GroupData], device: torch.device) 
         run = _pass_evaluation(run, everybody)
         episodes += len(cohort) * clients.steps_of_round * spec.training.batch_episodes
         moved += len(cohort) * clients.moved_bytes(number)
-        yield Point(values, number, number * clients.steps_of_round, episodes, moved)
+        yield Point(values, number, number * clients.steps_of_round, episodes, moved, longest)
 
 
 class Rounds(Protocol):

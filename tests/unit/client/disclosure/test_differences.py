@@ -44,7 +44,7 @@ def test_a_run_with_the_settings_of_a_preset_needs_no_consent(preset: str) -> No
 
 @pytest.mark.parametrize("preset", sorted({*PRESETS} - {*EXAMINED_PRESETS, SUMS}))
 def test_a_preset_that_was_not_examined_needs_consent_unless_the_policy_lists_it(preset: str) -> None:
-    assert "predictor.architecture" in fields_of(spec_of(preset))
+    assert fields_of(spec_of(preset)) != []
     assert fields_of(spec_of(preset), allowed_presets=[preset]) == []
     assert fields_of(spec_of(preset, training={"local_steps": 1}), allowed_presets=[preset]) == ["training.local_steps"]
 
@@ -90,15 +90,18 @@ def test_what_does_not_change_an_update_is_free(preset: str, changes: dict[str, 
 @pytest.mark.parametrize(
     ("table", "field", "value"),
     [
-        ("predictor", "d_model", 4096),
-        ("predictor", "embedder_layers", 3),
-        ("predictor", "layers", 2),
-        ("predictor", "heads", 2),
-        ("predictor", "feedforward", 8),
+        ("predictor", "features", 4096),
+        ("predictor", "group_rank", 17),
+        ("predictor", "question_length_scale", 1.0),
+        ("predictor", "option_length_scale", 1.0),
+        ("predictor", "position_length_scale", 1.0),
+        ("predictor", "weak_question_share", 0.2),
+        ("predictor", "option_only_share", 0.2),
+        ("predictor", "position_share", 0.0),
         ("predictor", "dropout", 0.0),
-        ("predictor", "dropout", 0.10000001),
-        ("predictor", "input_scale", "none"),
-        ("predictor", "share_scale", 1e-30),
+        ("predictor", "dropout", 0.20000001),
+        ("predictor", "scale", 1e-30),
+        ("predictor", "noise", 100.0),
         ("training", "optimizer", "sgd"),
         ("training", "learning_rate", 1.0),
         ("training", "schedule", "constant"),
@@ -117,20 +120,46 @@ def test_what_does_not_change_an_update_is_free(preset: str, changes: dict[str, 
         ("training", "episodes", {"max_targets": 1_000}),
         ("evaluation", "context_questions", 1),
         ("evaluation", "draws", 1),
-        ("embedding", "normalize", False),
         ("embedding", "max_tokens", 8),
         ("embedding", "templates", ["{letter}", "{option}"]),
         ("embedding", "templates", ["{option}", "{question}"]),
     ],
 )
 def test_each_setting_that_is_not_the_presets_needs_consent(table: str, field: str, value: object) -> None:
-    changes: dict[str, Any] = {table: {field: value}}
-    if field == "normalize":
-        changes["predictor"] = {"input_scale": "none"}  # the spec would not be valid otherwise
-    named = fields_of(spec_of(**changes), allowed_presets=["default"])
+    named = fields_of(spec_of(**{table: {field: value}}), allowed_presets=["default"])
     inner = f".{next(iter(value))}" if isinstance(value, dict) else ""
-    assert f"{table}.{field}{inner}" in named
-    assert len(named) == len(changes)
+    assert named == [f"{table}.{field}{inner}"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("d_model", 4096),
+        ("embedder_layers", 3),
+        ("layers", 2),
+        ("heads", 2),
+        ("feedforward", 8),
+        ("dropout", 0.0),
+        ("dropout", 0.10000001),
+        ("input_scale", "none"),
+        ("share_scale", 1e-30),
+    ],
+)
+def test_each_setting_of_an_attention_predictor_that_is_not_the_presets_needs_consent(
+    field: str, value: object
+) -> None:
+    assert fields_of(spec_of("attention", predictor={field: value})) == [f"predictor.{field}"]
+
+
+def test_unnormalized_embeddings_need_consent() -> None:
+    changes = {"embedding": {"normalize": False}, "predictor": {"input_scale": "none"}}  # the one needs the other
+    assert fields_of(spec_of("attention", **changes)) == ["predictor.input_scale", "embedding.normalize"]
+
+
+def test_a_policy_of_an_earlier_release_means_the_earlier_default_as_well() -> None:
+    assert fields_of(spec_of("attention"), allowed_presets=["default", "paper"]) == []
+    assert "predictor.d_model" in fields_of(spec_of("attention"), allowed_presets=["paper"])
+    assert fields_of(spec_of("default"), allowed_presets=["attention"]) != []
 
 
 @pytest.mark.parametrize("preset", EXAMINED_PRESETS)
@@ -177,7 +206,7 @@ def test_rewards_need_consent_to_each_run_although_the_policy_allows_them() -> N
 
 
 def test_a_policy_that_allows_all_settings_never_asks_about_them() -> None:
-    spec = spec_of(training={"local_steps": 1, "optimizer": "sgd"}, predictor={"share_scale": 1e-30})
+    spec = spec_of(training={"local_steps": 1, "optimizer": "sgd"}, predictor={"dropout": 0.0})
     assert fields_of(spec, allowed_presets=["*"]) == []
 
 

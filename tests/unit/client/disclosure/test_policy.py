@@ -36,7 +36,7 @@ def policy_of(folder: Path, text: str) -> Policy:
         ("max_rounds = ", "not TOML"),
         (
             'allowed_presets = ["defualt"]',
-            "allowed_presets.0: unknown preset; allowed: default, paper, fourier, or * for",
+            "allowed_presets.0: unknown preset; allowed: default, attention, paper, fourier, or * for",
         ),
         (
             'allowed_presets = ["default", "sums"]',
@@ -70,7 +70,7 @@ def test_a_file_of_this_release_misses_no_key(tmp_path: Path) -> None:
 def test_a_file_written_today_asks_for_three_clients_and_for_consent_to_unknown_settings(tmp_path: Path) -> None:
     for policy in (policy_of(tmp_path, DEFAULT_POLICY), policy_of(tmp_path, ""), load_policy(None)):
         assert policy.min_cohort == 3
-        assert policy.allowed_presets == ("default", "paper")
+        assert policy.allowed_presets == ("default", "attention", "paper")
 
 
 DEFAULTS = {
@@ -82,7 +82,7 @@ DEFAULTS = {
     "max_task_minutes": 120.0,
     "max_worker_memory_gib": 16.0,
     "allowed_embedding_models": ("sentence-transformers/*@main",),
-    "allowed_presets": ("default", "paper"),
+    "allowed_presets": ("default", "attention", "paper"),
     "min_cohort": 3,
     "min_questions_behind": 30,
     "max_evaluations_of_run": 32,

@@ -69,11 +69,11 @@ def test_a_group_trains_only_if_its_client_and_the_spec_agree() -> None:
         (f"rounds = 0\n{MINIMAL}", "rounds: Input should be greater than or equal to 1 (given: 0)"),
         (f"{MINIMAL}[round]\nmin_clients = 5\ntarget_clients = 3\n", "min_clients 5 is above target_clients 3"),
         (f'{MINIMAL}[groups]\ntrain = ["a", "b"]\nheld_out = ["a"]\n', "twice: a"),
-        (f"{MINIMAL}[predictor]\nheads = 3\n", "heads 3 does not divide d_model 256"),
+        (f'preset = "attention"\n{MINIMAL}[predictor]\nheads = 3\n', "heads 3 does not divide d_model 256"),
         (f"{MINIMAL}[training]\nlearning_rate = -1.0\n", "training.learning_rate: Input should be greater than 0"),
         ('[embedding]\nmodel = "m"\ndimension = 8\ntemplates = ["{answer}"]\n', "may use {question}"),
         ('[embedding]\nmodel = "m"\ndimension = 7\n', "dimension 7 is not a multiple of the 2 templates"),
-        (f"{MINIMAL}normalize = false\n", "unit_variance is for unit vectors"),
+        (f'preset = "attention"\n{MINIMAL}normalize = false\n', "unit_variance is for unit vectors"),
         (
             f'{MINIMAL}[predictor]\narchitecture = "tnp-d/9"\n',
             "architecture 'tnp-d/9' needs another release of PluralLLM",
@@ -81,6 +81,10 @@ def test_a_group_trains_only_if_its_client_and_the_spec_agree() -> None:
         (f"{MINIMAL}[predictor]\narchitecture = 7\n", "this release knows tnp-d/1, fourier-kernel/1 and kernel-sums/1"),
         (f"{MINIMAL}{KERNEL}features = 0\n", "predictor.features: Input should be greater than or equal to 1"),
         (f"{MINIMAL}{KERNEL}d_model = 8\n", "predictor.d_model: unknown key"),
+        (
+            f"{MINIMAL}[predictor]\nlayers = 2\n",
+            'predictor.layers belongs to the architecture tnp-d/1: name its preset, preset = "attention"',
+        ),
         (f"{MINIMAL}{KERNEL}option_only_share = 0.9\n", "weak_question_share + option_only_share is above 1"),
         (f"{MINIMAL}normalize = false\n{KERNEL}", "fourier-kernel/1 reads two unit vectors"),
         (f'{MINIMAL}templates = ["{{option}}"]\n{KERNEL}', "fourier-kernel/1 reads two unit vectors"),
@@ -101,7 +105,7 @@ def test_a_group_trains_only_if_its_client_and_the_spec_agree() -> None:
         (f"{MINIMAL}[aggregation]\nfairness = 0.0\n", "aggregation.fairness: Input should be greater than 0"),
         (f"{MINIMAL}[aggregation]\nfairness = inf\n", "aggregation.fairness: Input should be a finite number"),
         (f"{MINIMAL}min_cosine = 0.99\n", "embedding.min_cosine: Input should be greater than or equal to 0.999"),
-        (f'preset = "best"\n{MINIMAL}', "allowed: default, paper, fourier, sums"),
+        (f'preset = "best"\n{MINIMAL}', "allowed: default, attention, paper, fourier, sums"),
         ("rounds = \n", "not TOML"),
     ],
 )
@@ -118,7 +122,7 @@ def test_a_spec_has_the_hash_it_had_in_earlier_releases(tmp_path: Path) -> None:
     defaults = RunSpec.model_validate({"embedding": {"model": "m", "dimension": 8}})
     assert defaults.sha256() == "a9333f1f95a32f0388f8981ca4799b2b619c6bc3238bf75aeaf9f8da2e99def1"
     changed_since = (
-        'format = "pluralllm.run/1"\n[round]\nmin_clients = 2\ntarget_clients = 2\n'
+        'preset = "attention"\nformat = "pluralllm.run/1"\n[round]\nmin_clients = 2\ntarget_clients = 2\n'
         "[aggregation]\nmax_examples = 100_000\n[evaluation]\nholdout_share = 0.1\n"
     )
     spec = load_spec(written(tmp_path, f'{changed_since}[embedding]\nmodel = "m"\ndimension = 8\n'))
@@ -127,11 +131,12 @@ def test_a_spec_has_the_hash_it_had_in_earlier_releases(tmp_path: Path) -> None:
 
 
 def test_a_predictor_of_another_architecture_takes_no_values_from_the_preset(tmp_path: Path) -> None:
-    spec = load_spec(written(tmp_path, f"{MINIMAL}{KERNEL}features = 5\n"))
+    earlier = f'preset = "attention"\n{MINIMAL}'
+    spec = load_spec(written(tmp_path, f"{earlier}{KERNEL}features = 5\n"))
     assert spec.predictor == FourierKernel(architecture="fourier-kernel/1", features=5)
     assert parse_spec(spec.canonical_json(), "again") == spec
-    same = load_spec(written(tmp_path, f'{MINIMAL}[predictor]\narchitecture = "tnp-d/1"\nheads = 4\n'))
-    assert same.predictor == load_spec(written(tmp_path, f"{MINIMAL}[predictor]\nheads = 4\n")).predictor
+    same = load_spec(written(tmp_path, f'{earlier}[predictor]\narchitecture = "tnp-d/1"\nheads = 4\n'))
+    assert same.predictor == load_spec(written(tmp_path, f"{earlier}[predictor]\nheads = 4\n")).predictor
     assert isinstance(same.predictor, NeuralProcess)
     assert same.predictor.d_model == 256, "the preset's value"
 

@@ -23,6 +23,7 @@ COMPARED: Mapping[str, frozenset[str]] = {
     # The policy has a key for the model; the vectors' length and the probes follow from the model.
     "embedding": frozenset({"model", "revision", "dimension", "probes"}),
 }
+DEFAULT, EARLIER_DEFAULT = "default", "attention"  # names of presets: the second was the default of earlier releases
 MAX_SHOWN = 48  # characters of a value in one line of an error
 MAX_LINE = 220  # characters of all differences in one error: the coordinator keeps 400 of the whole text
 
@@ -117,7 +118,15 @@ def _settings(policy: Policy, spec: RunSpec) -> tuple[Difference, ...]:
         return ()
     if not policy.allowed_presets:
         return (Difference("settings", "any", "none", "allowed_presets", SETTINGS_SHOW),)
-    return min((tuple(_from_preset(spec, preset)) for preset in policy.allowed_presets), key=len)
+    return min((tuple(_from_preset(spec, preset)) for preset in _allowed(policy)), key=len)
+
+
+def _allowed(policy: Policy) -> tuple[str, ...]:
+    """Returns the presets that the policy allows, with the earlier default if the policy names the default.
+
+    A policy that was written for an earlier release means these settings by "default", and runs with them may still go on.
+    """
+    return tuple(dict.fromkeys((*policy.allowed_presets, *(EARLIER_DEFAULT,) * (DEFAULT in policy.allowed_presets))))
 
 
 def _from_preset(spec: RunSpec, preset: str) -> Iterator[Difference]:

@@ -33,7 +33,7 @@ NEW_KEYS = frozenset(
     }
 )
 # The presets whose updates were examined for what they show of the answers. Runs of the other presets wait for consent.
-EXAMINED_PRESETS = ("default", "paper")
+EXAMINED_PRESETS = ("default", "attention", "paper")
 SUMS = "sums"  # the preset that no list allows, because it needs allow_sums
 ANY_SPEC = "*"  # in allowed_presets: the client takes part in runs of any settings, without asking
 

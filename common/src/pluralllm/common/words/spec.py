@@ -20,6 +20,7 @@ from pluralllm.common.words.names import ModelName
 from pluralllm.common.words.predictors import (
     ARCHITECTURES,
     KERNEL_SUMS,
+    NEURAL_PROCESS,
     KernelSums,
     NeuralProcess,
     Predictor,
@@ -29,7 +30,7 @@ from pluralllm.common.words.reward_weights import RewardOptions, RewardRun
 from pluralllm.common.words.spec_part import YEAR_S, Count, GroupLabel, Name, NoNul, Positive, Seconds, Seed, SpecPart
 from pluralllm.common.words.templates import check_template
 
-Preset = Literal["default", "paper", "fourier", "sums"]
+Preset = Literal["default", "attention", "paper", "fourier", "sums"]
 PRESETS: tuple[str, ...] = get_args(Preset)
 
 # A spec comes from another machine. Its sender chooses how much work the reader has, so every size has a bound.
@@ -411,7 +412,16 @@ def spec_from_toml(text: str, file: str) -> RunSpec:
     try:
         return RunSpec.model_validate(merge(preset_values(preset), values))
     except ValidationError as error:
-        raise InvalidSpec(file=file, problems=explain(error)) from error
+        raise InvalidSpec(file=file, problems=explain(error) + _hint(error)) from error
+
+
+def _hint(error: ValidationError) -> str:
+    """Returns a line with the fix for a spec file of an earlier release, whose default preset had another predictor."""
+    paths = [problem["loc"] for problem in error.errors() if problem["type"] == "extra_forbidden"]
+    of_earlier = [path[-1] for path in paths if path[0] == "predictor" and path[-1] in NeuralProcess.model_fields]
+    if not of_earlier:
+        return ""
+    return f'\n  predictor.{of_earlier[0]} belongs to the architecture {NEURAL_PROCESS}: name its preset, preset = "attention"'
 
 
 def _check_size(size_bytes: int, file: str) -> None:

@@ -179,7 +179,7 @@ def _fairness(study: Study) -> Iterator[Finding]:
             f"Fairness, unseen groups: the coefficient of variation is {interval(one.variation)} for {one.method} and "
             f"{interval(other.variation)} for {other.method}: {word} ({estimate.value:+.3f}, {estimate.low:+.3f} to "
             f"{estimate.high:+.3f}). Jain's index is {one.fairness.value:.4f} and {other.fairness.value:.4f}; it is near 1 for "
-            "any guess and says little."
+            "any guess and says little. Neither says whether a group gets predictions of its own: the context gain does."
         )
 
 
