@@ -236,6 +236,14 @@ def test_a_model_tuned_for_one_context_is_a_copy() -> None:
     assert all(plain.another[name] != tuned.another[name] for name in GROUPS)
 
 
+def test_a_tuned_model_predicts_with_its_own_features() -> None:
+    other = kernel_predictor(kernel_spec({"seed": 1}))
+    model = kernel_predictor(SPEC)
+    tuned = scoring.scores_of(SPEC, model, GROUPS, SCORING, lambda copied, _data, _context: load(copied, flat(other)))
+    plain = scoring.scores_of(SPEC, other, GROUPS, SCORING, None)
+    assert (tuned.own, tuned.another) == (plain.own, plain.another)
+
+
 def test_differences_have_the_error_of_their_contexts() -> None:
     difference, error = scoring.difference({"a": (0.8, 0.9), "b": (0.7, 0.7)}, {"a": (0.7, 0.7), "b": (0.6, 0.6)})
     assert difference == pytest.approx(0.125)
