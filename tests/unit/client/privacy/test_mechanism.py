@@ -128,6 +128,12 @@ def test_nobody_moves_the_numbers_of_a_question_by_more_than_the_sensitivity(pai
     assert difference(counts, added) <= sensitivity(len(pairs), 1.0)
 
 
+def test_the_sensitivity_includes_what_rounding_adds() -> None:
+    almost_half, little = 0.49 / UNIT, 0.1 / UNIT  # each of five numbers is rounded up by one respondent's answers
+    moved = difference([almost_half] * 5, [1 - 4 * little, *[little] * 4])
+    assert UNIT < moved <= sensitivity(5, 1.0)
+
+
 def test_a_split_answer_would_move_whole_answers_too_far() -> None:
     """In parts of 1/1024, a person with four answers is within the sensitivity; in whole answers it would be twice too much."""
     counts, quarter = [10.25] * 4, [0.25] * 4
