@@ -68,7 +68,7 @@ def test_withheld_questions_count_in_no_answer() -> None:
 
 def test_the_answer_of_the_second_stage_is_the_projected_likeness_of_the_groups_own_vector() -> None:
     h, logs = system()
-    own = h.T @ np.linalg.inv(h @ h.T + 0.5 * np.eye(len(h))) @ (logs - h @ PRIOR)
+    own = h.T @ np.linalg.inv(h @ h.T + 0.25 * np.eye(len(h))) @ (logs - h @ PRIOR)
     answer = terms().of_projection(PRIOR, PROJECTION)
     assert np.allclose(answer, PROJECTION @ np.outer(own, own), atol=1e-4 * np.abs(answer).max())
 

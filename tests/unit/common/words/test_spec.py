@@ -161,7 +161,7 @@ SUMS = 'preset = "sums"\n' + MINIMAL
         ("[aggregation]\nserver_learning_rate = 0.5\n", "aggregation.optimizer = fedavg with server_learning_rate = 1"),
         ('[updates]\nencoding = "bf16"\n', "updates.encoding = fp32"),
         ('[round]\non_missed_quorum = "skip"\n', "round.on_missed_quorum = extend or abort"),
-        ("[predictor]\nsubspace_rounds = 27\n", "rounds to at least 28"),
+        ("[predictor]\nsubspace_rounds = 22\n", "rounds to at least 23"),
         ('[groups]\ntrain = ["a", "b", "c", "d"]\n', "round.target_clients to 4, the number of groups.train"),
     ],
 )
@@ -174,7 +174,7 @@ def test_a_run_of_sums_takes_no_setting_that_sums_do_not_have(tmp_path: Path, te
 
 def test_a_run_of_sums_at_the_limits_is_allowed(tmp_path: Path) -> None:
     groups = '[groups]\ntrain = ["a", "b", "c"]\n'
-    for text in ("[predictor]\nsubspace_rounds = 26\n", '[round]\non_missed_quorum = "abort"\n', groups):
+    for text in ("[predictor]\nsubspace_rounds = 21\n", '[round]\non_missed_quorum = "abort"\n', groups):
         spec = load_spec(written(tmp_path, SUMS + text))
         assert spec.sums == spec.predictor
     assert load_spec(written(tmp_path, MINIMAL)).sums is None

@@ -2,7 +2,7 @@
 
 First stage: the version holds a point w, and the answer is F'(y - F w). It is half of the negative gradient of |y - F w|^2, the
 group's part of the problem that the prior solves. Second stage: the version also holds U, and the answer is U M with M = v v'.
-v is the group's own vector: the regression of the residuals y - F w on the features, with the noise of the kernel.
+v is the group's own vector: the regression of the residuals y - F w on the features.
 
 The features are public. So whoever reads the first answer can compute the answers of the group: see docs/security.md.
 Shapes: P points of the training questions, d features, R = group_rank. Sums are float64, answers are sent as float32.
@@ -20,12 +20,12 @@ from pluralllm.common.errors.tree import NotFinite, WrongLayout
 from pluralllm.common.predictor.architecture import GROUP_PROJECTION, PRIOR, layout_for, version_layout
 from pluralllm.common.predictor.data import GroupData, make_points
 from pluralllm.common.predictor.fourier_kernel import SHARE_FLOOR
-from pluralllm.common.predictor.kernel_sums import KERNEL
 from pluralllm.common.predictor.model import new_predictor
 from pluralllm.common.process.files import storage_errors
 from pluralllm.common.weights.layout import layout_of, read_layout, tensors_of, write_weights
 from pluralllm.common.words.spec import RunSpec
 
+NOISE = 0.25  # variance of the noise in the group's answers, in the regression of the second stage
 LEAST_POINTS = 60  # a group with fewer answers zeros in the second stage: its own vector would be noise
 MOST_POINTS = 4096  # of the regression in the second stage, whose memory grows with the square; the first points count
 BLOCK_POINTS = 512  # points whose features are computed at a time
@@ -84,7 +84,7 @@ class GroupTerms:
                 break
         h = np.concatenate(blocks)  # (P, d)
         residual = self._logs[: len(h)] - h.astype(np.float64) @ prior
-        covariance = (h @ h.T).astype(np.float64) + KERNEL.noise * np.eye(len(h))  # (P, P)
+        covariance = (h @ h.T).astype(np.float64) + NOISE * np.eye(len(h))  # (P, P)
         vector: Floats = h.T.astype(np.float64) @ np.linalg.solve(covariance, residual)
         return vector
 

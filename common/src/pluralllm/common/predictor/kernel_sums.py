@@ -6,8 +6,8 @@ share + 0.01. The group part U of the kernel is the best likeness of few dimensi
 the prior. Features are drawn from a seed (architecture.py), so they are never sent.
 
     prior:        m(x) = w.h(x)
-    kernel:       k(x, x') = 0.6 h.h' + 2.4 (U h).(U h')
-    regression:   as in fourier_kernel.py, with the noise 0.5; the logits are then multiplied by 1.1
+    kernel:       k(x, x') = 0.9 h.h' + 1.44 (U h).(U h')
+    regression:   as in fourier_kernel.py, with the noise 0.7; the logits are then multiplied by 1.08
 
 Shapes: B episodes, N points, C context points, T target points, d features, R = group_rank.
 Source: as fourier_kernel.py.
@@ -35,8 +35,8 @@ from pluralllm.common.predictor.interface import EncodedContext, Points, Predict
 from pluralllm.common.words.predictors import KernelSums
 from pluralllm.common.words.spec import Embedding
 
-KERNEL = Kernel(scale=0.6, noise=0.5, group_scale=2.4)
-FINAL_FACTOR = 1.1  # of the logits
+KERNEL = Kernel(scale=0.9, noise=0.7, group_scale=1.44)
+FINAL_FACTOR = 1.08  # of the logits
 LOG_SPREAD = -1.897  # logarithm of 0.15, the standard deviation of a predicted share, which this model does not predict
 
 

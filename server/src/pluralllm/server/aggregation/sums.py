@@ -34,7 +34,7 @@ from pluralllm.common.predictor.architecture import GROUP_PROJECTION, finds_subs
 from pluralllm.common.words.spec import RunSpec
 from pluralllm.server.rounds.events import Receipt
 
-RIDGE = 0.45
+RIDGE = 0.3
 # The first step as a share of 1 / (questions in the sum): small enough that the point stays a reasonable model.
 FIRST_STEP = 0.25
 JITTER = 1e-6  # of the mean diagonal element; rounded answers need it if there are fewer groups than dimensions
