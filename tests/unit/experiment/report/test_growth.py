@@ -48,12 +48,13 @@ def study(folder: Path) -> Study:
 
 
 def test_a_series_has_its_methods_in_rising_number_of_groups(tmp_path: Path) -> None:
-    series = growth_of(study(written(tmp_path, [*LONG, *SHORT])))
+    series = growth_of(study(written(tmp_path, [*LONG, *SHORT, (64, 0.86, {"rounds": 240})])))
     assert {name: [one.groups for one in found] for name, found in series.items()} == {
         "60 rounds": [4, 8, 64],
         "120 rounds": [16, 64],
+        "240 rounds": [64],  # a point beside the others
     }
-    assert list(series) == ["60 rounds", "120 rounds"]  # the longer series first
+    assert list(series) == ["60 rounds", "120 rounds", "240 rounds"]  # the longer series first
     first = series["60 rounds"][0]
     assert (first.cohort, series["60 rounds"][2].cohort) == (4, 16)
     assert first.another == pytest.approx(first.line.mean.value - 0.02, abs=1e-6)

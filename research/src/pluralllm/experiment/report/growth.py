@@ -1,7 +1,7 @@
 """Draws alignment against the number of groups that train, and writes the table beside the figure.
 
-Methods whose run specs are equal but for their groups are a series: one line of the figure. A figure needs a series of at least
-two numbers of groups.
+Methods whose run specs are equal but for their groups are a series: one line of the figure. There is a figure if some series has
+at least two numbers of groups; a series of one method is then a point.
 """
 
 import json
@@ -67,12 +67,13 @@ def growth_of(study: Study) -> dict[str, tuple[Growth, ...]]:
             continue
         cohort = int((spec.get("round") or {}).get("target_clients", line.training_groups))
         own = {key: value for key, value in flat(spec).items() if not {key, key.partition(".")[0]} & {*OF_NO_SERIES}}
-        own["groups in a round"] = most.get(name)
+        own |= {"kind": study.methods[name][0].header.get("method_kind"), "groups in a round": most.get(name)}
         key = json.dumps(own, sort_keys=True)
         settings[key] = own
         members.setdefault(key, []).append(Growth(name, line.training_groups, cohort, line))
     series = {key: tuple(sorted(trials, key=lambda one: one.groups)) for key, trials in members.items()}
-    series = {key: trials for key, trials in series.items() if len({one.groups for one in trials}) > 1}
+    if all(len({one.groups for one in trials}) == 1 for trials in series.values()):
+        return {}
     names = names_of([settings[key] for key in series])
     return dict(sorted(zip(names, series.values(), strict=True), key=lambda item: (-len(item[1]), item[0])))
 
@@ -112,9 +113,9 @@ def growth_picture(study: Study) -> Picture | None:
         for one in trials
     )
     caption = (
-        f"More groups make better predictions for {scored}: alignment against the number of groups that train, on a logarithmic "
-        f"axis, {study.context} context questions. Left: the mean over {scored}, with their own context (solid, with 95 % "
-        "intervals) and with another group's context (dashed). Right: the worst of them."
+        f"Alignment of {scored} against the number of groups that train, on a logarithmic axis, {study.context} context "
+        "questions. Left: the mean, with their own context (solid, with 95 % intervals) and with another group's context "
+        "(dashed, hollow). Right: the worst of them."
     )
     return picture("growth", caption, alt, 4.6, lambda figure: _draw(figure, study, series))
 
