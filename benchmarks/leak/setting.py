@@ -5,6 +5,7 @@ of the private file (the questions of a public survey are public). It does not k
 group, P points (one for each option of each question), V parameter values of the predictor.
 """
 
+import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from pluralllm.client.data.importers import import_globalopinionqa
 from pluralllm.client.work.train import train
 from pluralllm.common.predictor.architecture import layout_for
 from pluralllm.common.predictor.data import Episode, GroupData, log_softmax_by_question, make_batch
+from pluralllm.common.predictor.fourier_kernel import PRIOR_SCALE, FourierKernelPredictor, KernelContext
 from pluralllm.common.predictor.interface import PreferencePredictor
 from pluralllm.common.predictor.metrics import js_distances
 from pluralllm.common.predictor.model import load_weights, new_predictor
@@ -119,10 +121,16 @@ def of_question(data: GroupData) -> NDArray[np.int64]:
 def predicted(spec: RunSpec, values: Flat, data: GroupData, seed: int = 0) -> Shares:
     """Returns a model's predictions for all questions of a group, by somebody who knows none of the group's answers.
 
-    The context consists of guesses: at first uniform shares, and then twice the model's own predictions.
+    A kernel predictor predicts without any context, from its prior alone, because it follows whatever context it gets. For an
+    attention predictor the context consists of guesses: at first uniform shares, and then twice the model's own predictions.
     """
     model, rng = model_of(spec, values), np.random.default_rng(seed)
     guess, everything = uniform(data), tuple(range(len(data.questions)))
+    if isinstance(model, FourierKernelPredictor):
+        batch = make_batch([(data, Episode((0,), everything))])
+        prior = PRIOR_SCALE * math.sqrt(len(model.head.prior)) * model.head.prior  # (d,)
+        means = model.predict_embedded(KernelContext(prior[None]), model.embed(batch.targets)).mean
+        return log_softmax_by_question(means, batch.targets.question, batch.questions)[0].exp().double().numpy()
     for _ in range(3):
         total = np.zeros_like(guess)
         for _ in range(CONTEXTS):
