@@ -248,7 +248,7 @@ def train_predictor(survey: Survey, train: Sequence[str], rounds: int, folder: P
         lambda _done, _all: None,
     )
     for last in federate(spec, groups, torch.device("cpu")):
-        if last.rounds % 10 == 0:
+        if last.rounds % 5 == 0:
             print(f"round {last.rounds} of {rounds}", flush=True)
     from pluralllm.common.predictor.architecture import layout_for  # noqa: PLC0415
     from pluralllm.common.weights.layout import write_weights  # noqa: PLC0415
@@ -275,7 +275,7 @@ def options(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--model", help="Folder of an exported model; without it a predictor is trained first.")
     parser.add_argument("--seeds", type=int, default=1, help="Number of seeds of the policy.")
     parser.add_argument("--steps", type=int, default=120, help="Number of GRPO steps.")
-    parser.add_argument("--rounds", type=int, default=30, help="Number of rounds that train the predictor.")
+    parser.add_argument("--rounds", type=int, default=10, help="Number of rounds that train the predictor.")
     parser.add_argument("--out", type=Path, help="JSON file that the scores are written to.")
     return parser
 
