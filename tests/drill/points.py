@@ -31,7 +31,10 @@ READS: dict[str, frozenset[str]] = {
     "uploads": frozenset({"missing"}),
 }
 # The functions of files.py that write nothing.
-NO_WRITERS = frozenset({"storage_errors", "owner_hint", "read_state", "open_at_once", "why_not_writable"})
+NO_WRITERS = frozenset(
+    {"storage_errors", "owner_hint", "read_state", "read_state_as", "as_state", "damaged", "is_special"}
+    | {"open_at_once", "why_not_writable"}
+)
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "averaging.write_next": write_next,
     **{

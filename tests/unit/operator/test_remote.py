@@ -1,5 +1,6 @@
 """The plain values that the operator's calls return."""
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,11 +9,14 @@ import pytest
 
 from pluralllm.common.errors.tree import AnswerInvalid
 from pluralllm.common.trust.identity import Membership, next_key, save_identity, stored_addresses
+from pluralllm.common.weights.pieces import transfer_s
+from pluralllm.common.wire.messages import MAX_MESSAGE_BYTES
 from pluralllm.common.words.addresses import Addresses
 from pluralllm.common.words.ids import ClientId
+from pluralllm.common.words.names import ModelName
 from pluralllm.common.words.not_reported import NotReported, not_reported_text
 from pluralllm.common.words.roles import MemberRole
-from pluralllm.operator.remote import Remote, plain
+from pluralllm.operator.remote import CALL_DEADLINE_S, Remote, plain
 from pluralllm.server.members.authority import create_authority
 from pluralllm.v1 import resources_pb2 as pb
 from pluralllm.v1.enrolment_pb2 import RenewResponse
@@ -75,3 +79,29 @@ def test_a_renewal_with_a_false_address_is_refused_and_changes_no_file(tmp_path:
         remote.renewed()
     assert stored_addresses(identity.folder) == Addresses("x:1", "x:2")
     remote.close()
+
+
+@pytest.mark.parametrize(
+    ("method", "call"),
+    [
+        ("GetRun", lambda remote: remote.get_run("r")),
+        ("StartRun", lambda remote: remote.start_run("r")),
+        ("CancelRun", lambda remote: remote.cancel_run("r", "")),
+        ("GetModel", lambda remote: remote.model_record(ModelName.parse_short("r@0"))),
+    ],
+)
+def test_an_answer_that_may_be_large_has_time_on_the_slowest_link(
+    method: str, call: Callable[[Remote], object]
+) -> None:
+    deadlines_s: list[float] = []
+
+    def answer(_request: object, timeout: float) -> SimpleNamespace:
+        deadlines_s.append(timeout)
+        sized = SimpleNamespace(size_bytes=1)
+        return SimpleNamespace(run=pb.Run(), model=pb.ModelVersion(), manifest=sized, spec_json=b"")
+
+    remote = Remote("x:1", grpc.insecure_channel("127.0.0.1:1"), None)
+    remote._operations = SimpleNamespace(**{method: answer})
+    call(remote)
+    remote.close()
+    assert deadlines_s[0] >= CALL_DEADLINE_S + transfer_s(MAX_MESSAGE_BYTES)
