@@ -20,6 +20,7 @@ from pluralllm.common.words.spec import (
     Updates,
     load_spec,
     parse_spec,
+    preset_values,
 )
 
 MINIMAL = '[embedding]\nmodel = "m"\ndimension = 8\n'
@@ -36,6 +37,20 @@ def written(folder: Path, text: str) -> Path:
 def test_a_preset_needs_no_more_than_the_embedding_model(tmp_path: Path, preset: str) -> None:
     spec = load_spec(written(tmp_path, f'preset = "{preset}"\n{MINIMAL}'))
     assert parse_spec(spec.canonical_json(), "again") == spec
+
+
+def test_the_default_preset_reads_its_context_by_construction_and_fourier_is_the_same_with_fewer_steps() -> None:
+    default, fourier = preset_values("default"), preset_values("fourier")
+    assert default["predictor"]["architecture"] == "fourier-kernel/1"
+    assert (default["rounds"], default["training"].pop("local_steps"), fourier["training"].pop("local_steps")) == (
+        30,
+        12,
+        6,
+    )
+    assert default["aggregation"].pop("max_delta_norm") == 16.0, "one and a half times the longest honest update"
+    assert fourier["aggregation"].pop("max_delta_norm") == 11.5
+    assert default == fourier
+    assert preset_values("attention")["predictor"].get("architecture", "tnp-d/1") == "tnp-d/1"
 
 
 def test_the_paper_preset_has_the_papers_constants(tmp_path: Path) -> None:
