@@ -89,6 +89,7 @@ def records_of(
             records.append(gain_of(method, group))
     if seed == seeds[0] and method.kind != "local":
         records += distributions_of(method, rng)
+    records.append({"kind": "options", "counts": {f"question {number}": 2 + number % 9 for number in range(questions)}})
     return records
 
 

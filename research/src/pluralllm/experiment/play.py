@@ -17,7 +17,14 @@ from pluralllm.experiment.alone import centralize, train_alone
 from pluralllm.experiment.baselines import TrainingMean
 from pluralllm.experiment.federated import Point, federate, first_values
 from pluralllm.experiment.groups import Groups, embed_groups, embedding_digest
-from pluralllm.experiment.records import Provenance, Record, distribution_record, final_record, gain_record
+from pluralllm.experiment.records import (
+    Provenance,
+    Record,
+    distribution_record,
+    final_record,
+    gain_record,
+    options_record,
+)
 from pluralllm.experiment.scoring import Scorer, alignment, chosen_questions, episode_of, gain_of, own_episode
 from pluralllm.experiment.spec import Experiment, Method
 from pluralllm.experiment.stacked import Flat
@@ -108,6 +115,7 @@ class Player:
     def _finals(self, spec: RunSpec, groups: Groups, models: Models) -> Iterator[Record]:
         scoring, data = self._setting.experiment.scoring, self._setting.experiment.data
         mean = TrainingMean(spec, groups)
+        yield options_record(groups[name] for name in models)
         for name, values in models.items():
             group_part, scorer = data.part_of(name), Scorer(spec, values, groups[name], self._setting.device)
             for context in self._setting.experiment.contexts_of(name):

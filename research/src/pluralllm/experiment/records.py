@@ -6,7 +6,7 @@ A file is complete or does not exist. The header of a file holds everything that
 import importlib.metadata
 import json
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,6 +126,12 @@ def final_record(
         for draw in draws
     ]
     return {"kind": "final", "group": data.group, "part": group_part, "context": context, "draws": rows}
+
+
+def options_record(groups: Iterable[GroupData]) -> Record:
+    """Returns the record of the number of options of every question of these groups, by the question's id."""
+    counts = {question.id: len(question.options) for data in groups for question in data.questions}
+    return {"kind": "options", "counts": counts}
 
 
 def gain_record(data: GroupData, group_part: str, context: int, own: float, another: float) -> Record:

@@ -6,7 +6,7 @@ The module imports numpy only, because reading results must not need torch.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
@@ -104,6 +104,8 @@ class Result:
     scores: tuple[Scores, ...]
     distributions: tuple[Distribution, ...]
     gains: tuple[ContextScores, ...] = ()  # empty for a baseline and in results of earlier releases
+    # Number of options by `question_number`; empty in results of earlier releases.
+    options: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def method(self) -> str:
@@ -151,6 +153,7 @@ def read_result(path: Path) -> Result:
     scores: list[Scores] = []
     distributions: list[Distribution] = []
     gains: list[ContextScores] = []
+    options: dict[int, int] = {}
     header: Record | None = None
     number = 0
     try:
@@ -167,6 +170,8 @@ def read_result(path: Path) -> Result:
                     distributions.append(_distribution(record))
                 case "context_gain":
                     gains.append(_context_scores(record))
+                case "options":
+                    options |= {question_number(str(key)): int(count) for key, count in record["counts"].items()}
     except Unreadable as error:
         raise InvalidResults(path=str(path), problem=error.problem) from error
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
@@ -176,7 +181,7 @@ def read_result(path: Path) -> Result:
     if not scores:
         problem = "it ends before the final scores; delete it and run the experiment again, which makes what is missing"
         raise InvalidResults(path=str(path), problem=problem)
-    return Result(header, tuple(points), tuple(scores), tuple(distributions), tuple(gains))
+    return Result(header, tuple(points), tuple(scores), tuple(distributions), tuple(gains), options)
 
 
 @cache

@@ -29,7 +29,7 @@ from pluralllm.experiment.baselines import (
 from pluralllm.experiment.groups import Groups, check_sizes, data_digest, embedding_digest, read_groups
 from pluralllm.experiment.orders import PLAY, Play
 from pluralllm.experiment.play import Player, Setting
-from pluralllm.experiment.records import Provenance, file_of, final_record, is_done, write_records
+from pluralllm.experiment.records import Provenance, file_of, final_record, is_done, options_record, write_records
 from pluralllm.experiment.scoring import episode_of
 from pluralllm.experiment.spec import Experiment, Method
 
@@ -145,6 +145,7 @@ def _guess(plan: Plan, provenance: Provenance, groups: Groups) -> None:
         if is_done(path, provenance):
             continue
         records = [provenance.header(method, "baseline", 0, None, embedding_digest(groups), torch.device("cpu"))]
+        records.append(options_record(groups[name] for name in scored))
         for name in scored:
             data = groups[name]
             for context in experiment.contexts_of(name):

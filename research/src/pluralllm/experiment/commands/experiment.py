@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,6 +19,7 @@ from pluralllm.common.process.json_forms import METHODS
 from pluralllm.common.words.context_gain import IGNORES_CONTEXT, LEAST_CONTEXT_GAIN, gain_text
 
 if TYPE_CHECKING:
+    from pluralllm.experiment.details import Details
     from pluralllm.experiment.summary import Line
 
 app = typer.Typer(no_args_is_help=True, help="Compares methods on survey data, in one process.")
@@ -100,7 +102,8 @@ def table_of(
 
     Choose a method by the validation groups, and report the test groups.
     """
-    from pluralllm.experiment.results import QuestionKind, read_results  # noqa: PLC0415 - numpy, only here
+    from pluralllm.experiment.details import details_of  # noqa: PLC0415 - numpy, only here
+    from pluralllm.experiment.results import QuestionKind, read_results  # noqa: PLC0415
     from pluralllm.experiment.summary import Selection, contexts_of, left_out, over_how_many, table  # noqa: PLC0415
 
     if groups is not None and groups not in PARTS:
@@ -109,9 +112,11 @@ def table_of(
     if unknown := [word for word in kind or () if word not in kinds]:
         raise InvalidArgument(field="--kind", problem=f"is {unknown[0]!r}, allowed: {', '.join(kinds)}")
     results = read_results(folder)
-    scored = {scores.part for result in results for scores in result.scores}
-    groups = groups or next(part for part in PARTS if part in scored)
-    lines = table(results, Selection(groups, context, tuple(kinds[word] for word in kind) if kind else None))
+    groups = groups or next(
+        part for part in PARTS if any(one.part == part for result in results for one in result.scores)
+    )
+    selection = Selection(groups, context, tuple(kinds[word] for word in kind) if kind else None)
+    lines = table(results, selection)
     if not lines and kind:
         problem = f"no such questions of {PARTS[groups].split(',')[0]} were scored with {context} context questions"
         raise InvalidArgument(field="--kind", problem=problem)
@@ -119,11 +124,20 @@ def table_of(
         sizes = ", ".join(str(size) for size in contexts_of(results))
         problem = f"no {PARTS[groups]} were scored with {context} context questions; scored were sizes {sizes}"
         raise InvalidArgument(field="--context", problem=problem)
+    names = ", ".join(left_out(results, groups, context))
+    without = f", without {names}: too few questions" if names else ""
+    title = f"{PARTS[groups]}, means {over_how_many(lines)}, {context} context questions{without}"
+    details = details_of(results, selection)
+    methods = [asdict(line) | details[line.method].plain() for line in lines]
+    show(METHODS, {"methods": methods}, as_json=as_json, screen=lambda _: _methods_screen(lines, title, costs))
+    if not as_json:
+        _show_details(lines, details)
+
+
+def _methods_screen(lines: "Sequence[Line]", title: str, costs: bool) -> Table:
+    """Returns the table of methods. costs: whether its last columns are costs instead of fairness."""
     last = ("training groups", "rounds", "bytes moved", "seconds") if costs else ("fairness", "CoV")
     columns = ("method", "seeds", "mean alignment", "SD of seeds", "worst", "in", "context gain", *last)
-    left_out_methods = left_out(results, groups, context)
-    without = f", without {', '.join(left_out_methods)}: too few questions" if left_out_methods else ""
-    title = f"{PARTS[groups]}, means {over_how_many(lines)}, {context} context questions{without}"
     screen = Table(*columns, box=None, title=title, title_justify="left")
     for line in lines:
         mean, worst = line.mean, line.worst
@@ -137,14 +151,32 @@ def table_of(
             gain_text(line.context_gain),
             *(_costs(line) if costs else (f"{line.fairness.value:.4f}", f"{line.variation.value:.4f}")),
         )
-    show(METHODS, {"methods": [asdict(line) for line in lines]}, as_json=as_json, screen=lambda _: screen)
-    if not as_json and (blind := [line.method for line in lines if line.ignores_context]):
+    return screen
+
+
+def _show_details(lines: "Sequence[Line]", details: "Mapping[str, Details]") -> None:
+    """Prints what the means hide, and the methods whose predictions do not depend on the group."""
+    terminal().print(_details_screen({line.method: details[line.method] for line in lines}))
+    if blind := [line.method for line in lines if line.ignores_context]:
         say(f"{IGNORES_CONTEXT} (context gain below {LEAST_CONTEXT_GAIN}): {', '.join(blind)}")
 
 
 def _costs(line: "Line") -> tuple[str, ...]:
     numbers = (line.training_groups, line.cost.get("rounds"), line.cost.get("moved_bytes"), line.cost.get("seconds"))
     return tuple("-" if not number else f"{number:,.0f}" for number in numbers)
+
+
+def _details_screen(details: "Mapping[str, Details]") -> Table:
+    """Returns the table of each method's alignment by number of options, and of its calibration."""
+    from pluralllm.experiment.by_options import CLASSES  # noqa: PLC0415 - numpy, only here
+
+    names = [name for name, _ in CLASSES if any(name in one.by_options for one in details.values())]
+    columns = ("method", *(f"{name} options" for name in names), "error / expected")
+    screen = Table(*columns, box=None, title="\nalignment by number of options, and calibration", title_justify="left")
+    for method, one in details.items():
+        cells = (f"{one.by_options[name].alignment:.3f}" if name in one.by_options else "-" for name in names)
+        screen.add_row(method, *cells, "-" if one.calibration is None else f"{one.calibration:.2f}")
+    return screen
 
 
 @app.command()

@@ -15,6 +15,7 @@ from pluralllm.experiment.report.tables import (
     USUAL_THRESHOLDS,
     calibration_table,
     methods_table,
+    options_table,
     provenance_table,
     setting_table,
     thresholds_tables,
@@ -54,7 +55,7 @@ def experiment_page(folder: Path, main: Sequence[str] = (), thresholds: Sequence
 
 
 def _sections(study: Study, thresholds: Sequence[float]) -> list[Section]:
-    calibrated, grown = calibration_table(study), growth_table(study)
+    calibrated, grown, sized = calibration_table(study), growth_table(study), options_table(study)
     return [
         Section("Methods", pictures=_there(overview(study)), tables=(methods_table(study),)),
         Section(
@@ -79,6 +80,7 @@ def _sections(study: Study, thresholds: Sequence[float]) -> list[Section]:
             pictures=_there(calibration(study)),
             tables=() if calibrated is None else (calibrated,),
         ),
+        Section("Alignment by number of options", tables=() if sized is None else (sized,)),
         Section(
             "Validation groups, each",
             pictures=_there(by_group(study, "validation")),

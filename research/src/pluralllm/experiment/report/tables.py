@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 
 from pluralllm.common.words.context_gain import IGNORES_CONTEXT, gain_text
+from pluralllm.experiment.by_options import CLASSES, by_options, options_of
 from pluralllm.experiment.convergence import NOT_REACHED, Reach, last_score, reach_of
 from pluralllm.experiment.report.answers import calibrations
 from pluralllm.experiment.report.findings import amount, bounds
@@ -143,6 +144,28 @@ def calibration_table(study: Study) -> Table | None:
             "one standard deviation, where a question's error is the root mean square over its options. Methods whose loss does "
             "not train the spread are left out."
         ),
+    )
+
+
+def options_table(study: Study) -> Table | None:
+    """Returns the table of alignment by number of options; None if the results do not have the numbers of options."""
+    options = options_of(study.results)
+    shown = study.shown
+    names = [line.method for line in study.tables[shown]]
+    scores = {name: by_options(study.methods[name], study.selection(shown), options) for name in names}
+    classes = [name for name, _ in CLASSES if any(name in found for found in scores.values())]
+    if not classes:
+        return None
+    rows = [
+        _row(study, name, (name, *(f"{found[c].alignment:.3f}" if c in found else NOT_THERE for c in classes)))
+        for name, found in scores.items()
+    ]
+    counts = next(iter(scores.values()))
+    asked = ", ".join(f"{name}: {counts[name].questions:,}" for name in classes if name in counts)
+    return Table(
+        ("method", *(f"{name} options" for name in classes)),
+        tuple(rows),
+        note=f"Each scored question counts alike, in whichever group, draw and seed. Scored questions of {names[0]}: {asked}.",
     )
 
 
