@@ -61,8 +61,8 @@ async def test_a_coordinators_rounds_updates_refusals_and_scores_are_read(
             await ann.begin(task, manifest, base_digest="0" * 64)
         await ann.push(task, path, manifest)
         await ben.push(await ben.task(), path, manifest)
-        for client, score in ((ann, 0.8), (ben, 0.6)):
-            await client.evaluate(await client.task(), score)
+        for client, score, gain in ((ann, 0.8, 0.03), (ben, 0.6, None)):
+            await client.evaluate(await client.task(), score, gain)
         await until_phase(served, "r", rpb.RUN_PHASE_COLLECTING, 2)
         await asyncio.sleep(0.3)  # time for one or two refreshes
         after = await scraped(state)
@@ -84,6 +84,9 @@ async def test_a_coordinators_rounds_updates_refusals_and_scores_are_read(
     assert value(after, "pluralllm_runs", phase="collecting") == 1
     assert value(after, "pluralllm_run_round", run="r") == 2
     assert value(after, "pluralllm_alignment_score", run="r", group="group of ann") == 0.8
+    gains = [labels for name, labels in after if name == "pluralllm_context_gain"]
+    assert gains == [(("group", "group of ann"), ("run", "r"))]  # ben reports none
+    assert value(after, "pluralllm_context_gain", run="r", group="group of ann") == 0.03
     assert value(after, "pluralllm_fairness_index", run="r") == pytest.approx(1.4**2 / 2 / (0.64 + 0.36))
     assert value(after, "pluralllm_clients", state="assigned") + value(after, "pluralllm_clients", state="working") == 2
     assert value(after, "pluralllm_leases") == 2

@@ -251,9 +251,9 @@ class HandClient:
             await self.put(task, path, manifest, missing)
         return await self.commit(task, manifest)
 
-    async def evaluate(self, task: pb.Task, score: float = 0.7) -> None:
+    async def evaluate(self, task: pb.Task, score: float = 0.7, gain: float | None = None) -> None:
         request = pb.ReportEvaluationRequest(
-            task=task.name, alignment_score=score, alignment_score_base2=score / 2, questions=9
+            task=task.name, alignment_score=score, alignment_score_base2=score / 2, questions=9, context_gain=gain
         )
         await self.call("ReportEvaluation", request)
 

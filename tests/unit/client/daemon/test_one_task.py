@@ -1,10 +1,12 @@
 """The daemon does one task: its work, the numbers that it hands in, and the files that it keeps when something fails."""
 
+import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from structlog.testing import capture_logs
 from support.open_policy import open_policy
 from support.process_harness import process_spec
 from support.tasks import task_of
@@ -17,7 +19,9 @@ from pluralllm.client.joining.partner import Partner
 from pluralllm.client.keeping.drafts import next_state
 from pluralllm.client.link.tasks import RunOver, Scores, SignedRecord, Task
 from pluralllm.client.process.config import ClientConfig
+from pluralllm.client.process.instruments import REGISTRY
 from pluralllm.client.work.orders import EVALUATE, PREPARE, TRAIN, Prepared, TrainedUpdate
+from pluralllm.common import __version__
 from pluralllm.common.errors.tree import (
     LeaseLost,
     NormTooLarge,
@@ -325,6 +329,17 @@ async def test_a_spec_with_another_hash_is_refused_and_fetched_again(client: Cli
     assert client.coordinator.names().count("run_spec") == 1, "a spec is fetched once for each run"
 
 
+async def test_a_predictor_that_this_release_does_not_know_is_reported_with_this_release(client: Client) -> None:
+    values = {**json.loads(SPEC.canonical_json()), "predictor": {"architecture": "kernel/9"}}
+    client.coordinator.spec_json = json.dumps(values).encode()
+    with capture_logs() as logs:
+        await client.do(task())
+    (failed,) = [entry for entry in logs if entry["event"] == "task.failed"]
+    assert failed["problem"].startswith("The run spec of run r is not valid")
+    assert f"'kernel/9' needs another release of PluralLLM; this is release {__version__}" in failed["problem"]
+    assert client.coordinator.of("report_failure")[0] == "INVALID_SPEC"
+
+
 async def test_the_specs_of_a_hundred_runs_are_kept(client: Client) -> None:
     assert KEPT_RUNS == 100
     for number in range(KEPT_RUNS + 1):
@@ -341,6 +356,7 @@ async def test_scores_leave_rounded_and_are_the_same_when_they_are_asked_for_aga
     await client.do(task(TaskKind.EVALUATE))
     _, scores = client.coordinator.of("report_scores")
     assert (scores.alignment_score, scores.wasserstein_score, scores.questions) == (0.71, 0.81, 30)
+    assert REGISTRY.get_sample_value("pluralllm_client_context_gain") == 0.02
     client.worker.scores = MeasuredScores(0.1, 0.1, 30, 30, 0.02)
     client.coordinator.calls.clear()
     await client.do(task(TaskKind.EVALUATE, round_number=2))

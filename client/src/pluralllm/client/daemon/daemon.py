@@ -41,13 +41,7 @@ from pluralllm.client.keeping.outbox import Entry, Outbox
 from pluralllm.client.link.tasks import Answer, RunOver, Scores, Task, Wait
 from pluralllm.client.link.transport import Transport
 from pluralllm.client.process.config import ClientConfig
-from pluralllm.client.process.instruments import (
-    ALIGNMENT,
-    GPU_MEMORY_BYTES,
-    LOSS,
-    TASKS,
-    WORK_SECONDS,
-)
+from pluralllm.client.process.instruments import ALIGNMENT, CONTEXT_GAIN, GPU_MEMORY_BYTES, LOSS, TASKS, WORK_SECONDS
 from pluralllm.client.work.orders import EVALUATE, PREPARE, REWARD, TRAIN, Rewards, TrainedUpdate
 from pluralllm.client.work.worker_limits import WorkerLimits
 from pluralllm.client.work.worker_process import WorkerProcess
@@ -458,6 +452,7 @@ class Daemon:
             with WORK_SECONDS.labels(task.kind).time(), span("work"):
                 measured = await self._worker.ask(EVALUATE, self._orders.evaluate(task, run.spec, weights), on_progress)
         ALIGNMENT.set(measured.alignment_score)
+        CONTEXT_GAIN.set(measured.context_gain)
         scores = reported_scores(self._policy, measured)
         if isinstance(scores, Scores):
             await asyncio.to_thread(self._budgets.keep, task, scores)

@@ -44,6 +44,12 @@ ALIGNMENT = Gauge(
     "Alignment score of the version evaluated last, on this group's answers, 0 to 1.",
     registry=REGISTRY,
 )
+CONTEXT_GAIN = Gauge(
+    "pluralllm_client_context_gain",
+    "Alignment score of the version evaluated last minus its score with uniform answers as the context. Near 0, predictions do "
+    "not depend on the group.",
+    registry=REGISTRY,
+)
 GPU_MEMORY_BYTES = Gauge(
     "pluralllm_client_gpu_memory_bytes",
     "Largest number of bytes that training has held on the GPU; 0 without a GPU.",
@@ -65,5 +71,5 @@ CERTIFICATE_LEFT_SECONDS = Gauge(
     ["certificate"],
     registry=REGISTRY,
 )
-for gauge in (LOSS, ALIGNMENT):  # no value yet
+for gauge in (LOSS, ALIGNMENT, CONTEXT_GAIN):  # no value yet
     gauge.set(math.nan)

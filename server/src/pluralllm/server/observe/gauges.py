@@ -25,7 +25,7 @@ from pluralllm.server.rounds.state import Phase
 from pluralllm.server.runs.leases import Leases
 from pluralllm.server.runs.live_run import LiveRun
 from pluralllm.server.runs.live_runs import Runs
-from pluralllm.server.runs.overview import ended_evaluations, reported_scores
+from pluralllm.server.runs.overview import ended_evaluations, reported_gains, reported_scores
 from pluralllm.server.runs.sessions import Sessions
 from pluralllm.server.runs.traffic import Traffic
 from pluralllm.server.runs.troubles import Troubles
@@ -52,6 +52,11 @@ GAUGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     ),
     "pluralllm_alignment_score": (
         "Alignment score of the newest evaluated version, 0 .. 1; absent for a group that does not report its score.",
+        ("run", "group"),
+    ),
+    "pluralllm_context_gain": (
+        "Alignment score of the newest evaluated version minus the score with uniform answers as the context. Near 0, "
+        "predictions do not depend on the group. Absent for a group that does not report it.",
         ("run", "group"),
     ),
     "pluralllm_groups_not_reported": (
@@ -128,6 +133,7 @@ class Gauges(Collector):
         shown = _newest(runs)
         evaluations = {run.id: await self._evaluations(run) for run in shown}
         scores = {run: dict(sorted(reported_scores(rows))[:MAX_GROUPS]) for run, rows in evaluations.items()}
+        gains = {run: dict(sorted(reported_gains(rows))[:MAX_GROUPS]) for run, rows in evaluations.items()}
         deadlines = {run.id: run.state.deadline_s for run in shown}
         gauges: dict[str, Values] = {
             "pluralllm_build_info": {(__version__,): 1},
@@ -140,6 +146,9 @@ class Gauges(Collector):
             },
             "pluralllm_alignment_score": {
                 (run, group): score for run, by_group in scores.items() for group, score in by_group.items()
+            },
+            "pluralllm_context_gain": {
+                (run, group): gain for run, by_group in gains.items() for group, gain in by_group.items()
             },
             "pluralllm_groups_not_reported": {
                 (run, reason.value): sum(row.score.not_reported is reason for row in rows)

@@ -70,6 +70,13 @@ def reported_scores(records: Sequence[EvaluationRecord]) -> list[tuple[GroupName
     ]
 
 
+def reported_gains(records: Sequence[EvaluationRecord]) -> list[tuple[GroupName, float]]:
+    """Returns a pair of group and context gain for each evaluation whose client reports its context gain, in the given order."""
+    return [
+        (record.score.group, record.score.context_gain) for record in records if record.score.context_gain is not None
+    ]
+
+
 def participants(
     run: LiveRun,
     members: Sequence[ClientRecord],
