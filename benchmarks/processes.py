@@ -15,9 +15,10 @@ from pluralllm.client.joining.joining import join
 from pluralllm.common.errors.tree import PluralError
 from pluralllm.common.trust.identity import Identity, load_identity
 from pluralllm.common.words.roles import MemberRole
+from pluralllm.common.words.spec import GroupRole
 from pluralllm.operator.remote import Remote
 
-START_LIMIT_S = 60.0
+START_LIMIT_S = 600.0  # on a machine with other work, too
 SERVER = [sys.executable, "-m", "pluralllm.server"]
 
 
@@ -42,7 +43,7 @@ def coordinator(
         environment["PLURALLLM_SERVER_PLAIN_TEXT"] = "true"
     elif with_authority:
         init = [*SERVER, "init", "--host", "127.0.0.1", "--admin-identity", str(folder / "admin"), *state]
-        subprocess.run(init, check=True, capture_output=True, timeout=60, env=environment)
+        subprocess.run(init, check=True, capture_output=True, timeout=START_LIMIT_S, env=environment)
     with (folder / "coordinator.log").open("wb") as log:
         limited = ["sh", "-c", f'ulimit -n {files} && exec "$@"', "sh"] if files else []
         running = subprocess.Popen([*limited, *SERVER, "serve", *state], stdout=log, stderr=log, env=environment)
@@ -54,7 +55,7 @@ def coordinator(
 
 
 def administrator(folder: Path, *, plain_text: bool = False) -> Remote:
-    """Returns the administrator's connection when the coordinator answers; waits for a minute at most.
+    """Returns the administrator's connection when the coordinator answers; waits for a limited time.
 
     folder: the folder that the coordinator was initialised in.
     """
@@ -74,14 +75,14 @@ def administrator(folder: Path, *, plain_text: bool = False) -> Remote:
         time.sleep(0.02)
 
 
-def member(remote: Remote, folder: Path, name: str, role: MemberRole) -> Identity:
+def member(remote: Remote, folder: Path, name: str, role: MemberRole, group_role: GroupRole | None = None) -> Identity:
     """Invites a member, lets it join over the enrolment port, and returns its identity; a client gets its own group.
 
-    remote: the administrator's connection. folder: for the member's files.
+    remote: the administrator's connection. folder: for the member's files. group_role: of a client's group; None means train.
     """
     group = f"group of {name}" if role is MemberRole.CLIENT else ""
     runs = ("*",) if role is MemberRole.OBSERVER else ()
-    invite = remote.invite(name, role, group, None, 3600, needs_approval=False, runs=runs)
+    invite = remote.invite(name, role, group, group_role, 3600, needs_approval=False, runs=runs)
     identity, _ = join(invite, folder / name, "", frozenset(MemberRole))
     return identity
 

@@ -21,7 +21,7 @@ from pluralllm.common.process.extras import need_torch
 from pluralllm.common.process.files import make_folder, write_durably
 from pluralllm.common.process.json_forms import DATA_CHECK
 from pluralllm.common.words.questions import Question, is_held_out
-from pluralllm.common.words.spec import RunSpec, load_spec
+from pluralllm.common.words.spec import Preset, RunSpec, load_spec
 
 app = typer.Typer(no_args_is_help=True, help="Import, check or embed the private file.")
 import_app = typer.Typer(no_args_is_help=True, help="Import a group's private file from the layout of a public survey.")
@@ -29,6 +29,7 @@ app.add_typer(import_app, name="import")
 
 # The bounds of the invented survey, as sample_survey.py has them; importing that module here would load numpy.
 MOST_GROUPS, MOST_QUESTIONS, USUAL_QUESTIONS = 64, 312, 240
+PREFERENCES_PRESET: Preset = "default"  # serves groups of two camps: benchmarks/two_camps.py
 Out = Annotated[Path, typer.Option("--out", help="The file to write: .jsonl or .parquet.")]
 MaxWeight = Annotated[
     float | None,
@@ -89,6 +90,10 @@ def preferences(
 ) -> None:
     """Import preferences between candidates from a data set of the Hugging Face Hub, counted into distributions."""
     _write(out, import_preferences(source, group), group or "all rows")
+    say(
+        f"Preset for a run on preferences: {PREFERENCES_PRESET} (the operator types pluralllm spec new --preset "
+        f"{PREFERENCES_PRESET}). Its predictions follow each group, even if groups have opposite tastes."
+    )
 
 
 app.command("release")(privacy_commands.release_answers)
