@@ -15,6 +15,7 @@ from support.cutting_proxy import CuttingProxy
 from support.open_policy import open_policy
 from support.process_harness import process_spec, tiny_embedding_model
 from support.session_folder import embeddings
+from support.small_survey import KERNEL
 
 from pluralllm.client.daemon.daemon import Daemon
 from pluralllm.client.data.private_data import write_group
@@ -33,9 +34,10 @@ from pluralllm.common.predictor.metrics import MAX_JS_DISTANCE
 from pluralllm.common.process.clock import SystemClock
 from pluralllm.common.trust.identity import Identity
 from pluralllm.common.weights.chunks import CHUNK_BYTES
+from pluralllm.common.weights.update_format import update_format
 from pluralllm.common.words.ids import Digest, RoundNumber, RunId, TaskId
 from pluralllm.common.words.roles import MemberRole
-from pluralllm.common.words.spec import GroupRole, RunSpec
+from pluralllm.common.words.spec import GroupRole, RunSpec, UpdateEncoding
 from pluralllm.v1 import operations_pb2
 from pluralllm.v1 import resources_pb2 as rpb
 
@@ -119,11 +121,11 @@ def ended(run: rpb.Run) -> bool:
     return run.phase == rpb.RUN_PHASE_ENDED
 
 
-@pytest.mark.parametrize(("encoding", "share"), [("fp32", 1.0), ("bf16", 0.5), ("int8", 0.25)])
+@pytest.mark.parametrize(("encoding", "predictor"), [("fp32", {}), ("bf16", KERNEL), ("int8", {})])
 async def test_a_daemon_trains_evaluates_and_ends_with_the_run(
-    encoding: str, share: float, tmp_path: Path, embedding_model: Path
+    encoding: UpdateEncoding, predictor: dict[str, Any], tmp_path: Path, embedding_model: Path
 ) -> None:
-    spec = process_spec(rounds=2, round=ALONE, updates={"encoding": encoding})
+    spec = process_spec(rounds=2, round=ALONE, updates={"encoding": encoding}, predictor=predictor)
     async with serving(tmp_path / "server", SystemClock(), silence_s=5) as served:
         await served.create("r", spec)
         async with daemon(tmp_path / "ann", embedding_model, served, exit_when_run_over=True) as running:
@@ -132,7 +134,7 @@ async def test_a_daemon_trains_evaluates_and_ends_with_the_run(
             pid = running.worker.pid
         assert (run.version, run.outcome) == (2, rpb.RUN_OUTCOME_COMPLETED)
         assert [(score.version, 0 < score.alignment_score < 1) for score in run.evaluations] == [(2, True)]
-        assert run.received_bytes == pytest.approx(2 * share * layout_for(spec).size_bytes, rel=0.02)
+        assert run.received_bytes == 2 * update_format(layout_for(spec), encoding).size_bytes
         assert pid is None, "the worker process is still there"
         assert list((tmp_path / "ann" / "state" / "drafts").iterdir()) == []
         assert list((tmp_path / "ann" / "state" / "outbox").iterdir()) == []
