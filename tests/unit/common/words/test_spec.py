@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from pluralllm.common import __version__
 from pluralllm.common.errors.tree import InvalidSpec
 from pluralllm.common.words.ids import Digest, ModelVersion, RunId
 from pluralllm.common.words.names import ModelName
@@ -93,7 +94,10 @@ def test_a_group_trains_only_if_its_client_and_the_spec_agree() -> None:
             f'{MINIMAL}[predictor]\narchitecture = "tnp-d/9"\n',
             "architecture 'tnp-d/9' needs another release of PluralLLM",
         ),
-        (f"{MINIMAL}[predictor]\narchitecture = 7\n", "this release knows tnp-d/1, fourier-kernel/1 and kernel-sums/1"),
+        (
+            f"{MINIMAL}[predictor]\narchitecture = 7\n",
+            f"this is release {__version__}, which knows tnp-d/1, fourier-kernel/1 and kernel-sums/1",
+        ),
         (f"{MINIMAL}{KERNEL}features = 0\n", "predictor.features: Input should be greater than or equal to 1"),
         (f"{MINIMAL}{KERNEL}d_model = 8\n", "predictor.d_model: unknown key"),
         (

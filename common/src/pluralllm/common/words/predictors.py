@@ -3,6 +3,7 @@
 The key `architecture` names the version of the code that defines a predictor. The code of a version never changes.
 """
 
+from importlib.metadata import version
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, TypeAdapter, model_validator
@@ -149,9 +150,10 @@ def _check_known(value: Any) -> Any:
     architecture = architecture_of(value)
     if architecture not in ARCHITECTURES:
         names = f"{', '.join(ARCHITECTURES[:-1])} and {ARCHITECTURES[-1]}"
+        release = version("pluralllm-common")
         raise ValueError(
-            f"architecture {ascii(architecture)[:MAX_SHOWN]} needs another release of PluralLLM; this release knows "
-            f"{names}. If the run's other members know it, upgrade to their release"
+            f"architecture {ascii(architecture)[:MAX_SHOWN]} needs another release of PluralLLM; this is release {release}, "
+            f"which knows {names}. If the run's other members know it, upgrade to their release"
         )
     return value
 
