@@ -158,11 +158,13 @@ def write_script(shell: Shell) -> None:
     shell.copy(lines_of("rewards.md", "Groups whose answers stay where they are"))
     shell.add("head -60 survey/northmark.jsonl > answers.jsonl; tail -20 survey/northmark.jsonl > in.jsonl")
     score, pairs, serve = lines_of("rewards.md", "Files and other programs")
-    embedding = ("answers.jsonl", 'answers.jsonl --embedding-model-path "$MODEL"')
+    # After six rounds a model may predict the same for every group.
+    accepting = '--embedding-model-path "$MODEL" --accept-no-context-gain'
+    embedding = ("answers.jsonl", f"answers.jsonl {accepting}")
     shell.copy((score, pairs), embedding)
     shell.copy(
         (serve,),
-        ('answers.jsonl"', 'answers.jsonl" --embedding-model-path "$MODEL" --listen 127.0.0.1:0 > scores.log &'),
+        ('answers.jsonl"', f'answers.jsonl" {accepting} --listen 127.0.0.1:0 > scores.log &'),
     )
     shell.add("scoring=$!; for _ in $(seq 300); do grep -q 'serving scores' scores.log && break; sleep 0.2; done")
     shell.add("kill -TERM $scoring; wait $scoring || true; grep 'serving scores' scores.log")

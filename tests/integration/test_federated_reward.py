@@ -77,7 +77,8 @@ questions = read_group(Path(data))
 rows = [np.zeros((len(question.options), spec.embedding.dimension), np.float32) for question in questions]
 episode = evaluation_episode(spec, group_data(group, questions, rows), GroupRole.TRAIN, 0)
 context = [questions[number] for number in episode.context]
-reward = GroupReward(folder, {"g": context}, embedding_model_path=tiny, cache=cache, device="cpu")
+settings = {"embedding_model_path": tiny, "cache": cache, "device": "cpu"}
+reward = GroupReward(folder, {"g": context}, accept_no_context_gain=True, **settings)
 asked = [questions[number] for number in episode.targets]
 answers = reward.predict([("g", question) for question in asked])
 total = Alignment()
@@ -133,7 +134,7 @@ def test_four_groups_score_a_trainers_rollouts_and_three_when_one_is_killed(
         "question": [question.text for question, _ in rows],
         "options": [list(question.options) for question, _ in rows],
     }
-    reward = FederatedReward(remote, "r", timeout_s=90)
+    reward = FederatedReward(remote, "r", timeout_s=90, accept_no_context_gain=True)
     rewards = asyncio.run(reward(**rollouts))
     assert set(reward.groups) == {f"group of {name}" for name in NAMES}
     spec = parse_spec(remote.model_record(ModelName(RunId("r"), ModelVersion(0)))[2], "of r")
@@ -145,6 +146,7 @@ def test_four_groups_score_a_trainers_rollouts_and_three_when_one_is_killed(
                 embedding_model_path=embedding_model,
                 cache=tmp_path / "cache",
                 device="cpu",
+                accept_no_context_gain=True,
             )(**rollouts)
             for name in NAMES
         ],
@@ -152,9 +154,13 @@ def test_four_groups_score_a_trainers_rollouts_and_three_when_one_is_killed(
     )
     assert rewards == pytest.approx(local.tolist(), abs=0.006)  # each group rounds its rewards to hundredths
     federated.clients["dan"].kill()
-    again = asyncio.run(FederatedReward(remote, "r", timeout_s=90)(**{**rollouts, "completions": ["B"] * len(rows)}))
+    again = asyncio.run(
+        FederatedReward(remote, "r", timeout_s=90, accept_no_context_gain=True)(
+            **{**rollouts, "completions": ["B"] * len(rows)}
+        )
+    )
     assert None not in again
-    held = FederatedReward(federated.admin, "r", timeout_s=90)
+    held = FederatedReward(federated.admin, "r", timeout_s=90, accept_no_context_gain=True)
     asyncio.run(held(**rollouts))
     assert set(held.groups) == {f"group of {name}" for name in NAMES if name != "dan"}
 
@@ -174,7 +180,7 @@ def test_a_run_that_is_not_there_is_said_to_be(running: tuple[Federation, Remote
 def test_a_partner_that_does_not_allow_rewards_refuses_and_says_so(running: tuple[Federation, Remote]) -> None:
     federated, remote = running
     federated.start_client("eve", SURVEY["ann"], stays=True)
-    reward = FederatedReward(remote, "r", timeout_s=90)
+    reward = FederatedReward(remote, "r", timeout_s=90, accept_no_context_gain=True)
 
     def policy_is_reported() -> bool:
         try:

@@ -113,6 +113,7 @@ def test_summaries_with_votes_are_imported_trained_on_evaluated_and_scored_by_th
     assert measured["pluralllm_client_outbox_updates", ""] == 0
     assert measured["pluralllm_client_sent_bytes_total", ""] > 10 * 100_000
     assert measured["pluralllm_client_alignment_score", ""] == pytest.approx(scores["group of ann", 10], abs=0.005)
+    assert -1 < measured["pluralllm_client_context_gain", ""] < 1
     for name in SOBER:
         assert scores[f"group of {name}", 10] > scores[f"group of {name}", 0] + 0.05, scores
 
@@ -124,7 +125,7 @@ def test_summaries_with_votes_are_imported_trained_on_evaluated_and_scored_by_th
         command(
             "pluralllm.cli", "score", str(tmp_path / "model"), str(tmp_path / "asked.jsonl"), str(tmp_path / "scored.jsonl"),
             "--context", str(tmp_path / "context.jsonl"), "--embedding-model-path", minilm,
-            "--cache", str(tmp_path / "cache"), "--device", "cpu", "--json",
+            "--cache", str(tmp_path / "cache"), "--device", "cpu", "--accept-no-context-gain", "--json",
         )
     )  # fmt: skip
     assert summary["rows"] == len(questions) - 15

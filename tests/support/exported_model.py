@@ -16,7 +16,11 @@ SPEC = process_spec(training={"episodes": {"min_context": 5}})
 
 
 def export(
-    folder: Path, spec: RunSpec = SPEC, weights: Path | None = None, more_scores: Sequence[dict[str, Any]] = ()
+    folder: Path,
+    spec: RunSpec = SPEC,
+    weights: Path | None = None,
+    more_scores: Sequence[dict[str, Any]] = (),
+    context_gain: float | None = 0.02,
 ) -> Path:
     """Writes the model folder; without `weights` it gets the spec's first weights. It has two scores and `more_scores`."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -42,7 +46,7 @@ def export(
             "questions": 9,
             "version": 0,
             "not_reported": "unspecified",
-            "context_gain": 0.02,
+            "context_gain": context_gain,
         }
         for name, role, score in (("Northmark", "train", 0.8), ("Gold|crest", "held_out", 0.6))
     ]
@@ -50,5 +54,5 @@ def export(
     origin = provenance(spec, record, [record], [], scores)
     (folder / PROVENANCE).write_bytes(write_json(origin))
     (folder / CARD).write_text(model_card(origin))
-    (folder / CONFIG).write_bytes(write_json(model_config(spec, "r", 0, digest)))
+    (folder / CONFIG).write_bytes(write_json(model_config(spec, "r", 0, digest, context_gain)))
     return folder

@@ -69,7 +69,13 @@ def test_the_auto_classes_know_it(folder: Path) -> None:
 
 def test_an_architecture_that_this_release_does_not_know_is_refused_with_what_to_do(folder: Path) -> None:
     _rewrite(folder, predictor={"architecture": "tnp-d/9"})
-    with pytest.raises(InvalidModel, match=r"'tnp-d/9' needs another release of PluralLLM.*upgrade"):
+    with pytest.raises(InvalidModel, match=r"'tnp-d/9' needs another release of PluralLLM.*upgrade") as refused:
+        PluralPredictor.from_pretrained(folder)
+    assert "has exported it" not in str(refused.value)
+    _rewrite(folder, predictor={"architecture": "tnp-d/9"}, release="9.0\x1b")
+    with pytest.raises(
+        InvalidModel, match=r"(?s)this is release \S+, which knows .*release 9.0\\x1b of PluralLLM has exported it"
+    ):
         PluralPredictor.from_pretrained(folder)
 
 

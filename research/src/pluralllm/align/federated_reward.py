@@ -14,11 +14,15 @@ import numpy as np
 import structlog
 
 from pluralllm.align.answers import read_answer
+from pluralllm.align.context_check import check_context_gain, warn
 from pluralllm.align.rollouts import COLUMNS, Columns, Judging, Rollout, Text, judge, read_rollouts
 from pluralllm.common.errors.tree import PluralError, Unreachable, WrongPhase
 from pluralllm.common.rewards.rollout_batch import Candidates, write_rollouts
 from pluralllm.common.trust.identity import load_identity
+from pluralllm.common.words.context_gain import mean_gain
+from pluralllm.common.words.names import ModelName
 from pluralllm.common.words.questions import Question
+from pluralllm.common.words.spec import parse_spec
 from pluralllm.operator.endings import ENDS
 from pluralllm.operator.remote import Remote
 
@@ -43,6 +47,7 @@ class FederatedReward:
         form: str = "probability",
         no_option: float | None = None,
         timeout_s: float = 600.0,
+        accept_no_context_gain: bool = False,
     ) -> None:
         """Creates a reward function for the reward run `run`.
 
@@ -51,11 +56,14 @@ class FederatedReward:
         columns: names of the data set's columns. form: name of a reward form (a function in reward_forms.py).
         no_option: reward of a completion that names no option; None leaves the completion out of the training step.
         timeout_s: longest time for one batch of completions, in seconds. The wait for earlier batches counts too.
+        accept_no_context_gain: whether to use a run whose model predicts the same for every group, with a ContextGainWarning.
+        Otherwise the first batch raises InvalidModel. If nobody has measured the context gain, there is a warning.
         Raises InvalidArgument for an unknown form; InvalidConfig for a damaged identity.
         """
         self._remote = coordinator if isinstance(coordinator, Remote) else _connected(Path(coordinator).expanduser())
         self._run, self._columns, self._timeout_s = run, columns, timeout_s
         self._judging = Judging(form, 0.0, no_option)
+        self._accepts_no_gain, self._is_checked = accept_no_context_gain, False
         self.unscored: Counter[str] = Counter()  # completions that got None, by reason
         self.groups: dict[str, float] = {}  # groups whose rewards the newest batch contains, with their weights
         self.__name__ = f"federated_{run}".replace("-", "_")
@@ -67,8 +75,10 @@ class FederatedReward:
 
         Every reward is None if too few groups answered. columns: further columns of the data set, by name, as TRL passes them.
         Raises the coordinator's error if the coordinator refuses the batch of completions. Raises Unreachable if the batch
-        takes longer than the timeout that the constructor got.
+        takes longer than the timeout that the constructor got. Raises InvalidModel if the predictions of the run's model do not
+        depend on the group.
         """
+        await self._check_model()
         rollouts = read_rollouts(prompts, completions, columns, self._columns)
         asked = _asked(rollouts)
         shares = await self._shares(asked) if asked else {}
@@ -77,6 +87,17 @@ class FederatedReward:
             log_metric(f"{self.__name__}/unscored", sum(reward is None for reward in rewards) / max(1, len(rewards)))
             log_metric(f"{self.__name__}/groups", float(len(self.groups)))
         return rewards
+
+    async def _check_model(self) -> None:
+        """Checks the context gain of the run's model, once. Raises InvalidModel if its predictions do not depend on the group."""
+        if self._is_checked:
+            return
+        try:
+            source, gain = await asyncio.to_thread(_source_of, self._remote, self._run)
+        except PluralError:
+            return  # the batch itself waits or reports the error, and the next batch checks again
+        warn(check_context_gain(source, gain, accept=self._accepts_no_gain))
+        self._is_checked = True
 
     async def _shares(self, asked: dict[Question, Candidates]) -> dict[Question, list[float]]:
         """Returns the aggregated shares of each question's candidates, by question; an empty dict if the round was abandoned.
@@ -166,6 +187,21 @@ def _asked(rollouts: Sequence[Rollout]) -> dict[Question, Candidates]:
         )
         for question, candidate_counts in counts.items()
     }
+
+
+def _source_of(remote: Remote, run: str) -> tuple[str, float | None]:
+    """Returns the name of the model that a reward run scores with, and its mean context gain; None if no group reports it.
+
+    Raises WrongPhase if the run gives no rewards, or the coordinator's error.
+    """
+    rewards = parse_spec(remote.model_record(ModelName.parse_short(f"{run}@0"))[2], f"of run {run}").rewards
+    if rewards is None:
+        raise WrongPhase(run=run, phase="a run that trains", wanted="asked for rewards")
+    model = ModelName.parse(rewards.source)
+    scores = remote.evaluations(model.run)
+    return f"{model.run}@{model.version}", mean_gain(
+        score["context_gain"] for score in scores if score["version"] == model.version
+    )
 
 
 def _connected(folder: Path) -> Remote:

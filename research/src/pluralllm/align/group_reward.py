@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from pluralllm.align.context_check import check_context_gain, warn
 from pluralllm.align.plural_predictor import PluralConfig, PluralPredictor
 from pluralllm.align.rollouts import COLUMNS, Columns, Judging, Rollout, Scored, Text, judge, read_rollouts
 from pluralllm.client.data.answers import read_answers
@@ -46,6 +47,7 @@ class GroupReward:
         embedding_model_path: str | Path | None = None,
         cache: str | Path = DEFAULT_CACHE,
         device: str = "auto",
+        accept_no_context_gain: bool = False,
     ) -> None:
         """Creates a reward function from a model and, for each group, its context.
 
@@ -63,6 +65,8 @@ class GroupReward:
         no_option: reward of a completion that names no option; None leaves the completion out of the training step.
         embedding_model_path: folder of the embedding model; None looks it up by the model's own name.
         cache: folder of embedded texts. device: device for torch; "auto" picks one.
+        accept_no_context_gain: whether to take a model whose predictions do not depend on the group, with a ContextGainWarning.
+        Otherwise such a model is refused with InvalidModel. If the model does not say its context gain, there is a warning.
         Raises InvalidArgument, InvalidData, InvalidModel, TooFewQuestions, ModelUnavailable or EmbeddingMismatch.
         """
         if not contexts:
@@ -73,6 +77,9 @@ class GroupReward:
         self._group = next(iter(contexts)) if group is None and len(contexts) == 1 else group
         self._group_column, self._columns = group_column, columns
         self._model = model if isinstance(model, PluralPredictor) else PluralPredictor.from_pretrained(model)
+        name = str(model) if isinstance(model, str | Path) else f"{self.config.run}@{self.config.version}"
+        self.warning = check_context_gain(name, self.config.context_gain, accept=accept_no_context_gain)
+        warn(self.warning)
         chosen = pick_device(device)
         path = None if embedding_model_path is None else Path(embedding_model_path)
         self._embedder = Embedder(self._model.contract, path, _folder_of(cache), chosen)

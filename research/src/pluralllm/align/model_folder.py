@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pluralllm.common import __version__
 from pluralllm.common.errors.tree import InvalidModel
 from pluralllm.common.weights.chunks import manifest_of
 from pluralllm.common.words.ids import Digest
@@ -23,10 +24,13 @@ SCORE_KEYS = ("group", "role", "alignment_score", "alignment_score_base2", "ques
 Values = Mapping[str, Any]
 
 
-def model_config(spec: RunSpec, run: str, version: int, weights_sha256: str) -> dict[str, Any]:
+def model_config(
+    spec: RunSpec, run: str, version: int, weights_sha256: str, context_gain: float | None = None
+) -> dict[str, Any]:
     """Returns the content of config.json in the form that transformers reads.
 
     run, version: name of the run and number of its model version. weights_sha256: digest of the file of weights.
+    context_gain: mean over the groups that report it; None if it was not measured.
     """
     return {
         "architectures": ["PluralPredictor"],
@@ -40,6 +44,8 @@ def model_config(spec: RunSpec, run: str, version: int, weights_sha256: str) -> 
         "embedding": spec.embedding.model_dump(mode="json"),
         "context_questions": spec.evaluation.context_questions,
         "min_context": spec.training.episodes.min_context,
+        "context_gain": context_gain,
+        "release": __version__,
     }
 
 

@@ -15,10 +15,12 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedMode
 from transformers.utils import cached_file
 
 from pluralllm.align.model_folder import CARD, CONFIG, FORMAT, PROVENANCE, WEIGHTS, check_weights, write_json
+from pluralllm.common import __version__
 from pluralllm.common.errors.tree import InvalidModel
 from pluralllm.common.predictor.interface import Points, Prediction
 from pluralllm.common.predictor.model import new_predictor
 from pluralllm.common.process.files import write_durably
+from pluralllm.common.text.printable import printable
 from pluralllm.common.text.reading import read_json
 from pluralllm.common.weights.chunks import manifest_of
 from pluralllm.common.words.predictors import NeuralProcess, parse_predictor
@@ -41,6 +43,8 @@ class PluralConfig(PretrainedConfig):  # type: ignore[misc]
         weights_sha256: str = "",
         run: str = "",
         version: int = 0,
+        context_gain: float | None = None,
+        release: str = "",
         **others: Any,
     ) -> None:
         """Creates the configuration of a published model; a section that is missing gets its default.
@@ -49,6 +53,8 @@ class PluralConfig(PretrainedConfig):  # type: ignore[misc]
         context_questions: number of context questions that the model was scored with. min_context: least number of context
         questions for a prediction.
         weights_sha256: digest of the weights. run, version: name of the run and number of the model version.
+        context_gain: context gain of the exported version; None if it was not measured, or if an earlier release has exported it.
+        release: the release of PluralLLM that has exported the version.
         others: further settings of transformers.
         """
         self.predictor = predictor or NeuralProcess().model_dump(mode="json")
@@ -58,6 +64,8 @@ class PluralConfig(PretrainedConfig):  # type: ignore[misc]
         self.weights_sha256 = weights_sha256
         self.run = run
         self.version = version
+        self.context_gain = context_gain
+        self.release = release
         self.format = others.pop("format", FORMAT)
         super().__init__(**others)
 
@@ -135,7 +143,9 @@ class PluralPredictor(PreTrainedModel):  # type: ignore[misc]
             parse_predictor(config.get("predictor"))
             Embedding.model_validate(config.get("embedding"))
         except ValidationError as error:
-            problem = f"its predictor cannot be made:\n{explain(error)}"
+            release = config.get("release", __version__)
+            by = "" if release == __version__ else f"\n  release {printable(str(release))} of PluralLLM has exported it"
+            problem = f"its predictor cannot be made:\n{explain(error)}{by}"
             raise InvalidModel(folder=name, problem=problem) from error
         model: Self = super().from_pretrained(name, *arguments, **options).eval()
         model._forget_absent(weights)

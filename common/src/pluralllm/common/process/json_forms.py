@@ -146,6 +146,7 @@ EXPORTED_MODEL = Form(
         "participants": "number of clients whose updates are in this version",
         "updates": "number of updates in this version and all before it",
         "fairness_index": "Jain's index over the groups that report their scores, 0 to 1; null if none does",
+        "context_gain": "mean over the groups that report it; near 0, predictions do not depend on the group; null if none does",
         "folder": "path of the exported model",
     },
 )
@@ -155,7 +156,9 @@ METHODS = Form(
     {
         "methods": "list, best first: `method`, `seeds`, `questions`; `mean`, `worst`, `fairness`, `variation` and each of "
         "`groups` with `value`, `low`, `high`; `worst_group`, `mean_over_seeds`, `seed_deviation` (null with one seed), "
-        "`context_gain` (null if not measured), `training_groups`, and `cost` of the whole training by axis"
+        "`context_gain` (null if not measured), `training_groups`, `cost` of the whole training by axis, "
+        "`by_options` (for each number of options `alignment` and `questions`), "
+        "`calibration` (observed / expected error; null if no spread is predicted)"
     },
 )
 DATA_CHECK = Form(

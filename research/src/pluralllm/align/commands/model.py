@@ -7,16 +7,24 @@ from typing import Annotated
 
 import typer
 
-from pluralllm.align.commands.scoring import Cache, Device, ModelFolder, ModelPath, contexts_of
+from pluralllm.align.commands.scoring import (
+    AcceptNoGain,
+    Cache,
+    Device,
+    ModelFolder,
+    ModelPath,
+    contexts_of,
+    load_reward,
+)
 from pluralllm.align.model_card import model_card
 from pluralllm.align.model_folder import CARD, CONFIG, PROVENANCE, model_config, provenance, write_json
 from pluralllm.cli.connection import CoordinatorOption, remote
 from pluralllm.cli.model_commands import Folder, Model, download_progress
 from pluralllm.cli.output import show
 from pluralllm.common.process.console import Json, say
-from pluralllm.common.process.extras import need_align
 from pluralllm.common.process.files import write_durably
 from pluralllm.common.process.json_forms import EXPORTED_MODEL
+from pluralllm.common.words.context_gain import IGNORES_CONTEXT, gain_text, ignores_context, mean_gain
 from pluralllm.common.words.ids import ModelVersion
 from pluralllm.common.words.names import ModelName
 from pluralllm.common.words.spec import parse_spec
@@ -42,14 +50,16 @@ def export(model: Model, folder: Folder, coordinator: CoordinatorOption = None, 
     write_durably(folder / PROVENANCE, write_json(origin))
     write_durably(folder / CARD, model_card(origin).encode())
     # config.json comes last: a folder without it is no model yet.
-    write_durably(folder / CONFIG, write_json(model_config(spec, run, record["version"], record["digest"])))
+    gain = mean_gain(score["context_gain"] for score in scores)
+    write_durably(folder / CONFIG, write_json(model_config(spec, run, record["version"], record["digest"], gain)))
     facts = {key: origin[key] for key in ("run", "version", "participants", "updates", "fairness_index")}
     show(
         EXPORTED_MODEL,
-        {**facts, "folder": str(folder)},
+        {**facts, "context_gain": gain, "folder": str(folder)},
         as_json=as_json,
         screen=lambda value: (
             f"{value['run']}@{value['version']} in {folder}: PluralPredictor.from_pretrained({str(folder)!r})"
+            + (f"\ncontext gain {gain_text(gain)}: {IGNORES_CONTEXT}" if ignores_context(gain) else "")
         ),
     )
 
@@ -63,20 +73,20 @@ def serve(
     embedding_model_path: ModelPath = None,
     cache: Cache = None,
     device: Device = "auto",
+    accept_no_context_gain: AcceptNoGain = False,
 ) -> None:
     """Serves scores to other programs by gRPC, on this machine only.
 
     The service is pluralllm.v1.ScoringService; it runs until it is interrupted.
     """
-    need_align()
-    from pluralllm.align.group_reward import DEFAULT_CACHE, GroupReward  # noqa: PLC0415 - torch, only here
-    from pluralllm.align.scoring_service import serve_scores  # noqa: PLC0415
-
-    reward = GroupReward(
+    reward = load_reward(
         model,
         contexts_of(context),
         embedding_model_path=embedding_model_path,
-        cache=cache or DEFAULT_CACHE,
+        cache=cache,
         device=device,
+        accept_no_context_gain=accept_no_context_gain,
     )
+    from pluralllm.align.scoring_service import serve_scores  # noqa: PLC0415 - torch, only here
+
     serve_scores(reward, listen, lambda address: say(f"serving scores on {address}"))

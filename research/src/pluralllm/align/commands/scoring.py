@@ -3,7 +3,8 @@
 Each command predicts a group's answers for a file of questions, preferences or completions.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +14,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from pluralllm.cli.output import show
 from pluralllm.common.errors.tree import InvalidArgument
-from pluralllm.common.process.console import Json, terminal
+from pluralllm.common.process.console import Json, say, terminal
 from pluralllm.common.process.extras import need_align
 from pluralllm.common.process.json_forms import PAIRS, SCORES
 
@@ -29,6 +30,9 @@ Context = Annotated[Path, typer.Option(help="The group's answered questions: a c
 ModelPath = Annotated[Path | None, typer.Option("--embedding-model-path", help="Local folder of the embedding model.")]
 Cache = Annotated[Path | None, typer.Option(help="Folder of embedded texts; default: ~/.cache/pluralllm.")]
 Device = Annotated[str, typer.Option(help="Device for torch: auto, cuda, cuda:N, mps or cpu.")]
+AcceptNoGain = Annotated[
+    bool, typer.Option("--accept-no-context-gain", help="Only warn if predictions do not depend on the group.")
+]
 Form = Annotated[str, typer.Option(help="Form of a completion's reward; see pluralllm.align.reward_forms.")]
 
 
@@ -41,6 +45,7 @@ def score(
     embedding_model_path: ModelPath = None,
     cache: Cache = None,
     device: Device = "auto",
+    accept_no_context_gain: AcceptNoGain = False,
     as_json: Json = False,
 ) -> None:
     """Writes the shares that a group is predicted to give, for each row of a file.
@@ -48,7 +53,7 @@ def score(
     Each row gets predicted shares and their spreads, and a row with a completion gets its reward. If rows hold the true
     shares or counts, the summary has the alignment score. A row that cannot be scored gets null and a problem, and is counted.
     """
-    reward = _load_reward(model, context, form, embedding_model_path, cache, device)
+    reward = _load_reward(model, context, form, embedding_model_path, cache, device, accept_no_context_gain)
     from pluralllm.align.scoring import score_rows  # noqa: PLC0415 - torch, only here
 
     with _showing_progress(source) as report_bytes:
@@ -68,13 +73,14 @@ def pairs(
     embedding_model_path: ModelPath = None,
     cache: Cache = None,
     device: Device = "auto",
+    accept_no_context_gain: AcceptNoGain = False,
     as_json: Json = False,
 ) -> None:
     """Writes ranked pairs for DPO (prompt, chosen, rejected).
 
     The candidates are ranked by the shares that the group is predicted to give them.
     """
-    reward = _load_reward(model, context, "probability", embedding_model_path, cache, device)
+    reward = _load_reward(model, context, "probability", embedding_model_path, cache, device, accept_no_context_gain)
     from pluralllm.align.scoring import write_pairs  # noqa: PLC0415 - torch, only here
 
     with _showing_progress(source) as report_bytes:
@@ -98,15 +104,42 @@ def contexts_of(arguments: Sequence[str]) -> dict[str, Path]:
 
 
 def _load_reward(
-    model: str, context: Path, form: str, model_path: Path | None, cache: Path | None, device: str
+    model: str,
+    context: Path,
+    form: str,
+    model_path: Path | None,
+    cache: Path | None,
+    device: str,
+    accept_no_context_gain: bool,
 ) -> "GroupReward":
-    need_align()
-    from pluralllm.align.group_reward import DEFAULT_CACHE, GroupReward  # noqa: PLC0415 - torch, only here
-
     contexts: dict[str, Any] = {context.stem: context}
-    return GroupReward(
-        model, contexts, form=form, embedding_model_path=model_path, cache=cache or DEFAULT_CACHE, device=device
+    return load_reward(
+        model,
+        contexts,
+        form=form,
+        embedding_model_path=model_path,
+        cache=cache,
+        device=device,
+        accept_no_context_gain=accept_no_context_gain,
     )
+
+
+def load_reward(model: str, contexts: Mapping[str, Path], *, cache: Path | None, **settings: Any) -> "GroupReward":
+    """Returns the reward function of a model, and prints a warning about the model on stderr if there is one.
+
+    contexts: path of each group's answered questions. cache: folder of embedded texts; None for the usual one. settings: further
+    arguments of GroupReward, which lists the errors, too. Raises ExtraMissing if torch is not installed.
+    """
+    need_align()
+    from pluralllm.align.context_check import ContextGainWarning  # noqa: PLC0415 - torch, only here
+    from pluralllm.align.group_reward import DEFAULT_CACHE, GroupReward  # noqa: PLC0415
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ContextGainWarning)
+        reward = GroupReward(model, contexts, cache=cache or DEFAULT_CACHE, **settings)
+    if reward.warning:
+        say(f"warning: {reward.warning}", err=True)
+    return reward
 
 
 def _lines(summary: dict[str, Any]) -> str:
