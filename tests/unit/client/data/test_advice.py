@@ -1,4 +1,4 @@
-"""What an import of preferences advises to the partner and the operator."""
+"""The last line of an import of preferences advises a preset."""
 
 import json
 from pathlib import Path

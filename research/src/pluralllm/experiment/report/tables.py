@@ -153,12 +153,12 @@ def options_table(study: Study) -> Table | None:
     shown = study.shown
     names = [line.method for line in study.tables[shown]]
     scores = {name: by_options(study.methods[name], study.selection(shown), options) for name in names}
-    classes = [name for name, _ in CLASSES if any(name in found for found in scores.values())]
+    classes = [name for name, _ in CLASSES if any(name in one for one in scores.values())]
     if not classes:
         return None
     rows = [
-        _row(study, name, (name, *(f"{found[c].alignment:.3f}" if c in found else NOT_THERE for c in classes)))
-        for name, found in scores.items()
+        _row(study, name, (name, *(f"{of_class[c].alignment:.3f}" if c in of_class else NOT_THERE for c in classes)))
+        for name, of_class in scores.items()
     ]
     counts = next(iter(scores.values()))
     asked = ", ".join(f"{name}: {counts[name].questions:,}" for name in classes if name in counts)
