@@ -1,5 +1,6 @@
 """A run of sums with real processes: a killed coordinator ends with the bits of the same run played in one process."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,10 @@ def facts(remote: Remote) -> dict[str, object]:
         return {"sequence": 0, "phase": ""}  # the coordinator is down for a moment
 
 
+def has_version(remote: Remote, version: int) -> bool:
+    return int(str(facts(remote).get("version", 0))) >= version
+
+
 def test_a_killed_coordinator_ends_with_the_bits_of_the_same_run_in_one_process(tmp_path: Path) -> None:
     model = tiny_embedding_model(tmp_path / "model")
     with federation(tmp_path / "run", model, free_port()) as running:
@@ -49,12 +54,7 @@ def test_a_killed_coordinator_ends_with_the_bits_of_the_same_run_in_one_process(
         remote.create_run("r", SPEC.canonical_json())
         remote.start_run("r")
         for version in (2, 7):  # one kill in each stage
-            until(
-                lambda version=version: int(str(facts(remote).get("version", 0))) >= version,
-                "a version",
-                running,
-                LIMIT_S,
-            )  # type: ignore[misc]
+            until(partial(has_version, remote, version), "a version", running, LIMIT_S)
             running.coordinator.kill()
             running.coordinator.start()
         until(lambda: facts(remote)["phase"] == "ended", "the run ends", running, LIMIT_S)

@@ -58,8 +58,8 @@ def test_every_version_is_a_usable_model_and_costs_what_its_files_have() -> None
 
 
 def experiment(**method: object) -> Experiment:
-    data = Data(file="x.csv", train=("a", "b", "c"), test=("d",))  # type: ignore[arg-type]
-    return Experiment(data=data, methods=(Method(name="sums", preset="sums", **method),))  # type: ignore[arg-type]
+    data = Data(file="x.csv", train=("a", "b", "c"), test=("d",))
+    return Experiment(data=data, methods=(Method(name="sums", preset="sums", **method),))
 
 
 @pytest.mark.parametrize("method", [{"kind": "centralized"}, {"kind": "local"}, {"adapt_steps": 3}])

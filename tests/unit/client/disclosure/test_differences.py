@@ -126,7 +126,7 @@ def test_what_does_not_change_an_update_is_free(preset: str, changes: dict[str, 
     ],
 )
 def test_each_setting_that_is_not_the_presets_needs_consent(table: str, field: str, value: object) -> None:
-    named = fields_of(spec_of(**{table: {field: value}}), allowed_presets=["default"])
+    named = fields_of(spec_of("default", **{table: {field: value}}), allowed_presets=["default"])
     inner = f".{next(iter(value))}" if isinstance(value, dict) else ""
     assert named == [f"{table}.{field}{inner}"]
 

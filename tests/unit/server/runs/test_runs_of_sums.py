@@ -10,6 +10,7 @@ from support.memory_coordinator import MemoryCoordinator, until
 from pluralllm.common.errors.tree import InvalidSpec, NormTooLarge, WrongLayout
 from pluralllm.common.predictor.architecture import update_layout, version_layout
 from pluralllm.common.words.ids import ClientId, ModelVersion
+from pluralllm.common.words.spec import GroupRole
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.state import Phase
 from pluralllm.server.runs.live_run import LiveRun
@@ -38,7 +39,7 @@ async def play_round(place: MemoryCoordinator, run: LiveRun) -> None:
 
 async def evaluate(place: MemoryCoordinator, run: LiveRun) -> None:
     client = run.state.active[0]
-    score = ev.Score(client, client, ev.GroupRole.TRAIN, run.state.version, 0.5, 0.5, None, 9)  # type: ignore[arg-type]
+    score = ev.Score(client, client, GroupRole.TRAIN, run.state.version, 0.5, 0.5, None, 9)  # type: ignore[arg-type]
     await place.coordinator.dispatch(run, ev.EvaluationArrived(place.clock.now_s(), score))
 
 
