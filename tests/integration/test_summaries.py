@@ -131,5 +131,5 @@ def test_summaries_with_votes_are_imported_trained_on_evaluated_and_scored_by_th
     assert summary["rows"] == len(questions) - 15
     assert summary["alignment_score"] > scores["group of cem", 0] + 0.05
     rows = [json.loads(line) for line in (tmp_path / "scored.jsonl").read_text().splitlines()]
-    right = [np.argmax(row["predicted_shares"]) == np.argmax(row["shares"]) for row in rows]
+    right = [np.argmax(row["predicted_shares"]) == np.argmax(row["counts"]) for row in rows]
     assert np.mean(right) > 0.9
