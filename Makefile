@@ -27,7 +27,7 @@ test: .stamps/dev
 
 # Runs the tests of every fault, for some hours (docs/reliability.md); `make test` runs a sample. REPORT=FILE.md names a file for the figures.
 FAULTS ?= tests/faults tests/simulation tests/nemesis tests/fuzz tests/integration/test_backup.py tests/integration/test_drain.py \
-  tests/integration/test_slow_links.py tests/hostile/test_evil_administrator.py tests/hostile/test_hostile_load.py
+  tests/integration/test_experiment.py tests/integration/test_slow_links.py tests/hostile/test_evil_administrator.py tests/hostile/test_hostile_load.py
 faults: .stamps/dev
 	PLURALLLM_FAULTS=all PLURALLLM_FAULTS_REPORT="$(REPORT)" $(BIN)/python -m pytest $(FAULTS) $(ARGS)
 
