@@ -237,7 +237,7 @@ async def test_a_cancelled_task_stops_soon(tmp_path: Path, embedding_model: Path
 
 
 async def test_a_worker_that_dies_costs_one_try_and_not_the_daemon(tmp_path: Path, embedding_model: Path) -> None:
-    spec = process_spec(rounds=1, round=ALONE, training={"local_steps": 400})
+    spec = process_spec(rounds=1, round=ALONE, training={"local_steps": 100})
     async with serving(tmp_path / "server", SystemClock(), silence_s=5) as served:
         await served.create("r", spec)
         async with daemon(tmp_path / "ann", embedding_model, served) as running:

@@ -52,7 +52,7 @@ from pluralllm.server.members.registry import InviteOrder
 
 pytestmark = [pytest.mark.timeout(240)]
 LIFE_S = 6.0
-SPEC = process_spec(rounds=24, round={"evaluate_every": 24})
+SPEC = process_spec(rounds=16, round={"evaluate_every": 16})
 
 
 @pytest.fixture(scope="module")
