@@ -184,7 +184,7 @@ def _spec_part(
             continue
         preset_values = [_value(_at(values, (*path, name))) for values in presets.values()]
         plain = "required" if field.is_required() else _value(field.get_default(call_default_factory=True))
-        rows.append((f"`{name}`", _allowed(field), comments.get((model.__name__, name), ""), *preset_values, plain))
+        rows.append((f"`{name}`", _allowed(field), _comment(model, name, comments), *preset_values, plain))
     head = ("key", "allowed", "meaning", *(f"preset {name}" for name in presets), "otherwise")
     yield f"## {title}\n\n{inspect.getdoc(model) or ''}\n\n{table(head, iter(rows))}"
     for inner_model, where in inner:
@@ -225,6 +225,11 @@ def _at(values: Any, path: tuple[str, ...]) -> Any:
 
 def _value(value: Any) -> str:
     return "" if value is None else f"`{value!r}`"
+
+
+def _comment(model: type[BaseModel], name: str, comments: Mapping[tuple[str, str], str]) -> str:
+    """Returns the comment of a field, which the model may have from one of its base classes; "" if there is none."""
+    return next((comments[kind.__name__, name] for kind in model.__mro__ if (kind.__name__, name) in comments), "")
 
 
 def field_comments(path: Path) -> dict[tuple[str, str], str]:

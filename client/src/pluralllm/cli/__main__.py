@@ -196,7 +196,7 @@ def status(
 ) -> None:
     """Shows a run on one screen: phase, late clients and their reasons, alignment score of each group, next step.
 
-    With --watch into a pipe or a file, a new screen follows each event.
+    A new screen follows each event if --watch writes into a pipe or a file.
     """
     connection = remote(coordinator)
     if not watch:

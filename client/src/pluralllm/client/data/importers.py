@@ -1,6 +1,6 @@
 """Imports the questions of one group, with the group's answers, from the file layouts of public surveys.
 
-Where an importer sees single respondents, one respondent adds at most 1 to the counts of one question. Counts of respondents with
+One respondent adds at most 1 to the counts of one question, if an importer sees single respondents. Counts of respondents with
 weights are kept only if a largest weight is stated: heavier weights are lowered to it, and all are divided by it.
 """
 

@@ -55,7 +55,7 @@ Preset = Annotated[str, AfterValidator(_known_preset)]
 class RespondentPrivacy(BaseModel):
     """The table [privacy] of policy.toml: this client uses noised answers only, and how much they may tell about one respondent.
 
-    What the partner states here about its respondents is not checked by anybody else; the guarantee holds if it is true.
+    Nobody else checks what the partner states here about its respondents; the guarantee holds if it is true.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

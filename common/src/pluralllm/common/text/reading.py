@@ -150,8 +150,8 @@ def not_utf_8(content: bytes, start: int) -> str:
 def opened(path: Path) -> BinaryIO:
     """Opens a file for reading. Raises OSError, or Unreadable for what may have no end.
 
-    That is a pipe with a name, in which a reader may wait for ever, and a device such as /dev/zero. A pipe that a shell has made
-    is read, for example of `<(command)` or of /dev/stdin, and so are a terminal and /dev/null.
+    A reader may wait for ever in a pipe with a name, and a device such as /dev/zero never ends. A pipe that a shell has made is
+    read, for example of `<(command)` or of /dev/stdin, and so are a terminal and /dev/null.
     """
     kind = path.stat().st_mode
     if stat.S_ISFIFO(kind) and DEVICES not in path.parents:

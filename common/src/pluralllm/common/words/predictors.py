@@ -45,17 +45,14 @@ class NeuralProcess(SpecPart):
         return None
 
 
-class FourierKernel(SpecPart):
-    """Gaussian process regression on the context's answers, with a trained kernel on random Fourier features of the options.
+class RandomFeatures(SpecPart):
+    """The settings that random Fourier features of a question and an option are drawn by.
 
-    The embedding must have two templates, the first for the question and the second for the option, with unit vectors. The
-    settings describe the kernel of the first model version; training then changes it.
+    The embedding must have two templates, the first for the question and the second for the option, with unit vectors.
     """
 
-    architecture: Literal["fourier-kernel/1"]
-    features: Width = 896
-    group_rank: Annotated[int, Field(ge=1, le=256)] = 16  # dimensions of the part of the kernel in which groups differ
-    # Distances between unit vectors at which the kernel of the first model version has fallen to exp(-1/2).
+    architecture: str
+    # Distances between unit vectors at which the kernel has fallen to exp(-1/2).
     question_length_scale: Annotated[float, Field(ge=0.01, le=100)] = 0.775
     option_length_scale: Annotated[float, Field(ge=0.01, le=100)] = 0.707  # the same for options
     # The same for positions: the first of a question's options has position 0 and the last has position 1.
@@ -67,11 +64,6 @@ class FourierKernel(SpecPart):
     # Share of the features that read the option's position instead of its text. With 0, positions are no input: for questions
     # whose options have no order, such as candidate answers.
     position_share: Share = 0.5
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of single features in training
-    scale: Positive = 0.6  # variance of the kernel of the first model version
-    noise: Annotated[float, Field(ge=1e-3, le=100)] = (
-        0.5  # variance of the noise in the context's answers, of the first version
-    )
 
     @model_validator(mode="after")
     def _shares_fit(self) -> Self:
@@ -84,15 +76,35 @@ class FourierKernel(SpecPart):
 
         unit_vectors: whether each template's vector has length 1. templates: number of templates.
         """
-        return _two_vectors_problem(self.architecture, unit_vectors, templates)
+        if unit_vectors and templates == 2:
+            return None
+        return (
+            f"predictor.architecture {self.architecture} reads two unit vectors, of the question and of the option: set "
+            "embedding.normalize = true and give embedding.templates two templates"
+        )
 
 
-class KernelSums(SpecPart):
+class FourierKernel(RandomFeatures):
+    """Gaussian process regression on the context's answers, with a trained kernel on random Fourier features of the options.
+
+    The settings describe the kernel of the first model version; training then changes it.
+    """
+
+    architecture: Literal["fourier-kernel/1"]
+    features: Width = 896
+    group_rank: Annotated[int, Field(ge=1, le=256)] = 16  # dimensions of the part of the kernel in which groups differ
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of single features in training
+    scale: Positive = 0.6  # variance of the kernel of the first model version
+    noise: Annotated[float, Field(ge=1e-3, le=100)] = (
+        0.5  # variance of the noise in the context's answers, of the first version
+    )
+
+
+class KernelSums(RandomFeatures):
     """Gaussian process regression on the context's answers, with Fourier features that are fixed by a seed and never sent.
 
     Clients do not train: an update is a term of a sum, from which the coordinator solves a linear problem. A coordinator can
-    compute a group's answers from its sums, so a client takes part only if its policy sets allow_sums = true. The embedding must
-    have two templates, the first for the question and the second for the option, with unit vectors.
+    compute a group's answers from its sums, so a client takes part only if its policy sets allow_sums = true.
     """
 
     architecture: Literal["kernel-sums/1"]
@@ -101,39 +113,6 @@ class KernelSums(SpecPart):
     group_rank: Annotated[int, Field(ge=1, le=64)] = 7  # dimensions of the part of the kernel in which groups differ
     # Rounds at the end of the run that find the part of the kernel in which groups differ. The rounds before solve the prior.
     subspace_rounds: Annotated[int, Field(ge=1, le=100)] = 3
-    # Distances between unit vectors at which the kernel has fallen to exp(-1/2).
-    question_length_scale: Annotated[float, Field(ge=0.01, le=100)] = 0.775
-    option_length_scale: Annotated[float, Field(ge=0.01, le=100)] = 0.707  # the same for options
-    # The same for positions: the first of a question's options has position 0 and the last has position 1.
-    position_length_scale: Annotated[float, Field(ge=0.01, le=100)] = 0.212
-    weak_question_share: Share = (
-        0.19  # share of the features that read the question less, at sqrt(3) times the length scale
-    )
-    option_only_share: Share = 0.19  # share of the features that do not read the question
-    # Share of the features that read the option's position instead of its text. With 0, positions are no input.
-    position_share: Share = 0.5
-
-    @model_validator(mode="after")
-    def _shares_fit(self) -> Self:
-        if self.weak_question_share + self.option_only_share > 1:
-            raise ValueError("weak_question_share + option_only_share is above 1")
-        return self
-
-    def problem_with(self, unit_vectors: bool, templates: int) -> str | None:
-        """Returns why this predictor cannot read the run's embeddings; None if it can.
-
-        unit_vectors: whether each template's vector has length 1. templates: number of templates.
-        """
-        return _two_vectors_problem(self.architecture, unit_vectors, templates)
-
-
-def _two_vectors_problem(architecture: str, unit_vectors: bool, templates: int) -> str | None:
-    if unit_vectors and templates == 2:
-        return None
-    return (
-        f"predictor.architecture {architecture} reads two unit vectors, of the question and of the option: set "
-        "embedding.normalize = true and give embedding.templates two templates"
-    )
 
 
 AnyPredictor = NeuralProcess | FourierKernel | KernelSums
