@@ -453,6 +453,14 @@ async def test_a_database_of_a_newer_release_is_refused(database: str, sql_store
         await open_store(database)
 
 
+async def test_a_database_that_two_releases_have_changed_is_refused(database: str, sql_store: SqlStore) -> None:
+    async with sql_store.writing() as connection:
+        await connection.execute(sa.text("INSERT INTO alembic_version VALUES ('9999')"))
+    await sql_store.close()
+    with pytest.raises(InvalidConfig, match="of another release"):
+        await open_store(database)
+
+
 async def test_the_database_is_durable_above_fast(file_store: SqlStore) -> None:
     async with file_store.writing() as connection:
         assert (await connection.execute(sa.text("PRAGMA journal_mode"))).scalar() == "delete"

@@ -108,6 +108,10 @@ def test_a_group_trains_only_if_its_client_and_the_spec_agree() -> None:
         (f"{MINIMAL}normalize = false\n{KERNEL}", "fourier-kernel/1 reads two unit vectors"),
         (f'{MINIMAL}templates = ["{{option}}"]\n{KERNEL}', "fourier-kernel/1 reads two unit vectors"),
         (
+            f'{MINIMAL}templates = ["{{question}}", "{{option}}", "{{letter}}", "{{options}}"]\n{KERNEL}',
+            "fourier-kernel/1 reads two unit vectors",
+        ),
+        (
             f'{MINIMAL}[aggregation]\noptimizer = "adam"\n',
             "optimizer: Input should be 'fedavg', 'fedavgm', 'fedadam' or",
         ),
