@@ -13,7 +13,7 @@ benchmarks/preset_trials.py; the test groups are not read. The noise is on nothi
 contexts (the answers of the groups that are scored), or on both. Where a scored group has noised its answers, it is scored twice:
 against its true answers, and against its noised answers, which is the score that the partner sees.
 
-Noise of OpenDP has no seed. DIR keeps the released answers and the trained models, and each training appends its lines to
+Noise of OpenDP has no seed. DIR keeps the released answers and the trained models, and each score appends a line to
 results.jsonl. What is there is not done again, so that an interrupted command goes on.
 """
 
@@ -21,7 +21,7 @@ import argparse
 import json
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -151,24 +151,16 @@ class Trials:
         values: Flat = np.load(file)
         return values
 
-    def lines(self, epsilon: float | None, epsilons: Sequence[float]) -> Iterator[Record]:
-        """Yields the scores of the model that was trained with noise of `epsilon`: with true contexts, and with noised ones.
-
-        epsilons: the noise on contexts to score a model with whose training groups have no noise. A model with noise on its
-        training groups is scored with the same noise on contexts.
-        """
-        values = self.model(epsilon)
+    def line(self, trained: float | None, noise_on: str, epsilon: float | None) -> Record:
+        """Returns the scores of one model. trained: epsilon of the noise on its training groups. noise_on, epsilon: a part."""
+        values = self.model(trained)
         true = {name: data for name, data in self.groups.items() if name not in self.spec.groups.train}
-        as_it_is = {"true": scores(self.spec, values, true, true), "partner": None}
-        yield {"epsilon": epsilon, "noise_on": TRAINING if epsilon else NOTHING, **as_it_is}
-        for on_contexts in (epsilon,) if epsilon else epsilons:
-            seen = self._noised(true, on_contexts)
-            yield {
-                "epsilon": on_contexts,
-                "noise_on": BOTH if epsilon else CONTEXTS,
-                "true": scores(self.spec, values, true, seen),
-                "partner": scores(self.spec, values, seen, seen),
-            }
+        facts: Record = {"epsilon": epsilon, "noise_on": noise_on}
+        if noise_on in (NOTHING, TRAINING):
+            return facts | {"true": scores(self.spec, values, true, true), "partner": None}
+        seen = self._noised(true, epsilon)
+        by_true, by_seen = (scores(self.spec, values, judged, seen) for judged in (true, seen))
+        return facts | {"true": by_true, "partner": by_seen}
 
     def _noised(self, groups: Groups, epsilon: float | None) -> Groups:
         if not epsilon:
@@ -176,13 +168,23 @@ class Trials:
         return noised(groups, epsilon, self.survey, self.work / f"seed-{self.spec.seed}-{epsilon:g}", self.draw)
 
 
-def is_done(lines: Sequence[Record], wanted: Record, epsilon: float | None, epsilons: Sequence[float]) -> bool:
-    """Returns whether the lines have all scores of a training. wanted: facts of the training that its lines have."""
-    own = [line for line in lines if wanted.items() <= line.items()]
-    there = {(line["noise_on"], line["epsilon"]) for line in own}
-    if epsilon:
-        return (BOTH, epsilon) in there
-    return (NOTHING, None) in there and all((CONTEXTS, on_contexts) in there for on_contexts in epsilons)
+def parts(trained: float | None, epsilons: Sequence[float]) -> list[tuple[str, float | None]]:
+    """Returns the parts of a trial that need the same model: what the noise is on, and its epsilon.
+
+    trained: epsilon of the noise on the training groups. epsilons: of the noise on contexts, for a model without noise. A model
+    with noise on its training groups is scored with true contexts, and with contexts that have the same noise.
+    """
+    if trained:
+        return [(TRAINING, trained), (BOTH, trained)]
+    return [(NOTHING, None), *((CONTEXTS, epsilon) for epsilon in epsilons)]
+
+
+def missing(
+    lines: Sequence[Record], facts: Record, needed: Sequence[tuple[str, float | None]]
+) -> list[tuple[str, float | None]]:
+    """Returns those of the needed parts that no line has. facts: of the trial, which its lines have."""
+    measured = {(line["noise_on"], line["epsilon"]) for line in lines if facts.items() <= line.items()}
+    return [part for part in needed if part not in measured]
 
 
 def table(lines: Sequence[Record]) -> str:
@@ -233,7 +235,7 @@ def main() -> None:
 
 
 def measure(chosen: Any) -> None:
-    """Appends the lines of each training that has none yet. chosen: the arguments of the command."""
+    """Appends the lines that are missing. chosen: the arguments of the command."""
     survey = Survey(chosen.respondents, chosen.questions_per_respondent, chosen.delta)
     assumed = {"respondents": survey.respondents, "questions_per_respondent": survey.questions_per_respondent}
     work = chosen.work / f"{survey.respondents}-{survey.questions_per_respondent}-{survey.delta:g}"
@@ -241,14 +243,13 @@ def measure(chosen: Any) -> None:
     for seed in chosen.seeds:
         spec = spec_of(chosen.preset, {}, seed)
         facts = {"preset": chosen.preset, "spec_sha256": spec.sha256(), "seed": seed, **assumed, "delta": survey.delta}
-        for epsilon in (None, *chosen.epsilons):
-            if is_done(lines_of(chosen.out), facts, epsilon, chosen.epsilons):
-                continue
-            groups = groups or read(chosen.data, PART, spec, chosen.work / "vectors")
-            lines = list(Trials(spec, groups, survey, work).lines(epsilon, chosen.epsilons))
-            with chosen.out.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps({"commit": commit(), **facts, **line}) + "\n" for line in lines)
-            print(f"seed {seed}, epsilon {epsilon or 'none'} is measured", flush=True)
+        for trained in (None, *chosen.epsilons):
+            for noise_on, epsilon in missing(lines_of(chosen.out), facts, parts(trained, chosen.epsilons)):
+                groups = groups or read(chosen.data, PART, spec, chosen.work / "vectors")
+                line = Trials(spec, groups, survey, work).line(trained, noise_on, epsilon)
+                with chosen.out.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"commit": commit(), **facts, **line}) + "\n")
+                print(f"seed {seed}, noise on {noise_on}, epsilon {epsilon or 'none'}: {line['true']}", flush=True)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import noised_answers
 import numpy as np
 import preset_trials
 import pytest
-from noised_answers import BOTH, CONTEXTS, NOTHING, TRAINING, Survey, Trials, is_done, noised, scores, table
+from noised_answers import BOTH, CONTEXTS, NOTHING, TRAINING, Survey, Trials, missing, noised, parts, scores, table
 from preset_trials import Record
 from support.small_survey import KERNEL, small_group, small_spec
 
@@ -78,16 +78,11 @@ def test_scores_of_true_answers_are_those_of_the_preset_trials() -> None:
 
 def test_a_training_is_scored_by_true_answers_and_by_those_that_the_partner_sees(tmp_path: Path) -> None:
     trials = Trials(SPEC, GROUPS, SURVEY, tmp_path, Chance())
-    plain, contexts, other = trials.lines(None, (1.0, 8.0))
-    training, both = trials.lines(1.0, (1.0, 8.0))
-    assert [line["noise_on"] for line in (plain, contexts, other, training, both)] == [
-        NOTHING,
-        CONTEXTS,
-        CONTEXTS,
-        TRAINING,
-        BOTH,
-    ]
-    assert [line["epsilon"] for line in (plain, contexts, other, training, both)] == [None, 1.0, 8.0, 1.0, 1.0]
+    plain, contexts = (trials.line(None, *part) for part in parts(None, (1.0,)))
+    training, both = (trials.line(1.0, *part) for part in parts(1.0, (1.0, 8.0)))
+    lines = (plain, contexts, training, both)
+    assert [line["noise_on"] for line in lines] == [NOTHING, CONTEXTS, TRAINING, BOTH]
+    assert [line["epsilon"] for line in lines] == [None, 1.0, 1.0, 1.0]
     seen = noised(SCORED, 1.0, SURVEY, tmp_path / "seed-0-1", Chance())
     assert plain["partner"] is None
     assert training["partner"] is None
@@ -98,19 +93,16 @@ def test_a_training_is_scored_by_true_answers_and_by_those_that_the_partner_sees
     assert not np.array_equal(trials.model(None), trials.model(1.0))
 
 
-def test_a_training_with_all_of_its_lines_is_done() -> None:
+def test_what_has_a_line_is_not_measured_again() -> None:
     facts: Record = {"seed": 0, "delta": 1e-6}
-    none: list[Record] = [
+    lines: list[Record] = [
         facts | {"noise_on": NOTHING, "epsilon": None},
         facts | {"noise_on": CONTEXTS, "epsilon": 2.0},
     ]
-    noisy: list[Record] = [facts | {"noise_on": BOTH, "epsilon": 2.0}]
-    assert is_done(none, facts, None, (2.0,))
-    assert not is_done(none, facts, None, (2.0, 4.0))
-    assert not is_done(none[1:], facts, None, (2.0,))
-    assert not is_done(none, facts, 2.0, (2.0,))
-    assert is_done(noisy, facts, 2.0, (2.0,))
-    assert not is_done(noisy, facts | {"delta": 1e-5}, 2.0, (2.0,))
+    assert parts(None, (2.0, 4.0)) == [(NOTHING, None), (CONTEXTS, 2.0), (CONTEXTS, 4.0)]
+    assert missing(lines, facts, parts(None, (2.0, 4.0))) == [(CONTEXTS, 4.0)]
+    assert missing(lines, facts, parts(2.0, (2.0, 4.0))) == [(TRAINING, 2.0), (BOTH, 2.0)]
+    assert missing(lines, facts | {"delta": 1e-5}, parts(None, ())) == [(NOTHING, None)]
 
 
 def test_the_table_has_means_and_the_cost_beside_the_same_seed() -> None:
