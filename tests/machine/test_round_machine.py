@@ -178,6 +178,12 @@ class RoundMachine(RuleBasedStateMachine):
         assert {(self.run.round, receipt) for receipt in self.run.receipts} <= recorded
 
     @invariant()
+    def whoever_has_a_slot_is_counted(self) -> None:
+        run = self.run
+        assert run.active_count == len(run.active)
+        assert [client for client in CLIENTS if run.is_active(client)] == sorted(run.active)
+
+    @invariant()
     def an_average_is_of_the_recorded_receipts_of_its_round_and_has_a_quorum(self) -> None:
         counts: dict[RoundNumber, dict[ClientId, ev.Receipt]] = {}
         for effect in self.effects:

@@ -36,6 +36,7 @@ If an event is not allowed, `step` raises an error and the state stays as it was
 returns (state, ()).
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import assert_never
@@ -46,6 +47,7 @@ from pluralllm.common.words.reward_weights import remember, weigh_groups
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.clipping import clip_scales
 from pluralllm.server.rounds.cohort import draw_cohort
+from pluralllm.server.rounds.sorted_clients import holds, inserted, receipt_of, removed, with_receipt
 from pluralllm.server.rounds.state import Outcome, Phase, Run
 from pluralllm.server.rounds.weighting import FairnessHistory, shares_of, weigh
 
@@ -133,17 +135,24 @@ def _meet(run: Run, event: ev.ClientsSeen) -> Step:
     """
     if run.phase in (Phase.CREATED, Phase.ENDED):
         return run, ()
-    trainers = tuple(client for client in event.trainers if not run.is_excluded(client))
-    seen = (*trainers, *(client for client in event.held_out if not run.is_excluded(client)))
+    trainers = _without_excluded(run, event.trainers)
+    seen = (*trainers, *_without_excluded(run, event.held_out))
     if not set(seen) <= set(run.roster):
         run = replace(run, roster=tuple(sorted({*run.roster, *seen})))
     if run.phase is Phase.WAITING and not run.paused and run.rewards is None:
         return _gather(run, event.at_s, trainers)
     if run.phase is Phase.COLLECTING:
         return _fill_free_slots(run, trainers if run.rewards is None else seen), ()
-    if run.phase is Phase.EVALUATING and (newcomers := [c for c in seen if _may_take_slot(run, c)]):
+    if run.phase is Phase.EVALUATING and (newcomers := _willing(run, seen)):
         return _assign_slots(run, newcomers), ()
     return run, ()
+
+
+def _without_excluded(run: Run, clients: tuple[ClientId, ...]) -> tuple[ClientId, ...]:
+    if not run.excluded:
+        return clients
+    excluded = {loss.client for loss in run.excluded}
+    return tuple(client for client in clients if client not in excluded)
 
 
 def _gather(run: Run, at_s: float, trainers: tuple[ClientId, ...]) -> Step:
@@ -197,7 +206,7 @@ def _ask(run: Run, event: ev.RolloutsAsked) -> Step:
 
 def _accept(run: Run, event: ev.UpdateArrived) -> Step:
     receipt = event.receipt
-    committed = next((other for other in run.receipts if other.client == receipt.client), None)
+    committed = receipt_of(run.receipts, receipt.client)
     if event.round == run.round and committed is not None:
         if committed == receipt:
             return run, ()
@@ -206,10 +215,10 @@ def _accept(run: Run, event: ev.UpdateArrived) -> Step:
         raise RoundClosed(run=run.id, asked=event.round, current=run.round)
     if event.base_version != run.version:
         raise WrongBase(asked=str(event.base_version), current=str(run.version))
-    if receipt.client not in run.cohort or run.is_excluded(receipt.client):
+    if not holds(run.cohort, receipt.client) or run.is_excluded(receipt.client):
         raise LeaseLost(task=f"train-{receipt.client}")
-    receipts = tuple(sorted((*run.receipts, receipt), key=lambda other: other.client))
-    run = replace(run, receipts=receipts, away=tuple(client for client in run.away if client != receipt.client))
+    receipts = with_receipt(run.receipts, receipt)
+    run = replace(run, receipts=receipts, away=removed(run.away, receipt.client))
     if run.quorum_s is None and len(receipts) >= run.policy.min_clients:
         run = replace(run, quorum_s=event.at_s)
     recorded = ev.RecordReceipt(run.round, receipt)
@@ -227,11 +236,11 @@ def _lose(run: Run, event: ev.PlaceLost) -> Step:
 
 
 def _revoke(run: Run, event: ev.MemberRevoked) -> Step:
-    if event.client not in {*run.roster, *run.cohort}:
+    if not holds(run.roster, event.client) and not holds(run.cohort, event.client):
         return run, ()
     effects: tuple[ev.Effect, ...] = ()
-    receipts = tuple(receipt for receipt in run.receipts if receipt.client != event.client)
-    if run.phase is Phase.COLLECTING and receipts != run.receipts:
+    if run.phase is Phase.COLLECTING and receipt_of(run.receipts, event.client) is not None:
+        receipts = tuple(receipt for receipt in run.receipts if receipt.client != event.client)
         quorum_s = run.quorum_s if len(receipts) >= run.policy.min_clients else None
         run = replace(run, receipts=receipts, quorum_s=quorum_s)
         effects = (ev.WithdrawReceipt(run.round, event.client),)
@@ -312,18 +321,17 @@ def _give_up(run: Run, event: ev.AveragingFailed) -> Step:
 
 def _score(run: Run, event: ev.EvaluationArrived) -> Step:
     client = event.score.client
-    if client in run.reported and event.score.version == run.version:
+    if holds(run.reported, client) and event.score.version == run.version:
         return run, ()
-    if run.phase is not Phase.EVALUATING or event.score.version != run.version or client not in run.cohort:
+    if run.phase is not Phase.EVALUATING or event.score.version != run.version or not holds(run.cohort, client):
         raise LeaseLost(task=f"evaluate-{client}")
-    away = tuple(other for other in run.away if other != client)
-    run = replace(run, reported=tuple(sorted((*run.reported, client))), away=away)
+    run = replace(run, reported=inserted(run.reported, client), away=removed(run.away, client))
     closed, effects = _close_evaluation_when_complete(run, event.at_s)
     return closed, (ev.RecordEvaluation(event.score), *effects)
 
 
 def _close_evaluation_when_complete(run: Run, at_s: float) -> Step:
-    if run.phase is not Phase.EVALUATING or run.active:
+    if run.phase is not Phase.EVALUATING or run.active_count > 0:
         return run, ()
     if not run.reported or not set(run.roster) <= {*run.reported, *run.away}:
         return run, ()
@@ -374,25 +382,25 @@ def _fill_free_slots(run: Run, clients: Sequence[ClientId]) -> Run:
 
     The run's seed decides which clients get the slots if there are more clients than slots.
     """
-    free = run.slots - len(run.receipts) - len(run.active)
-    willing = [client for client in clients if _may_take_slot(run, client)]
-    return _assign_slots(run, draw_cohort(run.seed, run.round, willing, free)) if free > 0 and willing else run
+    if run.free_slots <= 0 or not (willing := _willing(run, clients)):
+        return run
+    return _assign_slots(run, draw_cohort(run.seed, run.round, willing, run.free_slots))
 
 
-def _may_take_slot(run: Run, client: ClientId) -> bool:
-    """Returns whether a client may get a slot in the cohort.
+def _willing(run: Run, clients: Sequence[ClientId]) -> list[ClientId]:
+    """Returns those of the clients that may get a slot in the cohort.
 
-    The client must have no slot now and must have delivered neither an update nor scores. It must also have lost fewer than
+    A client must have no slot now and must have delivered neither an update nor scores. It must also have lost fewer than
     MAX_SLOTS_LOST slots in the round.
     """
-    has_delivered = client in run.reported or any(receipt.client == client for receipt in run.receipts)
-    failures = sum(loss.client == client for loss in run.losses)
-    return not has_delivered and client not in run.active and failures < MAX_SLOTS_LOST
+    losses = Counter(loss.client for loss in run.losses)
+    taken = set(run.cohort) - set(run.away)
+    return [client for client in clients if client not in taken and losses[client] < MAX_SLOTS_LOST]
 
 
 def _assign_slots(run: Run, clients: Sequence[ClientId]) -> Run:
     """Gives each of the clients a slot in the cohort, and returns the changed run."""
-    away = tuple(client for client in run.away if client not in clients)
+    away = tuple(sorted(set(run.away) - set(clients)))
     return replace(run, cohort=tuple(sorted({*run.cohort, *clients})), away=away)
 
 
@@ -403,13 +411,13 @@ def _withdraw_slot(run: Run, event: ev.PlaceLost) -> Run:
     A client that fails permanently also leaves the roster, and is excluded from the run.
     """
     before = run
-    had_slot = event.client in run.active
+    had_slot = run.is_active(event.client)
     if had_slot:
-        run = replace(run, away=tuple(sorted((*run.away, event.client))), losses=(*run.losses, event))
+        run = replace(run, away=inserted(run.away, event.client), losses=(*run.losses, event))
     if event.permanent and not run.is_excluded(event.client):
         run = replace(run, excluded=(*run.excluded, event))
-    if event.client in run.roster and (event.permanent or not had_slot):
-        run = replace(run, roster=tuple(client for client in run.roster if client != event.client))
+    if event.permanent or not had_slot:
+        run = replace(run, roster=removed(run.roster, event.client))
     return before if run == before else run
 
 

@@ -8,6 +8,7 @@ from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumb
 from pluralllm.common.words.reward_weights import RewardAggregation
 from pluralllm.common.words.spec import Aggregation, RoundPolicy
 from pluralllm.server.rounds import events as ev
+from pluralllm.server.rounds.sorted_clients import holds, receipt_of
 from pluralllm.server.rounds.weighting import FairnessHistory
 
 
@@ -78,6 +79,27 @@ class Run:
         """The clients that have a slot in the cohort and have not yet delivered an update or scores."""
         done = {*(receipt.client for receipt in self.receipts), *self.reported, *self.away}
         return tuple(client for client in self.cohort if client not in done)
+
+    @property
+    def active_count(self) -> int:
+        """The number of clients in `active`, without a pass over them.
+
+        Receipts, `reported` and `away` are of clients in the cohort, and no client is in two of them.
+        """
+        return len(self.cohort) - len(self.receipts) - len(self.reported) - len(self.away)
+
+    @property
+    def free_slots(self) -> int:
+        """The number of slots of the open round that no client has now; below 0 if a late update's slot has a new client."""
+        return self.slots - len(self.receipts) - self.active_count
+
+    def is_active(self, client: ClientId) -> bool:
+        """Returns whether the client is in `active`."""
+        return holds(self.cohort, client) and not holds(self.away, client) and not self.has_delivered(client)
+
+    def has_delivered(self, client: ClientId) -> bool:
+        """Returns whether the client has delivered its update or its scores."""
+        return receipt_of(self.receipts, client) is not None or holds(self.reported, client)
 
     def is_excluded(self, client: ClientId) -> bool:
         """Returns whether the client has failed permanently in this run and has not called Hello since the failure."""

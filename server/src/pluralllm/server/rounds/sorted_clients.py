@@ -1,0 +1,52 @@
+"""Sorted tuples of clients and of receipts: look-up, insertion and removal by bisection.
+
+A round of a thousand clients takes a thousand updates. If each step looked at every client in Python, a round's work would grow
+with the square of the number of clients. A function that changes nothing returns the very same tuple, so that callers can
+compare tuples by identity.
+"""
+
+from bisect import bisect_left
+from operator import attrgetter
+
+from pluralllm.common.words.ids import ClientId
+from pluralllm.server.rounds.events import Receipt
+
+Clients = tuple[ClientId, ...]  # sorted, none twice
+Receipts = tuple[Receipt, ...]  # sorted by client, none twice
+
+_client_of = attrgetter("client")
+
+
+def holds(clients: Clients, client: ClientId) -> bool:
+    """Returns whether the client is one of the clients."""
+    position = bisect_left(clients, client)
+    return position < len(clients) and clients[position] == client
+
+
+def inserted(clients: Clients, client: ClientId) -> Clients:
+    """Returns the clients with the client among them."""
+    position = bisect_left(clients, client)
+    if position < len(clients) and clients[position] == client:
+        return clients
+    return (*clients[:position], client, *clients[position:])
+
+
+def removed(clients: Clients, client: ClientId) -> Clients:
+    """Returns the clients without the client."""
+    position = bisect_left(clients, client)
+    if position == len(clients) or clients[position] != client:
+        return clients
+    return (*clients[:position], *clients[position + 1 :])
+
+
+def receipt_of(receipts: Receipts, client: ClientId) -> Receipt | None:
+    """Returns the client's receipt, or None if there is none."""
+    position = bisect_left(receipts, client, key=_client_of)
+    is_there = position < len(receipts) and receipts[position].client == client
+    return receipts[position] if is_there else None
+
+
+def with_receipt(receipts: Receipts, receipt: Receipt) -> Receipts:
+    """Returns the receipts with another one. No receipt of the same client may be among them."""
+    position = bisect_left(receipts, receipt.client, key=_client_of)
+    return (*receipts[:position], receipt, *receipts[position:])
