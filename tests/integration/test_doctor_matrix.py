@@ -247,6 +247,15 @@ async def test_behind_a_proxy_the_doctor_and_the_daemon_go_the_same_way(tmp_path
             assert set(proxy.asked) == here.reaches.keys()
             without = dict.fromkeys((MAIN, *BEHIND_ENROLMENT), "407 Proxy Authentication Required; it needs a user")
             await check(refused("a proxy that wants a password", proxy.url, without), here)
+            wrong = dict.fromkeys((MAIN, *BEHIND_ENROLMENT), "it does not accept the user and the password in its URL")
+            await check(refused("a wrong password", f"http://ann:x@{proxy.address}", wrong), here)
+        only_main = dict([next(iter(here.reaches.items()))])
+        with connect_proxy(reaches=only_main) as proxy:
+            behind = dict.fromkeys(BEHIND_ENROLMENT, f"The proxy {proxy.address} does not connect to {NAME}")
+            await check(Situation("a proxy for one port", lambda here: here.named(proxy.url), behind, None), here)
+        with connect_proxy(refuses="200 OK\r\nContent-Length: 5\r\n\r\nhello") as proxy:
+            page = dict.fromkeys((MAIN, *BEHIND_ENROLMENT), "it answers 200 and sends something of its own")
+            await check(refused("a login page", proxy.url, page), here)
         with connect_proxy(refuses="403 Forbidden") as proxy:
             forbidden = dict.fromkeys(
                 (MAIN, *BEHIND_ENROLMENT), f"The proxy {proxy.address} does not connect to {NAME}"

@@ -1,12 +1,14 @@
 """The end of a command after an error of the operating system: one line that says what to do, and an exit code."""
 
 import errno
+import os
 import tempfile
 from pathlib import Path
 
 import pytest
 
-from pluralllm.common.process.exits import BROKEN, OF_THE_MACHINE, REFUSED, _run
+from pluralllm.common.process import lifetime
+from pluralllm.common.process.exits import BROKEN, OF_THE_MACHINE, REFUSED, _run, run_command
 from pluralllm.common.text.reading import Unreadable
 
 
@@ -54,3 +56,18 @@ def test_other_errors_name_the_path_or_the_place_in_the_code(
 ) -> None:
     ended, shown = end_after(error, capsys)
     assert (ended, text in shown, shown.count("\n")) == (code, True, 1)
+
+
+@pytest.mark.parametrize(
+    ("typed", "is_service", "seen"), [(None, False, "NONE"), ("DEBUG", False, "DEBUG"), (None, True, None)]
+)
+def test_grpc_writes_nothing_beside_the_one_line_of_a_command(
+    typed: str | None, is_service: bool, seen: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRPC_VERBOSITY", typed or "")  # the old value comes back at the end
+    if typed is None:
+        del os.environ["GRPC_VERBOSITY"]
+    monkeypatch.setattr(lifetime, "_long_running", [is_service])
+    with pytest.raises(SystemExit):
+        run_command(lambda: None)
+    assert os.environ.get("GRPC_VERBOSITY") == seen

@@ -173,7 +173,14 @@ def test_the_configuration_comes_before_the_environment(source: Source, monkeypa
 @pytest.mark.parametrize(
     ("error", "text"),
     [
-        (Unreachable(address=COORDINATOR, problem="it is off"), "it is off (through the proxy proxy.example:3128)"),
+        (
+            Unreachable(address=COORDINATOR, problem="it is off"),
+            "it is off (through the proxy proxy.example:3128, which",
+        ),
+        (
+            Unreachable(address=COORDINATOR, problem="last error: HTTP proxy returned response code 407"),
+            f"The proxy proxy.example:3128 does not connect to {COORDINATOR}: it answers 407; it needs a user",
+        ),
         (Unreachable(address="127.0.0.1:1", problem="it is off"), "127.0.0.1:1 does not answer: it is off. "),
         (StorageFull(what="x"), "No space left for x."),
     ],

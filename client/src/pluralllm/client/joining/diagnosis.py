@@ -12,10 +12,9 @@ from pluralllm.common.errors.membership import (
     CertificateRevoked,
     CertificateWrongUse,
     ClockWrong,
-    ServerCertificateOutOfDate,
     TooManyAttempts,
 )
-from pluralllm.common.errors.tree import NoAnswer, PluralError, Unreachable
+from pluralllm.common.errors.tree import NoAnswer, PluralError, ProxyFailed, Unreachable
 from pluralllm.common.trust.certificates import BACKDATE_S
 from pluralllm.common.trust.handshake import check_enrolment_port, handshake
 from pluralllm.common.trust.identity import Identity
@@ -44,13 +43,13 @@ class Cause:
 def explained(failure: PluralError, cause: Cause | None) -> PluralError:
     """Returns the error that says why a call failed: the error of the cause, or `failure` itself.
 
-    A cause that only says that another port does not answer explains nothing: the address of the call may be mistyped, and its
-    owner has perhaps never seen the other one.
+    A cause that only says that another port does not answer explains nothing: the address of the call may be mistyped, its owner
+    has perhaps never seen the other one, and a proxy may connect to one port only.
     """
     if cause is None:
         return failure
     match failure, cause.error:
-        case Unreachable(address=called), Unreachable(address=asked) if called != asked:
+        case Unreachable() | ProxyFailed(), Unreachable() | ProxyFailed() if failure.address != cause.error.address:
             return failure
     return cause.error
 
@@ -59,23 +58,26 @@ def diagnose(identity: Identity) -> Cause | None:
     """Finds the cause that keeps this member from reaching its coordinator. Returns None if no cause is found.
 
     First, the diagnosis asks the coordinator's enrolment port for the time and whether the certificate is revoked. Then the
-    diagnosis tries a TLS handshake with the main port. A diagnosis takes some seconds at most and changes nothing.
+    diagnosis tries a TLS handshake with the main port, also if the enrolment port does not answer. A diagnosis takes some seconds
+    at most and changes nothing.
     """
+    unanswered: PluralError | None = None  # why the enrolment port could not be asked
     try:
         verdict = _ask(identity)
-        if verdict is not None:
-            return verdict
+    except (NoAnswer, TooManyAttempts) as error:
+        verdict, unanswered = None, error
+    except PluralError as error:
+        verdict = Cause(error, final=False)
+    if verdict is not None:
+        return verdict
+    try:
         main = identity.membership.coordinator
         shaken = handshake(main, identity.authority_pem, identity.proxies, identity.credentials)
-    except ServerCertificateOutOfDate as error:
-        return Cause(error, final=False)
     except PluralError as error:
-        own = own_dates(identity) if isinstance(error, NoAnswer | TooManyAttempts) else None
+        own = own_dates(identity) if isinstance(error, NoAnswer) else None
         return Cause(own or error, final=False)
-    if shaken.kept:
-        return None
-    refused = own_dates(identity)
-    return Cause(refused, final=False) if refused is not None else None
+    reason = unanswered if shaken.kept else own_dates(identity) or unanswered
+    return None if reason is None else Cause(reason, final=False)
 
 
 def own_dates(identity: Identity) -> PluralError | None:
@@ -94,17 +96,14 @@ def own_dates(identity: Identity) -> PluralError | None:
 def facts_of_server(identity: Identity) -> ServerFacts:
     """Asks the coordinator's enrolment port for the coordinator's time and protocol versions.
 
-    If the port does not answer, raises the error of a TLS handshake with the port, or Unreachable if the handshake finds no
-    error.
+    If the port does not answer, raises the error of a TLS handshake with the port, or a subclass of NoAnswer if the handshake
+    finds no error.
     """
     address = identity.membership.enrolment
-    try:
-        return ask_server(address, identity.authority_pem, identity.proxies)
-    except Unreachable:
-        check_enrolment_port(
-            address, identity.authority_pem, identity.proxies
-        )  # raises the true cause, if there is one
-        raise
+    check_enrolment_port(
+        address, identity.authority_pem, identity.proxies
+    )  # raises the true cause, and sooner than gRPC
+    return ask_server(address, identity.authority_pem, identity.proxies)
 
 
 def _ask(identity: Identity) -> Cause | None:
@@ -114,12 +113,13 @@ def _ask(identity: Identity) -> Cause | None:
     If the TLS handshake fails, raises the error of the handshake.
     """
     address = identity.membership.enrolment
+    check_enrolment_port(
+        address, identity.authority_pem, identity.proxies
+    )  # raises the true cause, and sooner than gRPC
     try:
         check_membership(address, identity.authority_pem, identity.chain_pem, identity.proxies)
-    except Unreachable:
-        check_enrolment_port(
-            address, identity.authority_pem, identity.proxies
-        )  # raises the true cause, if there is one
+    except (Unreachable, ProxyFailed):
+        return None
     except TooManyAttempts:  # other callers from this address may have caused it; it says nothing about this member
         return None
     except PluralError as error:

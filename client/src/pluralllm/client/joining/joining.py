@@ -18,7 +18,7 @@ from pluralllm.common.errors.membership import (
     InviteForOtherCommand,
     InviteInvalid,
 )
-from pluralllm.common.errors.tree import Unreachable
+from pluralllm.common.errors.tree import ProxyFailed, Unreachable
 from pluralllm.common.process.proxies import DIRECT, Proxies
 from pluralllm.common.text.reading import Unreadable, text_of
 from pluralllm.common.trust.certificates import fingerprint_of_certificate, make_request, spoken
@@ -70,7 +70,7 @@ def join(
     try:
         request_der = make_request(key, invite.name)
         answer = spend(invite.enrolment, authority_pem, invite.name, invite.token, request_der, proxies)
-    except Unreachable:
+    except (Unreachable, ProxyFailed):
         check_enrolment_port(
             invite.enrolment, authority_pem, proxies
         )  # raises the true cause, unless really nothing answers

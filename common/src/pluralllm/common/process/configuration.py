@@ -82,6 +82,14 @@ def proxies_of(configured: str | None) -> Proxies:
     return DIRECT
 
 
+def silence_grpc() -> None:
+    """Keeps gRPC's own lines off standard error, unless the environment says how much it may write.
+
+    gRPC reads the setting when it is imported. Its errors reach our callers by the call that fails, in our words.
+    """
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+
 def _values_of_file(file: Path | None) -> dict[str, Any]:
     """Returns the keys and values of a TOML file; none if there is no file. Raises InvalidConfig if it cannot be read."""
     if file is None:

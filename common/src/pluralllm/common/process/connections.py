@@ -5,7 +5,7 @@ import socket
 import time
 
 from pluralllm.common.errors.tree import ProxyFailed
-from pluralllm.common.process.proxies import Proxies, Proxy
+from pluralllm.common.process.proxies import Proxies, Proxy, refusal_text
 from pluralllm.common.words.addresses import join_address, split_address
 
 MAX_ANSWER_BYTES = 16 * 1024
@@ -53,6 +53,9 @@ def _ask_to_connect(connection: socket.socket, address: str, proxy: Proxy, end_s
     if status is None:
         raise ProxyFailed(proxy=proxy.address, address=address, problem="what answers there is no HTTP proxy")
     if not status[1].startswith(b"2"):
-        needs = "; it needs a user and a password in its URL" if status[1] == b"407" else ""
-        problem = f"it answers {status[1].decode()} {status[2].decode()}".rstrip() + needs
+        offers = re.search(rb"\r\nproxy-authenticate: *([ -~]{1,100})", answer, re.IGNORECASE)
+        text = refusal_text(status[1].decode(), status[2].decode(), proxy, offers[1].decode() if offers else None)
+        raise ProxyFailed(proxy=proxy.address, address=address, problem=text)
+    if answer.partition(b"\r\n\r\n")[2]:  # with TLS, the client speaks first
+        problem = f"it answers {status[1].decode()} and sends something of its own, as a login page does"
         raise ProxyFailed(proxy=proxy.address, address=address, problem=problem)

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from pluralllm.common.errors.tree import Broken, NoAnswer, PluralError, SessionReplaced
+from pluralllm.common.process.configuration import silence_grpc
 from pluralllm.common.process.files import owner_hint
-from pluralllm.common.process.lifetime import INTERRUPTED, begin_interruptible, end_with
+from pluralllm.common.process.lifetime import INTERRUPTED, begin_interruptible, end_with, runs_until_stopped
 from pluralllm.common.process.streams import keep_going
 from pluralllm.common.text.printable import printable
 from pluralllm.common.text.reading import Unreadable
@@ -54,6 +55,8 @@ def run_command(command: Callable[[], object]) -> None:
     """
     output = keep_going()
     begin_interruptible()
+    if not runs_until_stopped():
+        silence_grpc()  # a service leads those lines into its log
     code = 0
     try:
         _run(command)

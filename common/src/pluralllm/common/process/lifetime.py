@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 INTERRUPTED, TERMINATED = 130, 143
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _begun: list[int | None] = []  # one item after `begin`: the exit code, None until it is known
+_long_running: list[bool] = []  # one item after `begin`
 _on_hangup: list[Callable[[], object]] = []
 
 
@@ -40,12 +41,18 @@ def begin(module: str, command: str, long_running: str = "") -> None:
         return
     _open_standard_streams()
     runs_long = bool(long_running) and long_running in sys.argv[1:]
+    _long_running.append(runs_long)
     _handle(signal.SIGTERM, _end_by_signal(0 if runs_long else TERMINATED))
     _handle(signal.SIGINT, _end_by_signal(INTERRUPTED))
     if runs_long:
         _handle(signal.SIGHUP, _hang_up)
     _begun.append(None)
     atexit.register(_end)  # the first exit function runs last
+
+
+def runs_until_stopped() -> bool:
+    """Returns whether this process runs until a signal ends it, and keeps a log."""
+    return any(_long_running)
 
 
 def begin_interruptible() -> None:

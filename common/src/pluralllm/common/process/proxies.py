@@ -11,13 +11,14 @@ import re
 from dataclasses import dataclass, field, replace
 from urllib.parse import unquote
 
-from pluralllm.common.errors.tree import ForeignAnswer, InvalidConfig, PluralError, Unreachable
+from pluralllm.common.errors.tree import ForeignAnswer, InvalidConfig, PluralError, ProxyFailed, Unreachable
 from pluralllm.common.words.addresses import check_address, is_loopback, split_address
 
 NO_PROXY = "none"  # the value that means: connect directly, whatever the environment says
 DEFAULT_PORT = 80
 # A name, perhaps with * or a dot at its start, or an address in brackets; a bare IPv6 address has more than one colon.
 ENTRY_WITH_PORT = re.compile(r"(\[[^]]*\](?:/\d+)?|[^:]*):(\d{1,5})")
+REFUSED_BY_PROXY = re.compile(r"HTTP proxy returned response code (\d{3})")  # gRPC's own text
 FORM = "must be http://HOST:PORT, http://USER:PASSWORD@HOST:PORT or none"
 
 
@@ -59,10 +60,15 @@ class Proxies:
             raise InvalidConfig(file=self.origin, problems=f"  the URL of the proxy {error}") from error
 
     def explained(self, error: PluralError) -> PluralError:
-        """Returns the error itself, or with the proxy's name if its connection goes through a proxy."""
+        """Returns the error itself, or with the proxy's name if its connection goes through a proxy.
+
+        If the proxy has refused to connect, the result is ProxyFailed.
+        """
         if not isinstance(error, Unreachable | ForeignAnswer) or (proxy := self.to(error.address)) is None:
             return error
-        return replace(error, problem=f"{error.problem} (through the proxy {proxy.address})")
+        if (refusal := REFUSED_BY_PROXY.search(error.problem)) is not None:
+            return ProxyFailed(proxy=proxy.address, address=error.address, problem=refusal_text(refusal[1], "", proxy))
+        return replace(error, problem=f"{error.problem} (through the proxy {proxy.address}, which may be the cause)")
 
 
 DIRECT = Proxies()
@@ -71,6 +77,21 @@ DIRECT = Proxies()
 def names_a_proxy(url: str) -> bool:
     """Returns whether the value of a proxy's setting names a proxy. It names none if it is empty, or `none` in any spelling."""
     return url.strip().lower() not in ("", NO_PROXY)
+
+
+def refusal_text(status: str, reason: str, proxy: Proxy, offers: str | None = None) -> str:
+    """Returns the problem of a proxy that answers a request to connect with a refusal.
+
+    status: the three digits. reason: the words behind them. offers: the header Proxy-Authenticate of the answer, if it is known.
+    """
+    text = f"it answers {status} {reason}".rstrip()
+    if status != "407":
+        return text
+    if offers and "basic" not in offers.lower():
+        return f"{text}; it wants {offers}, and only a user and a password (Basic) are supported"
+    if proxy.credentials:
+        return f"{text}; it does not accept the user and the password in its URL"
+    return f"{text}; it needs a user and a password in its URL"
 
 
 def parse_proxy(url: str) -> Proxy:

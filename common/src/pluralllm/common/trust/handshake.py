@@ -25,6 +25,8 @@ NO_CHECK_TIME = ssl.VerifyFlags(0x200000)  # X509_V_FLAG_NO_CHECK_TIME of OpenSS
 OUT_OF_DATE = (9, 10)  # X509_V_ERR_CERT_NOT_YET_VALID, X509_V_ERR_CERT_HAS_EXPIRED
 # Reasons of OpenSSL for an answer that is no TLS at all, such as an HTTP answer.
 NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG", "HTTP_REQUEST", "UNKNOWN_PROTOCOL")
+ENDINGS = ("UNEXPECTED_EOF_WHILE_READING", None)  # None: SSLEOFError, of a TLS connection that the other side has reset
+ENDED = "the connection ends in the middle of the TLS handshake"
 OTHER_NAME = (62, 64)  # X509_V_ERR_HOSTNAME_MISMATCH, X509_V_ERR_IP_ADDRESS_MISMATCH
 
 
@@ -65,14 +67,18 @@ def handshake(address: str, authority_pem: bytes, proxies: Proxies, credentials:
         if error.verify_code in OTHER_NAME:
             raise WrongHost(address=split_address(address)[0], names=_names(address, authority_pem, proxies)) from error
         if error.verify_code not in OUT_OF_DATE:
-            proxy = proxies.to(address)
-            through = "" if proxy is None else f" (through the proxy {proxy.address}, which may open TLS connections)"
-            raise ForeignAuthority(address=address, problem=error.verify_message + through) from error
+            problem = error.verify_message + _through(address, proxies, "which may open TLS connections")
+            raise ForeignAuthority(address=address, problem=problem) from error
     except ssl.SSLError as error:
         if error.reason in NO_TLS:
             wanted = "enrolment port" if credentials is None else "main port"
-            raise WrongPort(address=address, wanted=wanted, problem="what answers there does not speak TLS") from error
-        raise proxies.explained(Unreachable(address=address, problem=f"TLS: {error.reason or error}")) from error
+            problem = f"what answers there does not speak TLS{_through(address, proxies)}"
+            raise WrongPort(address=address, wanted=wanted, problem=problem) from error
+        problem = ENDED if error.reason in ENDINGS else f"TLS: {error.reason or error}"
+        raise proxies.explained(Unreachable(address=address, problem=problem)) from error
+    except TimeoutError as error:
+        problem = error.strerror or f"it has not answered within {TIMEOUT_S:.0f} s"
+        raise proxies.explained(Unreachable(address=address, problem=problem)) from error
     except OSError as error:
         raise proxies.explained(Unreachable(address=address, problem=error.strerror or str(error))) from error
     certificate = _certificate(address, authority_pem, proxies)
@@ -82,6 +88,12 @@ def handshake(address: str, authority_pem: bytes, proxies: Proxies, credentials:
         valid_to=_day(certificate.not_valid_after_utc),
         clock=_day(datetime.datetime.now(tz=datetime.UTC)),
     )
+
+
+def _through(address: str, proxies: Proxies, fault: str = "which may be the cause") -> str:
+    """Returns the end of a problem's text that names the proxy; empty if the connection is direct."""
+    proxy = proxies.to(address)
+    return "" if proxy is None else f" (through the proxy {proxy.address}, {fault})"
 
 
 def check_enrolment_port(address: str, authority_pem: bytes, proxies: Proxies) -> Handshake:

@@ -72,10 +72,11 @@ def _way(address: str, proxies: Proxies) -> tuple[str, Options]:
     proxy = proxies.to(address)
     if proxy is None:
         return address, DIRECTLY
-    headers = f"Proxy-Authorization:{proxy.authorization}" if proxy.authorization else ""
-    return proxy.address, (
+    options = (
         *DIRECTLY,
         ("grpc.http_connect_server", address),
-        ("grpc.http_connect_headers", headers),
         ("grpc.default_authority", address),  # TLS checks the coordinator's name, not the proxy's
     )
+    if not proxy.authorization:
+        return proxy.address, options  # gRPC reports an empty header as an error, with each connection
+    return proxy.address, (*options, ("grpc.http_connect_headers", f"Proxy-Authorization:{proxy.authorization}"))
