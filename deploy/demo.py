@@ -26,9 +26,11 @@ from rich.live import Live
 from rich.table import Table
 
 from pluralllm.cli.status_screen import alignment, mean_alignment, size, status_screen
+from pluralllm.client.data.codebook import keep_codebook
 from pluralllm.client.data.importers import import_globalopinionqa
 from pluralllm.client.data.private_data import write_group
-from pluralllm.client.data.sample_survey import USUAL_QUESTIONS, sample_groups
+from pluralllm.client.data.sample_survey import RESPONDENTS, USUAL_QUESTIONS, sample_groups, with_counts
+from pluralllm.client.disclosure.policy import new_policy
 from pluralllm.common.errors.tree import PluralError, Unreachable
 from pluralllm.common.predictor.metrics import fairness_index
 from pluralllm.common.text.reading import read_toml
@@ -76,6 +78,7 @@ class Federation:
     held_out: dict[str, tuple[Question, ...]]
     rounds: int
     limit_s: float  # longest time for the whole run
+    people: str  # what is known of the number of respondents
 
 
 def main() -> int:
@@ -107,13 +110,21 @@ def _federation(data: Path | None, rounds: int | None) -> Federation:
     if data is None:
         groups = sample_groups(8, USUAL_QUESTIONS, seed=0)
         names = list(groups)
-        return Federation({n: groups[n] for n in names[:6]}, {n: groups[n] for n in names[6:]}, rounds or 12, 360.0)
+        counted = {name: tuple(with_counts(q, RESPONDENTS) for q in groups[name]) for name in names}
+        return Federation(
+            {name: counted[name] for name in names[:6]},
+            {name: counted[name] for name in names[6:]},
+            rounds or 12,
+            360.0,
+            f"{RESPONDENTS} invented people have answered in each group",
+        )
     paper = read_toml(PAPER)["data"]
     return Federation(
-        {name: import_globalopinionqa(data, name) for name in paper["train"]},
-        {name: import_globalopinionqa(data, name) for name in paper["test"]},
+        {name: import_globalopinionqa(data, name, RESPONDENTS) for name in paper["train"]},
+        {name: import_globalopinionqa(data, name, RESPONDENTS) for name in paper["test"]},
         rounds or 30,
         1800.0,
+        f"{RESPONDENTS} people behind each question are an assumption: the file does not have their number",
     )
 
 
@@ -147,6 +158,7 @@ def play(federation: Federation, folder: Path, console: Console) -> None:
         with ThreadPoolExecutor(os.cpu_count()) as threads:
             list(threads.map(lambda partner: partner.join(person, folder), partners))
         console.print(f"{len(partners)} partners invited and joined, each with a key of its own")
+        console.print(f"each released its answers with noise, once (epsilon 4); {federation.people}", soft_wrap=True)
         clients = [partner.start(children, folder, model_path) for partner in partners]
         person.does("run", "start", RUN)
         watch(remote, [server, *clients], federation.limit_s, console)
@@ -345,14 +357,15 @@ class Partner:
         """
         home = folder / self.name
         home.mkdir(exist_ok=True)
+        _write_private_file(home, self.questions)
         invite = folder / f"{self.name}.invite"
         held_out = ["--held-out"] if self.role == "held_out" else []
         person.does("invite", self.name, "--role", "client", "--group", self.group, *held_out, "--out", str(invite))
-        _run("pluralllm.client", "join", str(invite), "--state-dir", str(home / "state"))
+        data = ("--data", str(home / "answers.jsonl"))
+        _run("pluralllm.client", "join", str(invite), "--state-dir", str(home / "state"), *data)
 
     def start(self, children: Children, folder: Path, model_path: Path) -> Child:
         home = folder / self.name
-        write_group(home / "answers.jsonl", self.questions)
         config = {
             "data": str(home / "answers.jsonl"),
             "state_dir": str(home / "state"),
@@ -363,6 +376,17 @@ class Partner:
         (home / "client.toml").write_text("\n".join([*lines, "exit_when_run_over = true", "threads = 1"]) + "\n")
         command = [sys.executable, "-m", "pluralllm.client", "run", "--config", str(home / "client.toml")]
         return children.start(command, folder / f"{self.name}.log")
+
+
+def _write_private_file(home: Path, questions: tuple[Question, ...]) -> None:
+    """Writes what a partner has before it joins: its answers, the list of what was asked, and its policy.
+
+    The policy is the usual one. It states that all people weigh the same, because a file of shares does not show it.
+    """
+    write_group(home / "answers.jsonl", questions)
+    keep_codebook(home / "answers.jsonl", questions)
+    (home / "state").mkdir(exist_ok=True)
+    (home / "state" / "policy.toml").write_text(new_policy(noise=True) + "max_weight = 1.0\n")
 
 
 def _run(module: str, *arguments: str) -> None:

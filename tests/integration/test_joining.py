@@ -4,14 +4,17 @@ import base64
 import contextlib
 import hashlib
 import json
+import math
 import os
+import random
 import re
 import shlex
+import struct
 import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,12 +28,15 @@ from support.session_folder import embeddings
 from support.span_collector import span_collector
 
 from pluralllm.cli.new_spec import new_spec
-from pluralllm.client.data.private_data import write_group
+from pluralllm.client.data.codebook import keep_codebook
+from pluralllm.client.data.counted_question import CountedQuestion
+from pluralllm.client.data.private_data import read_counted, write_group
 from pluralllm.client.data.sample_survey import USUAL_QUESTIONS, sample_groups
 from pluralllm.common.trust.certificates import key_from_pem, spoken
 from pluralllm.common.trust.identity import load_identity
 from pluralllm.common.trust.invite import load_invite
 from pluralllm.common.trust.record_signatures import RecordSigner
+from pluralllm.common.words.questions import Question
 from pluralllm.server.members.record_key import RECORD_KEY
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
@@ -156,7 +162,9 @@ def test_six_commands_make_a_training_partner_and_no_secret_is_said(tmp_path: Pa
     """The commands are init, serve, invite, join, run and run create --start; four more partners repeat three of them.
 
     Each partner keeps the policy that `join` wrote. The logs, traces, metrics and support bundles of this run are complete.
+    The first partner knows its counts, so its answers are released with noise; the others have shares alone.
     """
+    pytest.importorskip("opendp", reason="the extra `noise` is not installed")
     town = Town(tmp_path / "town")
     town.folder.mkdir()
     model = tiny_embedding_model(tmp_path / "model")
@@ -165,6 +173,7 @@ def test_six_commands_make_a_training_partner_and_no_secret_is_said(tmp_path: Pa
         settings = f'traces_endpoint = "{endpoint}"\nmetrics_listen = "127.0.0.1:0"\nlog_level = "DEBUG"\n'
         run_with_five_partners(town, model, spec, settings)
     assert_no_secret_anywhere(town)
+    assert_no_true_number_anywhere(town)
 
 
 def run_with_five_partners(town: Town, model: Path, spec: str, more: str) -> None:
@@ -172,11 +181,14 @@ def run_with_five_partners(town: Town, model: Path, spec: str, more: str) -> Non
     try:
         for name, questions in zip(PARTNERS, sample_groups(5, USUAL_QUESTIONS, 0).values(), strict=True):
             town.does("host", *of_page(3, ("org-a", name), ("Northmark", f"'group of {name}'")))
-            town.brought(name)
+            data = town.brought(name).with_name("answers.jsonl")
+            counted = with_odd_counts(questions) if name == PARTNERS[0] else questions
+            write_group(data, counted)
+            keep_codebook(data, counted)
             output = town.does(name, *of_page(4, ("org-a", name)))
+            assert ("Epsilon 0 -> 4 of 4" in output) == (name == PARTNERS[0])
+            assert ("Without noise" in output) == (name != PARTNERS[0])
             assert f"{name} is client of federation 127.0.0.1, group group of {name} (trains)" in output
-            data = town.folder / name / "answers.jsonl"
-            write_group(data, questions)
             (town.folder / name / "client.toml").write_text(
                 f'embedding_model_path = "{model}"\nthreads = 1\ndata = "{data.name}"\n{more}'
             )
@@ -264,6 +276,52 @@ def assert_bundles_help(town: Town) -> None:
 def bundled(path: Path) -> dict[str, str]:
     with zipfile.ZipFile(path) as bundle:
         return {name: bundle.read(name).decode() for name in bundle.namelist()}
+
+
+def with_odd_counts(questions: Sequence[Question]) -> list[CountedQuestion]:
+    """Returns questions of 1,000 people whose counts have nine decimals, so that each is found wherever it is written."""
+    chance = random.Random(20_261_129)
+    odd = []
+    for question in questions:
+        counts = tuple(round(900 * share + chance.uniform(0.1, 0.9), 9) for share in question.shares)
+        odd.append(
+            CountedQuestion(
+                question.text, question.options, question.shares, question.scale, counts=counts, respondents=1000
+            )
+        )
+    return odd
+
+
+def written_forms(question: CountedQuestion) -> Iterator[bytes]:
+    """Yields the forms in which the counts and shares of a question would be found in a file or a message."""
+    shares = [count / math.fsum(question.counts) for count in question.counts]
+    for number in (*question.counts, *shares):
+        decimals = 7 if number > 1 else 10
+        yield f"{number:.{decimals + 1}f}"[:-1].encode()
+        yield struct.pack("<d", number)
+        yield struct.pack(">d", number)
+    for numbers in (question.counts, shares):
+        yield struct.pack("<2f", *numbers[:2])
+
+
+def assert_no_true_number_anywhere(town: Town) -> None:
+    """Checks that no count and no true share of the partner with noise is in any file but its private one, or in any output.
+
+    What a coordinator keeps holds every message that it got: updates, scores, logs, audit entries, spans and metrics.
+    """
+    own = town.folder / PARTNERS[0] / "answers.jsonl"
+    forms = [form for question in read_counted(own)[::24] for form in written_forms(question)]
+    assert any(form in own.read_bytes() for form in forms), "the forms are those of the file"
+    assert len(forms) > 100
+    places = {path: path.read_bytes() for path in town.folder.rglob("*") if path.is_file() and path != own}
+    assert {"coordinator.sqlite3", "noised-0.jsonl", "answers.jsonl.ledger", "spans.log"} <= {
+        one.name for one in places
+    }
+    for home in ("host", "org-a"):
+        places[town.folder / home / "unpacked"] = "".join(bundled(town.folder / home / "bundle.zip").values()).encode()
+    places[Path("outputs")] = "".join(town.outputs).encode()
+    told = [str(path) for path, content in places.items() if any(form in content for form in forms)]
+    assert told == []
 
 
 def secrets_of(town: Town) -> dict[str, bytes]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from pluralllm.client.disclosure.policy import DEFAULT_POLICY, Policy, RespondentPrivacy, load_policy
+from pluralllm.client.disclosure.policy import DEFAULT_POLICY, Policy, RespondentPrivacy, load_policy, new_policy
 from pluralllm.client.process.config import ClientConfig
 from pluralllm.common.process.configuration import load_config
 from pluralllm.common.words.spec import load_spec
@@ -29,7 +29,16 @@ def test_coordinator_sample_is_the_default_configuration() -> None:
 
 def test_policy_sample_is_the_default_policy_and_what_joining_writes() -> None:
     assert (EXAMPLES / "policy.toml").read_text() == DEFAULT_POLICY
-    assert load_policy(EXAMPLES / "policy.toml") == Policy()
+    usual = RespondentPrivacy(respondents_epsilon=4.0, delta=1e-6, allow_true_shares=True)
+    assert load_policy(EXAMPLES / "policy.toml") == Policy(privacy=usual)
+
+
+def test_a_partner_can_join_without_noise(tmp_path: Path) -> None:
+    for noise, table in ((True, RespondentPrivacy(allow_true_shares=True)), (False, None)):
+        (tmp_path / "policy.toml").write_text(new_policy(noise=noise))
+        policy = load_policy(tmp_path / "policy.toml")
+        assert policy == Policy(privacy=table)
+        assert policy.missing_keys == ()
 
 
 def test_client_sample_is_read_and_names_the_sample_policy() -> None:
@@ -67,8 +76,8 @@ def test_sample_shows_every_key(file: str, kind: type[BaseModel]) -> None:
 
 def test_the_table_of_the_policy_sample_is_the_default_table(tmp_path: Path) -> None:
     text = (EXAMPLES / "policy.toml").read_text()
-    table = text[text.index("# [privacy]") :]
-    (tmp_path / "policy.toml").write_text(re.sub(r"^# ", "", table, flags=re.MULTILINE))
+    table = text[text.index("[privacy]\n") :]
+    (tmp_path / "policy.toml").write_text(re.sub(r"^# (?=\w+ = )", "", table, flags=re.MULTILINE))
     privacy = load_policy(tmp_path / "policy.toml").privacy
     assert privacy is not None
-    assert privacy == RespondentPrivacy(ledger=privacy.ledger, max_weight=1.0)
+    assert privacy == RespondentPrivacy(ledger=privacy.ledger, max_weight=1.0, allow_true_shares=True)

@@ -1,24 +1,36 @@
 """The commands that release noised answers and show the privacy loss; and the daemon's choice of answers."""
 
+import contextlib
 import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from pluralllm.client import privacy_commands
-from pluralllm.client.__main__ import _answers
+from pluralllm.client.answers_in_use import TRUE_SHARES, answers_in_use
+from pluralllm.client.data.codebook import keep_codebook
 from pluralllm.client.data.counted_question import CountedQuestion
-from pluralllm.client.data.private_data import write_group
+from pluralllm.client.data.private_data import read_group, write_group
+from pluralllm.client.data.private_file import PrivateFile
 from pluralllm.client.data_commands import check
-from pluralllm.client.disclosure.policy import RespondentPrivacy, load_policy
+from pluralllm.client.disclosure.policy import Policy, RespondentPrivacy, load_policy, new_policy
 from pluralllm.client.doctor import PROBES
 from pluralllm.client.privacy.entries import question_name
 from pluralllm.client.privacy.release import release
-from pluralllm.client.privacy_commands import privacy, release_answers, terms_of
+from pluralllm.client.privacy_commands import first_release, privacy, release_answers, terms_of
 from pluralllm.client.process.config import ClientConfig
-from pluralllm.common.errors.tree import AnswersProtected, InvalidArgument, InvalidData, NoisedFileLost, NotReleased
+from pluralllm.common.errors.tree import (
+    AnswersProtected,
+    DataChanged,
+    InvalidArgument,
+    InvalidData,
+    NoisedFileLost,
+    NotReleased,
+)
+from pluralllm.common.words.questions import Question
 
 
 def with_noise(numbers: Sequence[int], sigma: float) -> list[int]:
@@ -52,6 +64,11 @@ def typed(settings: ClientConfig, **options: object) -> None:
         "state_dir": settings.state_dir,
     }
     release_answers(**{**values, **options})  # type: ignore[arg-type]
+
+
+def answers_of(settings: ClientConfig, policy: Policy) -> PrivateFile:
+    """The answers as a daemon of these settings uses them."""
+    return PrivateFile(settings.data, settings.state_dir, functools.partial(answers_in_use, settings, policy))
 
 
 def facts(settings: ClientConfig, capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
@@ -111,9 +128,9 @@ def test_a_list_of_options_that_cannot_be_asked_is_refused(settings: ClientConfi
 def test_the_daemon_uses_released_answers_only(settings: ClientConfig) -> None:
     policy = load_policy(settings.policy_file)
     with pytest.raises(NotReleased):
-        _answers(settings, policy)
+        answers_of(settings, policy)
     typed(settings)
-    answers = _answers(settings, policy)
+    answers = answers_of(settings, policy)
     assert answers.path.parent == settings.state_dir / "privacy"
     assert answers.questions == 4
     content = answers.path.read_bytes()
@@ -130,16 +147,139 @@ def test_the_daemon_does_not_go_back_to_true_answers_when_the_policy_forgets_the
     typed(settings)
     (settings.state_dir / "policy.toml").unlink()
     with pytest.raises(AnswersProtected):
-        _answers(settings, load_policy(settings.policy_file))
+        answers_of(settings, load_policy(settings.policy_file))
+
+
+def test_a_running_daemon_uses_a_new_release_before_its_next_task(settings: ClientConfig) -> None:
+    typed(settings, epsilon=1.0)
+    answers = answers_of(settings, load_policy(settings.policy_file))
+    first = (answers.path, answers.sha256)
+    assert not answers.has_changed()
+    typed(settings)
+    with pytest.raises(DataChanged):
+        answers.check()
+    with capture_logs() as logs:
+        assert answers.look(), "Hello must say it"
+    assert [(line["event"], line["questions"]) for line in logs] == [("answers.released", 4)]
+    answers.check()
+    assert (answers.path, answers.sha256) != first
+    assert answers.path.name == "noised-2.jsonl"
+    assert not answers.has_changed()
+
+
+def test_a_release_that_was_interrupted_changes_nothing_for_a_running_daemon(settings: ClientConfig) -> None:
+    typed(settings, epsilon=1.0)
+    answers = answers_of(settings, load_policy(settings.policy_file))
+    ledger = settings.state_dir / "privacy" / "ledger.jsonl"
+    typed(settings)
+    lines = ledger.read_bytes().splitlines(keepends=True)
+    for file in (ledger, settings.data.with_name("answers.jsonl.ledger")):
+        file.write_bytes(b"".join(lines[:3]))  # the second charge, whose answers are not released
+    assert answers.has_changed()
+    assert not answers.look()
+    assert answers.path.name == "noised-0.jsonl"
+
+
+def shares_only(settings: ClientConfig, questions: int = 4) -> None:
+    rows = [Question(f"Question {n}?", ("Yes", "No"), (0.7, 0.3)) for n in range(questions)]
+    write_group(settings.data, rows)
+
+
+def test_shares_of_nobody_knows_how_many_are_used_only_where_the_policy_allows_it(settings: ClientConfig) -> None:
+    shares_only(settings)
+    with pytest.raises(NotReleased, match=r"data release --data .*answers.jsonl"):
+        answers_of(settings, load_policy(settings.policy_file))
+    assert not PROBES["noised answers"](settings).ok
+    (settings.state_dir / "policy.toml").write_text(new_policy(noise=True))
+    with capture_logs() as logs:
+        assert answers_of(settings, load_policy(settings.policy_file)).path == settings.data
+    assert [(line["event"], line["reason"]) for line in logs] == [("answers.without_noise", TRUE_SHARES)]
+    shown = PROBES["noised answers"](settings)
+    assert (shown.ok, shown.result) == (True, f"off: {TRUE_SHARES}")
+    assert "--respondents N" in shown.fix
+
+
+def test_counts_that_take_the_place_of_shares_are_used_only_after_a_release(settings: ClientConfig) -> None:
+    counted = settings.data.read_bytes()
+    shares_only(settings)
+    (settings.state_dir / "policy.toml").write_text(new_policy(noise=True))
+    answers = answers_of(settings, load_policy(settings.policy_file))
+    settings.data.write_bytes(counted)
+    assert not answers.look()
+    with pytest.raises(NotReleased):
+        answers.check()
+    typed(settings)
+    assert answers.look()
+    answers.check()
+    assert answers.path.name == "noised-0.jsonl"
+    shares_only(settings)  # what was released once is never given away without noise
+    assert not answers.look()
+    assert answers_of(settings, load_policy(settings.policy_file)).path.name == "noised-0.jsonl"
+
+
+def joined(settings: ClientConfig, capsys: pytest.CaptureFixture[str]) -> str:
+    capsys.readouterr()
+    first_release(settings.data, settings.state_dir, settings.state_dir / "policy.toml")
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_joining_releases_the_answers_once_and_says_how_to_turn_it_off(
+    settings: ClientConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (settings.state_dir / "policy.toml").write_text(new_policy(noise=True))
+    with pytest.raises(InvalidData, match="import the answers with --options"):
+        joined(settings, capsys)
+    keep_codebook(settings.data, [Question(f"Question {n}?", ("Yes", "No"), (0.5, 0.5)) for n in range(4)])
+    said = joined(settings, capsys)
+    assert "Epsilon 0 -> 4 of 4 at delta 1e-06" in said
+    assert "change by a factor of at most 54.6" in said
+    assert "To turn noise off, remove [privacy] from policy.toml" in said
+    assert joined(settings, capsys) == ""
+    assert facts(settings, capsys)["releases"] == 1
+
+
+def test_joining_says_why_nothing_is_released(settings: ClientConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    shares_only(settings)
+    (settings.state_dir / "policy.toml").write_text(new_policy(noise=True))
+    assert joined(settings, capsys).startswith(f"Without noise: {TRUE_SHARES}. To change that: import counts")
+    (settings.state_dir / "policy.toml").write_text(new_policy(noise=False))
+    assert "because" in joined(settings, capsys)
+    assert not (settings.state_dir / "privacy").exists()
+
+
+def test_a_release_takes_the_codebook_beside_the_private_file(settings: ClientConfig) -> None:
+    keep_codebook(settings.data, [Question(f"Question {n}?", ("No", "Yes"), (0.5, 0.5)) for n in range(4)])
+    typed(settings, options=None)
+    noised = read_group(settings.state_dir / "privacy" / "noised-0.jsonl")
+    assert noised[0].options == ("No", "Yes")
+    settings.data.with_name("answers.jsonl.codebook").write_text("{")
+    with pytest.raises(InvalidData, match="it is no codebook"):
+        typed(settings, options=None)
+
+
+def test_a_partner_cannot_state_fewer_questions_than_the_import_has_seen(settings: ClientConfig) -> None:
+    keep_codebook(settings.data, None, most_answered=3)
+    for stated, fits in ((2, False), (3, True)):
+        text = f"[privacy]\nquestions_per_respondent = {stated}\nrespondents = 2000\n"
+        (settings.state_dir / "policy.toml").write_text(text)
+        with (
+            contextlib.nullcontext()
+            if fits
+            else pytest.raises(InvalidArgument, match="is 2, but one respondent has answ")
+        ):
+            typed(settings)
 
 
 def test_without_the_table_the_daemon_uses_the_private_file(settings: ClientConfig) -> None:
-    assert _answers(settings, load_policy(None)).path == settings.data
+    assert answers_of(settings, load_policy(None)).path == settings.data
 
 
 def test_the_doctor_says_whether_noise_protects_the_respondents(settings: ClientConfig) -> None:
     probe = PROBES["noised answers"]
-    assert (probe(settings).ok, probe(settings).fix) == (False, "pluralllm-client data release --options FILE")
+    assert (probe(settings).ok, probe(settings).fix) == (
+        False,
+        f"pluralllm-client data release --data {settings.data} --state-dir {settings.state_dir}",
+    )
     typed(settings)
     assert probe(settings).result.endswith("epsilon 2 of 2 spent")
     write_group(settings.data, [CountedQuestion("New?", ("Yes", "No"), (0.5, 0.5), counts=(1, 1))])

@@ -15,15 +15,15 @@ import structlog
 import typer
 
 from pluralllm.client import consent_command, data_commands, doctor, history_commands, privacy_commands, support_command
+from pluralllm.client.answers_in_use import answers_in_use
+from pluralllm.client.data.answers import shows_respondents
 from pluralllm.client.data.private_file import PrivateFile
 from pluralllm.client.disclosure.missing_keys import report_missing_keys
-from pluralllm.client.disclosure.policy import DEFAULT_POLICY, Policy, load_policy
+from pluralllm.client.disclosure.policy import load_policy, new_policy
 from pluralllm.client.joining.partner import COMMAND, load_partner
-from pluralllm.client.privacy.released_answers import released_answers
-from pluralllm.client.privacy_commands import ledger_folder
 from pluralllm.client.process.config import ClientConfig, JoinConfig
 from pluralllm.client.process.instruments import REGISTRY, RETRIES
-from pluralllm.common.errors.tree import ModelUnavailable
+from pluralllm.common.errors.tree import InvalidArgument, ModelUnavailable
 from pluralllm.common.process.configuration import load_config, origins_of
 from pluralllm.common.process.console import Json, print_config, say
 from pluralllm.common.process.exits import EXIT_CODES, run_command
@@ -68,22 +68,37 @@ def join_federation(
     state_dir: Annotated[
         Path | None, typer.Option(help="The daemon's state directory; the key goes to its folder identity/.")
     ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="The private file, whose answers are then released with noise, once.")
+    ] = None,
+    without_noise: Annotated[
+        bool, typer.Option("--without-noise", help="Write a policy whose client uses the true answers.")
+    ] = False,
 ) -> None:
-    """Join a federation: make a key, use the invite, store the certificate. The command may be repeated."""
+    """Join a federation: make a key, use the invite, store the certificate, release the answers of --data with noise.
+
+    The command may be repeated; what is done stays done.
+    """
     from pluralllm.client.joining.joining import certificate_in, join, joined_text, read_invite  # noqa: PLC0415 - gRPC takes a moment
     from pluralllm.client.keeping.history import History  # noqa: PLC0415
 
     paths = load_config(JoinConfig, config, {"state_dir": state_dir})
+    policy = paths.policy or paths.state_dir / "policy.toml"
+    if without_noise and policy.exists() and load_policy(policy).privacy is not None:
+        raise InvalidArgument(field="--without-noise", problem=f"{policy} asks for noise; remove its table [privacy]")
+    if data is not None:
+        shows_respondents(data)  # a file with problems is refused before the invite is used
     folder = paths.identity or paths.state_dir / "identity"
     before = certificate_in(folder)
     identity, waits = join(read_invite(invite), folder, COMMAND, frozenset({MemberRole.CLIENT}), paths.proxies)
     if certificate_in(folder) != before:
         History(paths.state_dir.absolute() / "history").forget_receipts()
-    policy = paths.state_dir / "policy.toml"
     if paths.policy is None and not policy.exists():
-        write_durably(policy, DEFAULT_POLICY.encode())
+        write_durably(policy, new_policy(noise=not without_noise).encode())
     say(joined_text(identity, awaiting_approval=waits))
-    say(f"What you allow is in {paths.policy or policy}. Next: pluralllm-client run --data FILE")
+    if data is not None:
+        privacy_commands.first_release(data, paths.state_dir, policy)
+    say(f"What you allow is in {policy}. Next: pluralllm-client run --data {data or 'FILE'}")
 
 
 @app.command()
@@ -134,7 +149,7 @@ async def _run(config: ClientConfig, supervisor: Supervisor) -> None:
     with contextlib.ExitStack() as stack:
         stack.callback(ignore_stop_signals, asyncio.get_running_loop())
         stack.enter_context(DirectoryLock(config.state_dir.absolute()))
-        data = _answers(config, policy)
+        data = PrivateFile(config.data, config.state_dir.absolute(), functools.partial(answers_in_use, config, policy))
         if config.policy_file is not None:
             report_missing_keys(policy, config.policy_file, config.state_dir)
         stack.enter_context(tracing(config.traces_endpoint, "pluralllm-client", partner.name))
@@ -154,19 +169,6 @@ async def _run(config: ClientConfig, supervisor: Supervisor) -> None:
         finally:
             supervisor.tell("STOPPING=1")
             await transport.close()
-
-
-def _answers(config: ClientConfig, policy: Policy) -> PrivateFile:
-    """Returns the file with the answers that this daemon uses: the released, noised ones if the policy asks for them."""
-    state = config.state_dir.absolute()
-    if policy.privacy is None:
-        return PrivateFile(config.data, state)
-    noised = released_answers(config.data, ledger_folder(policy.privacy, state))
-    if not noised.is_current:
-        log.warning(
-            "data.not_released", file=str(config.data), fix="the released answers stay in use until a new release"
-        )
-    return PrivateFile(noised.path, state, noised.sha256)
 
 
 @app.command()

@@ -11,10 +11,12 @@ from rich.table import Table
 
 from pluralllm.client import privacy_commands
 from pluralllm.client.data.answers import read_answers
-from pluralllm.client.data.counted_question import is_countable
-from pluralllm.client.data.importers import import_globalopinionqa, import_opinionqa, import_responses
+from pluralllm.client.data.codebook import keep_codebook, listed_questions
+from pluralllm.client.data.counted_question import have_counts, is_countable
+from pluralllm.client.data.importers import count_responses, import_globalopinionqa, import_opinionqa
 from pluralllm.client.data.preference_data import import_preferences, ranked_pairs
 from pluralllm.client.data.private_data import Checked, check_file, read_counted, write_group
+from pluralllm.client.disclosure.policy import RespondentPrivacy
 from pluralllm.common.errors.tree import InvalidArgument, InvalidData
 from pluralllm.common.process.console import Json, print_json, say, terminal
 from pluralllm.common.process.extras import need_torch
@@ -30,6 +32,9 @@ app.add_typer(import_app, name="import")
 # The bounds of the invented survey, as sample_survey.py has them; importing that module here would load numpy.
 MOST_GROUPS, MOST_QUESTIONS, USUAL_QUESTIONS = 64, 312, 240
 PREFERENCES_PRESET: Preset = "default"  # serves groups of two camps: benchmarks/two_camps.py
+STATE_MAX_WEIGHT = (
+    "Before noise can be added, state in policy.toml how much one respondent weighs ([privacy] max_weight)."
+)
 Out = Annotated[Path, typer.Option("--out", help="The file to write: .jsonl or .parquet.")]
 MaxWeight = Annotated[
     float | None,
@@ -47,7 +52,10 @@ def globalopinionqa(
     ] = None,
 ) -> None:
     """Import one country of Anthropic/llm_global_opinions."""
-    _write(out, import_globalopinionqa(source, group, respondents), group)
+    questions = import_globalopinionqa(source, group, respondents)
+    _write(out, questions, group, asked=questions if respondents else None)
+    if respondents:
+        say(f"{respondents} respondents are an assumption: the data set does not have this number. {STATE_MAX_WEIGHT}")
 
 
 @import_app.command("opinionqa")
@@ -59,7 +67,8 @@ def opinionqa(
     max_weight: MaxWeight = None,
 ) -> None:
     """Import one demographic group of OpinionQA."""
-    _write(out, import_opinionqa(source, attribute, value, max_weight), f"{attribute}={value}")
+    questions = import_opinionqa(source, attribute, value, max_weight)
+    _write(out, questions, f"{attribute}={value}", asked=questions if have_counts(questions) else None)
 
 
 @import_app.command("responses")
@@ -74,7 +83,14 @@ def responses(
     max_weight: MaxWeight = None,
 ) -> None:
     """Import single answers, one row for each respondent and question, and count them into distributions."""
-    _write(out, import_responses(source, group, options, max_weight), group or "all rows")
+    counted = count_responses(source, group, options, max_weight)
+    asked = None if options is None else listed_questions(options)
+    _write(out, counted.questions, group or "all rows", asked, counted.most_answered)
+    if counted.most_answered:
+        say(
+            f"One respondent has answered {counted.most_answered} questions. If the survey lets nobody answer more, state the"
+            " number in policy.toml ([privacy] questions_per_respondent): fewer questions need less noise."
+        )
 
 
 @import_app.command("preferences")
@@ -113,10 +129,13 @@ def pairs(
     say(f"{len(rows)} pairs in {out}")
 
 
-def _write(out: Path, questions: Sequence[Question], what: str) -> None:
-    """Writes imported questions to a private file, and prints their number.
+def _write(
+    out: Path, questions: Sequence[Question], what: str, asked: Sequence[Question] | None = None, most_answered: int = 0
+) -> None:
+    """Writes imported questions to a private file, with what a release needs beside it, and prints their number.
 
-    what: name of the imported group or rows, for messages.
+    what: name of the imported group or rows, for messages. asked: every question that was asked; None: unknown.
+    most_answered: the most questions that one respondent has answered; 0: unknown.
     Raises InvalidArgument if `out` does not end in .jsonl or .parquet; InvalidData if there is no question.
     """
     if out.suffix not in {".jsonl", ".parquet"}:
@@ -124,17 +143,23 @@ def _write(out: Path, questions: Sequence[Question], what: str) -> None:
     if not questions:
         raise InvalidData(file=str(out), problems=f"  {what} has no usable question in the source")
     write_group(out, questions)
-    say(f"{len(questions)} questions of {what} in {out}{_note_on_counts(questions)}")
+    keep_codebook(out, asked, most_answered)
+    say(f"{len(questions)} questions of {what} in {out}{_note_on_counts(out, questions)}")
 
 
-def _note_on_counts(questions: Sequence[Question]) -> str:
-    """Returns what the partner should know about noise: nobody can be protected by it without numbers of respondents."""
+def _note_on_counts(out: Path, questions: Sequence[Question]) -> str:
+    """Returns what the partner should know about noise: how large it would be, or why there can be none."""
     unknown = sum(not is_countable(question) for question in questions)
-    if not unknown:
-        return ""
-    return (
-        f"; {unknown} without counts, so no noise can be added to them: weights need --max-weight, shares --respondents"
-    )
+    if unknown:
+        return (
+            f"; {unknown} without counts, so no noise can be added to them: weights need --max-weight, shares"
+            " --respondents"
+        )
+    from pluralllm.client.privacy.forecast import forecast  # noqa: PLC0415 - numpy takes a moment
+
+    usual = RespondentPrivacy()
+    noise = forecast(read_counted(out), usual.respondents_epsilon, usual.delta)["noise_on_a_share"]
+    return f"; a release with epsilon {usual.respondents_epsilon:g} adds noise of {noise or 0:g} to each share"
 
 
 @app.command()
@@ -234,10 +259,12 @@ def sample(
     seed: Annotated[int, typer.Option(min=0, help="The seed of the random answers.")] = 0,
 ) -> None:
     """Write the private files of an invented survey, for demonstrations."""
-    from pluralllm.client.data.sample_survey import sample_groups  # noqa: PLC0415 - numpy takes a moment
+    from pluralllm.client.data.sample_survey import RESPONDENTS, sample_groups, with_counts  # noqa: PLC0415 - numpy takes a moment
 
     make_folder(out, 0o755)
     for name, answered in sample_groups(groups, questions, seed).items():
         path = out / f"{name.lower().replace(' ', '-')}.jsonl"
-        write_group(path, answered)
-        say(f"{len(answered)} questions of {name} in {path}")
+        counted = [with_counts(question, RESPONDENTS) for question in answered]
+        write_group(path, counted)
+        keep_codebook(path, counted)
+        say(f"{len(answered)} questions of {name} in {path}, each answered by {RESPONDENTS} invented people")

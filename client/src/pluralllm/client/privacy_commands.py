@@ -7,7 +7,8 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from pluralllm.client.data.importers import read_codebook
+from pluralllm.client.answers_in_use import GIVE_RESPONDENTS, TRUE_SHARES, ledger_folder, uses_true_shares
+from pluralllm.client.data.codebook import codebook_of
 from pluralllm.client.disclosure.policy import RespondentPrivacy, load_policy
 from pluralllm.client.privacy.accountant import epsilon_of, rho_used
 from pluralllm.client.privacy.entries import Entry, latest_release, population_of, question_name, totals_of
@@ -22,18 +23,24 @@ from pluralllm.common.process.extras import need_noise
 from pluralllm.common.process.json_forms import PRIVACY
 from pluralllm.common.words.questions import Question
 
+TO_TURN_OFF = "To turn noise off, remove [privacy] from policy.toml and import the answers under another name."
 LEAST_ID_DIGITS, SHOWN_ID_DIGITS = 8, 12
 
 Config = Annotated[Path | None, typer.Option("--config", help="The daemon's TOML file.")]
 Data = Annotated[Path | None, typer.Option(help="The private file; default: the one in the configuration.")]
 StateDir = Annotated[Path | None, typer.Option(help="The daemon's state directory.")]
 Options = Annotated[
-    Path, typer.Option("--options", help="A JSON file with every question of the survey: question -> list of options.")
+    Path | None,
+    typer.Option(
+        "--options",
+        help="A JSON file with every question of the survey: question -> list of options. Default: the codebook that the import"
+        " has kept beside the private file.",
+    ),
 ]
 
 
 def release_answers(
-    options: Options,
+    options: Options = None,
     questions: Annotated[
         str, typer.Option(help="Ids of the questions to noise, with commas between them; default: all questions.")
     ] = "",
@@ -54,11 +61,11 @@ def release_answers(
 
     Choose the questions by what was asked, never by what has changed: whether an answer has changed is private, too.
     """
-    codebook = read_codebook(options)
+    settings = load_config(ClientConfig, config, {"data": data, "state_dir": state_dir})
+    codebook = codebook_of(settings.data, options)
     if list_ids:
         say("\n".join(f"{question_name(question)[:SHOWN_ID_DIGITS]}  {question.text}" for question in codebook))
         return
-    settings = load_config(ClientConfig, config, {"data": data, "state_dir": state_dir})
     terms, folder = terms_of(_privacy(settings), epsilon), ledger_folder(_privacy(settings), settings.state_dir)
     named = _named(questions, codebook)
     plan = plan_of(settings.data, folder, codebook, terms, named)
@@ -67,7 +74,32 @@ def release_answers(
         return
     need_noise()
     released = release(settings.data, folder, codebook, terms, named)
-    say(f"Released: {folder / released.file}. A daemon that runs uses it after its next start.")
+    say(f"Released: {folder / released.file}. A daemon that runs uses it before its next task.")
+
+
+def first_release(data: Path, state_dir: Path, policy_file: Path) -> None:
+    """Releases the answers of a partner that joins, and says what it has done; or says why nothing is released.
+
+    Nothing happens if the policy asks for no noise, or if answers of the file were released before. Raises what `release` raises.
+    """
+    privacy = load_policy(policy_file).privacy
+    if privacy is None:
+        say(
+            f"Without noise: updates and scores are computed from the true answers, because {policy_file} has no [privacy]."
+        )
+        return
+    folder = ledger_folder(privacy, state_dir)
+    if latest_release(Ledger(folder, data.resolve()).entries, str(data.resolve())) is not None:
+        return
+    if uses_true_shares(data, privacy):
+        say(f"Without noise: {TRUE_SHARES}. To change that: {GIVE_RESPONDENTS}.")
+        return
+    need_noise()
+    codebook, terms = codebook_of(data, None), terms_of(privacy)
+    plan = plan_of(data, folder, codebook, terms)
+    released = release(data, folder, codebook, terms)
+    say(f"Released with noise, once and for all runs: {folder / released.file}\n{plan_text(plan, terms)}")
+    say(f"{meaning(plan.epsilon_after, terms.delta)} {TO_TURN_OFF}")
 
 
 def privacy(config: Config = None, data: Data = None, state_dir: StateDir = None, as_json: Json = False) -> None:
@@ -139,11 +171,6 @@ def plan_text(plan: Plan, terms: Terms) -> str:
         f" {plan.respondents} respondents.\nEpsilon {plan.epsilon_before:.3g} -> {plan.epsilon_after:.3g} of"
         f" {terms.epsilon:.3g} at delta {terms.delta:g}, for each person of the population {terms.population!r}."
     )
-
-
-def ledger_folder(privacy: RespondentPrivacy, state_dir: Path) -> Path:
-    """Returns the folder of the ledger and of the noised answers."""
-    return (privacy.ledger or state_dir / "privacy").absolute()
 
 
 def terms_of(privacy: RespondentPrivacy, epsilon: float | None = None) -> Terms:

@@ -8,6 +8,7 @@ from pluralllm.client.daemon.reactions import Outcome, outcome_of
 DROPPED = {"LeaseLost", "RoundClosed"}
 REFUSED = {  # only what the partner, or the run's owner, must change
     "AlreadyCommitted",
+    "AnswersProtected",
     "ConsentNeeded",
     "DigestMismatch",
     "EmbeddingMismatch",
@@ -17,9 +18,13 @@ REFUSED = {  # only what the partner, or the run's owner, must change
     "InvalidConfig",
     "InvalidData",
     "InvalidSpec",
+    "LedgerBroken",
+    "LedgerDiverged",
     "ModelUnavailable",
+    "NoisedFileLost",
     "NormTooLarge",
     "NotFinite",
+    "NotReleased",
     "OverLimit",
     "PolicyForbids",
     "RecordInvalid",

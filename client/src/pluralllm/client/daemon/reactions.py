@@ -39,6 +39,7 @@ OF_THE_CALLER: tuple[type[e.PluralError], ...] = (
 # Another try on this machine fails in the same way until its owner changes something.
 PERMANENT: tuple[type[e.PluralError], ...] = (
     e.AlreadyCommitted,
+    e.AnswersProtected,
     e.ConsentNeeded,
     e.DigestMismatch,
     e.EmbeddingMismatch,
@@ -48,9 +49,13 @@ PERMANENT: tuple[type[e.PluralError], ...] = (
     e.InvalidConfig,
     e.InvalidData,
     e.InvalidSpec,
+    e.LedgerBroken,
+    e.LedgerDiverged,
     e.ModelUnavailable,
+    e.NoisedFileLost,
     e.NormTooLarge,
     e.NotFinite,
+    e.NotReleased,
     e.OverLimit,
     e.PolicyForbids,
     e.RecordInvalid,

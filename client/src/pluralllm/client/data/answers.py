@@ -7,7 +7,8 @@ privacy makes the noised file; it reads the true answers by itself, and a test s
 import hashlib
 from pathlib import Path
 
-from pluralllm.client.data.private_data import read_group
+from pluralllm.client.data.counted_question import is_countable
+from pluralllm.client.data.private_data import read_counted, read_group
 from pluralllm.common.errors.tree import AnswersProtected, DataChanged, InvalidData
 from pluralllm.common.text.reading import not_opened
 from pluralllm.common.words.questions import Question
@@ -29,6 +30,14 @@ def read_answers(path: Path, sha256: str | None = None) -> tuple[Question, ...]:
     if sha256 is not None and sha256_of(path) != sha256:
         raise DataChanged(file=str(path))
     return questions
+
+
+def shows_respondents(path: Path) -> bool:
+    """Returns whether a private file tells of how many people any of its answers are: only then can noise be added to them.
+
+    Raises InvalidData if the file has problems.
+    """
+    return any(is_countable(question) for question in read_counted(path))
 
 
 def ledger_beside(data: Path) -> Path:

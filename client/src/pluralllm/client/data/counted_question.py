@@ -1,6 +1,6 @@
 """A question with the number of respondents behind each share. Noise is added to these numbers, never to shares."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pluralllm.common.words.questions import Question
@@ -20,6 +20,11 @@ class CountedQuestion(Question):
 def is_countable(question: Question) -> bool:
     """Returns whether noise can be added to a question: it has counts, or shares of a number of respondents."""
     return isinstance(question, CountedQuestion) and (bool(question.counts) or question.respondents is not None)
+
+
+def have_counts(questions: Iterable[Question]) -> bool:
+    """Returns whether every question has counts. An import then keeps all questions that were asked, answered or not."""
+    return all(isinstance(question, CountedQuestion) and bool(question.counts) for question in questions)
 
 
 def shares_of(numbers: Sequence[float], total: float) -> tuple[float, ...]:

@@ -9,14 +9,17 @@ import csv
 import difflib
 import io
 import math
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pluralllm.client.data.codebook import listed_options
 from pluralllm.client.data.counted_question import CountedQuestion
 from pluralllm.client.data.tally import Answer, Weights, tally
 from pluralllm.common.errors.tree import InvalidData
-from pluralllm.common.text.reading import MAX_DATA_BYTES, Unreadable, json_value, read_json, read_lines, read_text
+from pluralllm.common.text.reading import MAX_DATA_BYTES, Unreadable, json_value, read_lines, read_text
 from pluralllm.common.words.questions import Question
 
 MAX_NAMES_SHOWN = 8
@@ -123,9 +126,22 @@ def import_opinionqa(
     return tuple(questions.values())
 
 
+@dataclass(frozen=True, slots=True)
+class Responses:
+    """The questions that an import has counted from single answers."""
+
+    questions: tuple[CountedQuestion, ...]
+    most_answered: int  # the most questions that one respondent has answered; 0: no row names its respondent
+
+
 def import_responses(
     path: Path, group: str | None, options: Path | None, max_weight: float | None = None
 ) -> tuple[CountedQuestion, ...]:
+    """Returns the questions of `count_responses`."""
+    return count_responses(path, group, options, max_weight).questions
+
+
+def count_responses(path: Path, group: str | None, options: Path | None, max_weight: float | None = None) -> Responses:
     """Imports single answers (one row for each respondent and question), and counts them for each question.
 
     path: CSV, JSONL or Parquet with the fields question and answer, and perhaps the fields group, weight and respondent. Several
@@ -140,8 +156,8 @@ def import_responses(
     Raises InvalidData if a file cannot be read, if a row's answer or weight is not allowed, or if no row has this group.
     """
     rows = table_rows(path, {"question", "answer"})
-    listed_options = {} if options is None else _listed_options(options)
-    answers: dict[str, list[Answer]] = {text: [] for text in listed_options}
+    of_question = {} if options is None else listed_options(options)
+    answers: dict[str, list[Answer]] = {text: [] for text in of_question}
     groups: set[str] = set()
     problems: list[str] = []
     has_weights = False
@@ -153,7 +169,7 @@ def import_responses(
         weight, has_weights = _weight(row.get("weight")), has_weights or row.get("weight") not in (None, "")
         if weight is None:
             problems.append(f"  line {line}: weight {row.get('weight')!r} is not a number of 0 or more")
-        elif text in listed_options and option not in listed_options[text]:
+        elif text in of_question and option not in of_question[text]:
             problems.append(f"  line {line}: answer {option!r} is not among the options given for its question")
         else:
             answers.setdefault(text, []).append(Answer(option, weight, _text_of(row.get("respondent"))))
@@ -161,13 +177,14 @@ def import_responses(
         raise InvalidData(file=str(path), problems="\n".join(problems[:20]))
     if group is not None and group not in groups:
         raise _unknown(path, "group", group, groups)
-    bound, questions = Weights(has_weights, max_weight), []
+    bound, questions, answered = Weights(has_weights, max_weight), [], Counter[str]()
     for text, given_answers in answers.items():
-        labels = tuple(listed_options.get(text) or dict.fromkeys(answer.option for answer in given_answers))
+        labels = tuple(of_question.get(text) or dict.fromkeys(answer.option for answer in given_answers))
         if len(labels) >= 2:
             question = tally(text, labels, given_answers, bound)
-            questions += [question] if question.respondents or (question.counts and text in listed_options) else []
-    return tuple(questions)
+            questions += [question] if question.respondents or (question.counts and text in of_question) else []
+            answered.update({answer.respondent for answer in given_answers if answer.weight > 0} - {""})
+    return Responses(tuple(questions), max(answered.values(), default=0))
 
 
 def _text_of(value: Any) -> str:
@@ -178,36 +195,6 @@ def _text_of(value: Any) -> str:
 def _respondents(question: CountedQuestion | None) -> int:
     """Returns the number of respondents of a question; 0 for no question."""
     return 0 if question is None else question.respondents or 0
-
-
-def read_codebook(path: Path) -> tuple[Question, ...]:
-    """Returns the questions in a JSON file with an object that maps each question to its list of options. All shares are equal.
-
-    Raises InvalidData if the file has another form, or if a question has fewer than two options or an option twice.
-    """
-    questions = []
-    for text, options in _listed_options(path).items():
-        labels = tuple(option.strip() for option in options)
-        if not text.strip() or len(labels) < 2 or len(set(labels)) < len(labels) or not all(labels):
-            raise InvalidData(
-                file=str(path), problems=f"  {text!r}: give at least 2 different options, each with a text"
-            )
-        questions.append(Question(text.strip(), labels, (1 / len(labels),) * len(labels)))
-    return tuple(questions)
-
-
-def _listed_options(path: Path) -> dict[str, list[str]]:
-    """Reads the options of each question from a JSON file. Raises InvalidData if the file has another form."""
-    try:
-        listed = read_json(path)
-    except Unreadable as error:
-        raise InvalidData(file=str(path), problems=f"  {error.problem}") from error
-    if not isinstance(listed, dict):
-        raise InvalidData(file=str(path), problems="  not an object; give question: list of its options")
-    for question, options in listed.items():
-        if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
-            raise InvalidData(file=str(path), problems=f"  {question!r}: its options are no list of texts")
-    return listed
 
 
 def _question(

@@ -2,18 +2,32 @@
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
 
 from pluralllm.client.data.answers import read_answers, sha256_of
-from pluralllm.common.errors.tree import DataChanged, InvalidConfig, InvalidData, NoisedFileLost, StorageFull
+from pluralllm.common.errors.tree import (
+    AnswersProtected,
+    DataChanged,
+    InvalidConfig,
+    InvalidData,
+    LedgerBroken,
+    LedgerDiverged,
+    NoisedFileLost,
+    NotReleased,
+    PluralError,
+    StorageFull,
+)
 from pluralllm.common.process.files import read_state, write_durably
 
 log = structlog.get_logger()
 
 FILE = "announced-data.json"  # in the state directory
+# Errors that end with the mending of a file or with a release; until then no task is done.
+UNUSABLE = (InvalidData, NoisedFileLost, NotReleased, AnswersProtected, LedgerBroken, LedgerDiverged)
 
 # Size, time of the last change of the content in nanoseconds, number of the inode, time of the last change of any kind: a tool
 # that keeps times (rsync, cp -p) sets the first time back, and nobody can set the second.
@@ -28,28 +42,51 @@ class Content:
     questions: int
 
 
-class PrivateFile:
-    """The content that Hello announces. `look` reads the file again when the file has changed.
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """The file whose answers the client uses: the partner's own, or one with noised answers."""
 
-    A file that has problems after a change is not used: `check` raises InvalidData until the file is mended.
+    path: Path
+    noised_sha256: str | None = (
+        None  # the content that noised answers must have; None for the own file, which may change
+    )
+    ledgers: tuple[Path, ...] = ()  # files that change with each release of noised answers
+
+
+Choose = Callable[
+    [], Answers
+]  # finds the file whose answers are used now; raises an error of the tree if there is none
+
+
+class PrivateFile:
+    """The content that Hello announces. `look` reads the file again when the file has changed, or when answers were released.
+
+    A file that has problems after a change is not used: `check` raises the reason until the problem is gone.
     """
 
-    def __init__(self, path: Path, state_dir: Path, noised_sha256: str | None = None) -> None:
+    def __init__(self, path: Path, state_dir: Path, choose: Choose | None = None) -> None:
         """Reads the file, and compares it with the content that an earlier process has announced.
 
-        noised_sha256: the content that a file with noised answers must have; None for the partner's own file, which may change.
+        choose: finds the file in place of `path`, now and after each change of a ledger.
         Raises InvalidData if the file has problems; NoisedFileLost if noised answers have another content; AnswersProtected for
-        true answers that were released with noise.
+        true answers that were released with noise; and what `choose` raises.
         """
-        self.path, self._note, self._noised_sha256 = path, state_dir / FILE, noised_sha256
-        self._problem: InvalidData | NoisedFileLost | None = None
-        self._stamp: Stamp | None = stamp_of(path)
+        self._note = state_dir / FILE
+        self._choose = choose or (lambda: Answers(path))
+        self._answers = self._choose()
+        self._problem: PluralError | None = None
+        self._stamps = self._present_stamps()
         before, self.changed_s = self._noted()
-        self._content = content_of(path, noised_sha256)
+        self._content = content_of(self.path, self._answers.noised_sha256)
         if before is not None and before.sha256 != self._content.sha256:
             self._announce(before)
         elif before is None:
             self._keep()
+
+    @property
+    def path(self) -> Path:
+        """The file whose answers are used."""
+        return self._answers.path
 
     @property
     def questions(self) -> int:
@@ -62,8 +99,14 @@ class PrivateFile:
         return self._content.sha256
 
     def has_changed(self) -> bool:
-        """Returns whether the file may differ from the content that was last read: its size, a time or its inode differ."""
-        return stamp_of(self.path) != self._stamp
+        """Returns whether the file may differ from the content that was last read, or whether a ledger has changed.
+
+        It compares sizes, times and inodes.
+        """
+        return self._present_stamps() != self._stamps
+
+    def _present_stamps(self) -> tuple[Stamp | None, ...]:
+        return tuple(stamp_of(path) for path in (self._answers.path, *self._answers.ledgers))
 
     def look(self) -> bool:
         """Reads the file again if it has changed. Returns whether Hello must say it, or must take back an earlier refusal."""
@@ -72,7 +115,7 @@ class PrivateFile:
     def check(self) -> None:
         """Checks that the announced content is the content of the file.
 
-        Raises InvalidData if the file has problems since a change; DataChanged if it has changed since the last look.
+        Raises the problem that the file has since a change; DataChanged if it has changed since the last look.
         """
         if self._problem is not None:
             raise self._problem
@@ -80,10 +123,14 @@ class PrivateFile:
             raise DataChanged(file=str(self.path))
 
     def _read_again(self) -> bool:
-        self._stamp, had_problem = stamp_of(self.path), self._problem is not None
+        self._stamps, had_problem = self._present_stamps(), self._problem is not None
         try:
-            content = content_of(self.path, self._noised_sha256)
-        except (InvalidData, NoisedFileLost) as error:
+            answers = self._choose()
+            if answers != self._answers:
+                self._answers = answers
+                self._stamps = self._present_stamps()
+            content = content_of(self.path, answers.noised_sha256)
+        except UNUSABLE as error:
             self._problem = error
             log.error("data.unusable", problem=str(error), fix="mend the file; no task is done until then")
             return False
@@ -96,7 +143,12 @@ class PrivateFile:
 
     def _announce(self, before: Content) -> None:
         self.changed_s = time.time()
-        log.warning("data.changed", file=str(self.path), questions_before=before.questions, questions=self.questions)
+        if self._answers.noised_sha256 is not None:
+            log.info("answers.released", file=str(self.path), questions=self.questions)
+        else:
+            log.warning(
+                "data.changed", file=str(self.path), questions_before=before.questions, questions=self.questions
+            )
         self._keep()
 
     def _noted(self) -> tuple[Content | None, float | None]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pluralllm.client.data.counted_question import CountedQuestion
 from pluralllm.common.words.ids import GroupName
 from pluralllm.common.words.questions import Question
 
@@ -22,6 +23,7 @@ VALUES = ("tradition", "nature", "market", "openness", "technology")
 
 MOST_GROUPS = 64
 MOST_QUESTIONS = 312  # every statement in every frame, and every choice
+RESPONDENTS = 1_000  # invented people of each group; all of them have answered all questions of their group
 USUAL_QUESTIONS = 240  # of a group; a fifth of them, withheld from training, is more than the 30 that a score needs
 
 # Invented groups. If more are asked for, settlements follow; the values of each are drawn with its number as the seed.
@@ -183,6 +185,20 @@ def sample_groups(count: int, questions_per_group: int, seed: int) -> dict[Group
         chosen = sorted(rng.permutation(len(items))[:questions_per_group].tolist())
         surveys[GroupName(name)] = tuple(_answer(items[index], np.array(values), rng) for index in chosen)
     return surveys
+
+
+def with_counts(question: Question, respondents: int) -> CountedQuestion:
+    """Returns a question with whole counts that sum to `respondents`, each less than 1 from its share of them."""
+    exact = [share * respondents for share in question.shares]
+    counts = [math.floor(number) for number in exact]
+    by_rest = sorted(range(len(exact)), key=lambda option: counts[option] - exact[option])
+    for option in by_rest[: respondents - sum(counts)]:
+        counts[option] += 1
+    shares = tuple(count / respondents for count in counts)
+    numbers = tuple(float(count) for count in counts)
+    return CountedQuestion(
+        question.text, question.options, shares, question.scale, counts=numbers, respondents=respondents
+    )
 
 
 def _settlements() -> Iterator[tuple[str, NDArray[np.float64]]]:

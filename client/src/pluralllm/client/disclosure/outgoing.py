@@ -13,11 +13,16 @@ from pluralllm.client.disclosure.measurements import MeasuredScores, MeasuredTra
 from pluralllm.client.disclosure.policy import Policy
 from pluralllm.client.link.tasks import Scores
 from pluralllm.common.errors.tree import (
+    AnswersProtected,
     DataChanged,
     InvalidConfig,
     InvalidData,
+    LedgerBroken,
+    LedgerDiverged,
     ModelUnavailable,
+    NoisedFileLost,
     NotFinite,
+    NotReleased,
     PluralError,
     PolicyForbids,
 )
@@ -35,6 +40,10 @@ LARGEST = 10.0  # of a number of a training; a larger one is reported as this
 PRIVATE_TEXTS: Mapping[type[Exception], str] = MappingProxyType(
     {
         InvalidData: f"The private file has problems; {IN_LOG}.",
+        **dict.fromkeys(
+            (AnswersProtected, LedgerBroken, LedgerDiverged, NoisedFileLost, NotReleased),
+            f"The answers cannot be used; {IN_LOG}.",
+        ),
         DataChanged: f"The private file has changed; {IN_LOG}.",
         InvalidConfig: f"The configuration has problems; {IN_LOG}.",
         NotFinite: f"The update has NaN or infinite values; {IN_LOG}.",

@@ -16,6 +16,7 @@ from pluralllm.common.words.spec import PRESETS
 
 # Written beside the state when a partner joins, to be changed by the partner; deploy/examples/policy.toml is the same file.
 DEFAULT_POLICY = (resources.files("pluralllm.client") / "policy_default.toml").read_text(encoding="utf-8")
+NOISE_TABLE = "[privacy]\n"  # the last part of the default policy begins with it
 METRICS = frozenset({"loss", "base_distance", "alignment_score", "wasserstein_score", "context_gain"})
 # Keys that a policy file of version 0.2.0 does not have. In such a file they have their defaults, which are the safer values.
 NEW_KEYS = frozenset(
@@ -69,6 +70,8 @@ class RespondentPrivacy(BaseModel):
     # The most that one respondent adds to the counts of one question; for shares, the largest weight as a multiple of the mean
     # weight. None: 1 for counts, and shares are not released.
     max_weight: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None
+    # A file of shares without a number of respondents cannot get noise. True: the client uses it as it is, and says so.
+    allow_true_shares: bool = False
     # All private files whose respondents may be the same people have one population and one ledger.
     population: Annotated[str, Field(min_length=1, max_length=200)] = "respondents"
     ledger: Path | None = None  # folder of the ledger; default: privacy in the state directory
@@ -110,6 +113,15 @@ class Policy(BaseModel):
     def missing_keys(self) -> tuple[str, ...]:
         """The new keys that the partner's file does not set, sorted. Their defaults hold."""
         return tuple(sorted(NEW_KEYS - self.model_fields_set))
+
+
+def new_policy(*, noise: bool) -> str:
+    """Returns the text of the policy file of a partner that joins. noise: whether its client uses noised answers."""
+    if noise:
+        return DEFAULT_POLICY
+    before, _, table = DEFAULT_POLICY.partition(NOISE_TABLE)
+    commented = (line if line.startswith("#") else f"# {line}" for line in table.splitlines(keepends=True))
+    return f"{before}# {NOISE_TABLE}{''.join(commented)}"
 
 
 def load_policy(path: Path | None) -> Policy:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pluralllm.client.data.answers import sha256_of
+from pluralllm.client.data.codebook import kept_codebook
 from pluralllm.client.data.counted_question import CountedQuestion
 from pluralllm.client.data.private_data import jsonl_of, read_counted, read_group
 from pluralllm.client.privacy.accountant import epsilon_of, rho_of, rho_of_question, rho_used, sigma_of
@@ -35,7 +36,7 @@ from pluralllm.client.privacy.entries import (
 from pluralllm.client.privacy.ledger import Ledger
 from pluralllm.client.privacy.mechanism import UNIT, Draw, noised_counts, opendp_draw, sensitivity, shares_after
 from pluralllm.common.errors.tree import InvalidArgument, InvalidData, NoisedFileLost, PrivacyBudgetSpent
-from pluralllm.common.process.files import write_durably
+from pluralllm.common.process.files import why_not_writable, write_durably
 from pluralllm.common.process.lock import DirectoryLock
 from pluralllm.common.words.questions import Question
 
@@ -161,7 +162,7 @@ def plan_release(
     if population_of(entries) not in (None, terms.population):
         problem = f"is {terms.population}, the ledger is about {population_of(entries)}"
         raise InvalidArgument(field="[privacy] population", problem=problem)
-    _check_statements(questions, terms)
+    _check_statements(questions, terms, kept_codebook(data).most_answered)
     totals = totals_of(entries)
     kappa = terms.questions_per_respondent or len(totals.keys() | names)
     budget = rho_of(terms.epsilon, terms.delta)
@@ -246,18 +247,24 @@ def _answers(data: Path, codebook: Sequence[Question], terms: Terms) -> tuple[di
 
 
 def _check_can_be_written(data: Path) -> None:
-    """Checks that the ledger can hold the path of a private file. Raises InvalidArgument otherwise, before a charge."""
+    """Checks that the ledger can hold the path of a private file, and that its copy can be written beside the file.
+
+    Raises InvalidArgument otherwise, before a charge.
+    """
     try:
         str(data).encode()
     except UnicodeEncodeError as error:
         raise InvalidArgument(
             field="--data", problem=f"{str(data)!a} is no UTF-8; rename the file or folder"
         ) from error
+    if problem := why_not_writable(data.parent):
+        raise InvalidArgument(field="--data", problem=f"needs a copy of the ledger beside it, but {problem}")
 
 
-def _check_statements(questions: Mapping[str, CountedQuestion], terms: Terms) -> None:
+def _check_statements(questions: Mapping[str, CountedQuestion], terms: Terms, most_answered: int) -> None:
     """Checks the partner's statements against the file, as far as the file can show that they are wrong.
 
+    most_answered: the most questions that the importer has seen one respondent answer; 0: unknown.
     Raises InvalidArgument with the statement that cannot be true.
     """
     numbers = [_respondents_of(question) for question in questions.values()]
@@ -266,6 +273,9 @@ def _check_statements(questions: Mapping[str, CountedQuestion], terms: Terms) ->
         problem = f"is {respondents}, but {max(numbers)} people have answered one question"
         raise InvalidArgument(field="[privacy] respondents", problem=problem)
     kappa = terms.questions_per_respondent
+    if 0 < kappa < most_answered:
+        problem = f"is {kappa}, but one respondent has answered {most_answered} questions of the file"
+        raise InvalidArgument(field="[privacy] questions_per_respondent", problem=problem)
     if 0 < kappa < len(questions) and answers > kappa * respondents:
         problem = (
             f"is {kappa}, but {answers:.0f} answers of {respondents} respondents are more. Give a larger number, 0 for all"

@@ -27,7 +27,10 @@ class PrivacyBudgetSpent(Refused):
 class NotReleased(Refused):
     file: str
     why = "The policy asks for noised answers, and none of {file} have been released."
-    fix = "Release them: pluralllm-client data release --options FILE."
+    fix = (
+        "Type once: pluralllm-client data release --data {file} (with the --config or --state-dir of the daemon). Without noise:"
+        " remove [privacy] from policy.toml."
+    )
 
 
 @dataclass(eq=False)
