@@ -1,14 +1,14 @@
 """The noise has its distribution, by tests that also find noise which is too small, missing, or drawn twice."""
 
-import itertools
 import math
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
-from statistics import NormalDist, fmean
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.gaussian_tests import SURE, failed_tests
 
 from pluralllm.client.privacy.accountant import sigma_of
 from pluralllm.client.privacy.mechanism import (
@@ -23,35 +23,6 @@ from pluralllm.client.privacy.mechanism import (
 
 SAMPLE = 60_000
 RHO = 0.02
-SURE = NormalDist().inv_cdf(1 - 1e-6)  # a right mechanism is beyond it once in a million trials
-BINS = 32
-
-
-def failed_tests(noise: Sequence[float], sigma: float) -> set[str]:
-    """The tests that noise fails as a sample of the Gaussian distribution with this standard deviation, at 1e-6 each."""
-    normed = sorted(number / sigma for number in noise)
-    failed = set()
-    size = len(normed)
-    spread = (math.fsum(z * z for z in normed) / size - 1) / math.sqrt(2 / size)
-    if abs(spread) > SURE:
-        failed.add("variance")
-    if abs(fmean(normed)) * math.sqrt(size) > SURE:
-        failed.add("mean")
-    normal = NormalDist().cdf
-    distance = max(max((i + 1) / size - normal(z), normal(z) - i / size) for i, z in enumerate(normed))
-    if distance * math.sqrt(size) > math.sqrt(-math.log(1e-6 / 2) / 2):
-        failed.add("kolmogorov-smirnov")
-    counts = [0] * BINS
-    for z in normed:
-        counts[min(BINS - 1, int(normal(z) * BINS))] += 1
-    chi_square = math.fsum((count - size / BINS) ** 2 for count in counts) / (size / BINS)
-    degrees = BINS - 1  # the limit by Wilson and Hilferty 1931
-    if chi_square > degrees * (1 - 2 / (9 * degrees) + SURE * math.sqrt(2 / (9 * degrees))) ** 3:
-        failed.add("chi-square")
-    together = math.fsum(one * other for one, other in itertools.pairwise(noise)) / (sigma * sigma * size)
-    if abs(together) * math.sqrt(size) > SURE:
-        failed.add("independence")
-    return failed
 
 
 def noise_of(draw: Draw) -> tuple[list[float], float]:
@@ -100,6 +71,75 @@ def test_the_tests_find_noise_that_is_used_twice() -> None:
     noise, sigma = noise_of(gaussian(1.0))
     again = [number for number in noise[: SAMPLE // 2] for _ in range(2)]
     assert "independence" in failed_tests(again, sigma)
+
+
+WIDTH = 1.0  # sigma of the exact test: small, because whole numbers then differ much from rounded Gaussian numbers
+LEAST_EXPECTED = 20  # in each bin of the chi-square test
+
+
+def exact_chances(sigma: float) -> dict[int, float]:
+    """The discrete Gaussian distribution itself: Canonne, Kamath, Steinke 2020 (arXiv 2004.00010), Definition 1."""
+    reach = math.ceil(12 * sigma)
+    weights = {x: math.exp(-x * x / (2 * sigma * sigma)) for x in range(-reach, reach + 1)}
+    total = math.fsum(weights.values())
+    return {x: weight / total for x, weight in weights.items()}
+
+
+def failed_exact_tests(noise: Sequence[int], sigma: float) -> set[str]:
+    """The tests that whole numbers fail as a sample of the discrete Gaussian distribution, at 1e-6 each."""
+    chances, seen, size = exact_chances(sigma), Counter(noise), len(noise)
+    variance = math.fsum(x * x * chance for x, chance in chances.items())
+    fourth = math.fsum(x**4 * chance for x, chance in chances.items())
+    failed = set()
+    spread = math.fsum(x * x for x in noise) / size - variance
+    if abs(spread) > SURE * math.sqrt((fourth - variance**2) / size):
+        failed.add("variance")
+    bins, expected, observed = [], 0.0, 0
+    below, below_seen, distance = 0.0, 0.0, 0.0
+    for x, chance in sorted(chances.items()):
+        below, below_seen = below + chance, below_seen + seen[x] / size
+        distance = max(distance, abs(below - below_seen))
+        expected, observed = expected + chance * size, observed + seen[x]
+        if expected >= LEAST_EXPECTED:
+            bins.append((expected, observed))
+            expected, observed = 0.0, 0
+    bins[-1] = (bins[-1][0] + expected, bins[-1][1] + observed)
+    if distance * math.sqrt(size) > math.sqrt(-math.log(1e-6 / 2) / 2):  # for whole numbers the chance is below 1e-6
+        failed.add("kolmogorov-smirnov")
+    chi_square, degrees = math.fsum((have - want) ** 2 / want for want, have in bins), len(bins) - 1
+    if chi_square > degrees * (1 - 2 / (9 * degrees) + SURE * math.sqrt(2 / (9 * degrees))) ** 3:
+        failed.add("chi-square")
+    return failed
+
+
+def exact_sample(sigma: float, seed: int) -> list[int]:
+    chances = exact_chances(sigma)
+    return random.Random(seed).choices(list(chances), weights=list(chances.values()), k=SAMPLE)
+
+
+def test_the_noise_of_the_library_is_exactly_the_discrete_gaussian() -> None:
+    pytest.importorskip("opendp", reason="the extra `noise` is not installed")
+    assert failed_exact_tests(opendp_draw([0] * SAMPLE, WIDTH), WIDTH) == set()
+
+
+@pytest.mark.parametrize(
+    ("noise", "failed"),
+    [
+        (exact_sample(WIDTH, 1), set()),
+        (exact_sample(0.98 * WIDTH, 2), {"variance", "chi-square"}),
+        ([0] * SAMPLE, {"variance", "chi-square", "kolmogorov-smirnov"}),
+        (
+            [(one + other) // 2 for one, other in zip(exact_sample(WIDTH, 3), exact_sample(WIDTH, 4), strict=True)],
+            {"variance", "chi-square", "kolmogorov-smirnov"},
+        ),
+        ([round(random.Random(number).gauss(0, WIDTH)) for number in range(SAMPLE)], {"variance", "chi-square"}),
+    ],
+    ids=["right", "2 % too small", "left out", "mean of two draws", "rounded numbers of another distribution"],
+)
+def test_the_exact_tests_find_noise_that_is_wrong(noise: Sequence[int], failed: set[str]) -> None:
+    found_wrong = failed_exact_tests(noise, WIDTH)
+    assert found_wrong >= failed
+    assert bool(found_wrong) == bool(failed)
 
 
 def whole_numbers(counts: Sequence[float]) -> list[int]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.kill_points import stopping_at
 
 from pluralllm.client.data.answers import ledger_beside, read_answers
 from pluralllm.client.data.counted_question import CountedQuestion
@@ -186,24 +187,14 @@ class Killed(BaseException):
 @contextlib.contextmanager
 def killed_at(number: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Kills at the so many-th call of the system by which a release writes: before the call, or after it, in turn."""
+
+    def kill() -> None:
+        raise Killed
+
     passed: list[str] = []
-
-    def killing(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any, **more: Any) -> Any:
-            for _ in range(2):
-                passed.append(name)
-                if len(passed) == number:
-                    raise Killed(name)
-                if len(passed) % 2:
-                    result = real(*arguments, **more)
-            return result
-
-        return call
-
     with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", killing("fsync", os.fsync))
-        patch.setattr(Path, "rename", killing("rename", Path.rename))
-        patch.setattr(os, "open", killing("open", os.open))
+        for owner, name, value in stopping_at(number, kill, passed):
+            patch.setattr(owner, name, value)
         yield passed
 
 
