@@ -29,7 +29,7 @@ class Asked(BaseModel):
 
 
 class Codebook(BaseModel):
-    """What an importer knows of a survey. The file is as private as the answers, because of the number in it."""
+    """Knowledge of an importer about a survey. The file is as private as the answers, because of the number in it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
