@@ -230,10 +230,10 @@ def test_joining_releases_the_answers_once_and_says_how_to_turn_it_off(
     with pytest.raises(InvalidData, match="import the answers with --options"):
         joined(settings, capsys)
     keep_codebook(settings.data, [Question(f"Question {n}?", ("Yes", "No"), (0.5, 0.5)) for n in range(4)])
-    said = joined(settings, capsys)
-    assert "Epsilon 0 -> 4 of 4 at delta 1e-06" in said
-    assert "change by a factor of at most 54.6" in said
-    assert "To turn noise off, remove [privacy] from policy.toml" in said
+    printed = joined(settings, capsys)
+    assert "Epsilon 0 -> 4 of 4 at delta 1e-06" in printed
+    assert "change by a factor of at most 54.6" in printed
+    assert "To turn noise off, remove [privacy] from policy.toml" in printed
     assert joined(settings, capsys) == ""
     assert facts(settings, capsys)["releases"] == 1
 

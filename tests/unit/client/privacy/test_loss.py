@@ -1,4 +1,4 @@
-"""What the mean of all releases tells is what the ledger says, and not more: each release has its charge and its own noise."""
+"""The mean of all releases tells what the ledger says, and not more: each release has its charge and its own noise."""
 
 import os
 import random
