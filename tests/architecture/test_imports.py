@@ -56,7 +56,7 @@ CLIENT: dict[str, tuple[str, ...]] = {
     "client.work": ("common", "client.link", "client.keeping", "client.data", "client.disclosure"),
     "client.daemon": (
         *("common", "client.process", "client.link", "client.keeping", "client.joining", "client.data"),
-        *("client.disclosure", "client.work"),
+        *("client.disclosure", "client.privacy", "client.work"),
     ),
     "client": ("common", "client"),
     "operator": ("common", "client.link", "client.joining"),

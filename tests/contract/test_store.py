@@ -24,6 +24,7 @@ from support.real_stores import Postgres, free_port
 from pluralllm.common.errors.tree import InvalidConfig, Overtaken, StorageFull, StoreFailed
 from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.words.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber, RunId
+from pluralllm.common.words.noise import NoiseStatement
 from pluralllm.common.words.not_reported import NotReported
 from pluralllm.common.words.spec import GroupRole
 from pluralllm.server.process.fail_stop import FailStop
@@ -188,6 +189,7 @@ async def test_rows_of_an_older_release_are_read_as_without_moments_weights_and_
         added.append(("certificates", "predecessor"))
         added += [("receipts", "norm"), ("versions", "scales")]
         added += [("members", "max_examples"), ("invites", "max_examples"), ("evaluations", "context_gain")]
+        added.append(("clients", "noise"))
         for table, column in added:
             await connection.execute(sa.text(f"ALTER TABLE {table} DROP COLUMN {column}"))
         await connection.execute(sa.text("DROP TABLE leadership"))
@@ -350,8 +352,11 @@ async def test_the_newest_evaluation_of_a_client_stands(store: Store) -> None:
 
 async def test_a_member_is_updated_and_keeps_its_first_day(store: Store) -> None:
     await store.save_client(MEMBER)
-    await store.save_client(replace(MEMBER, role=GroupRole.TRAIN, created_s=9.0, last_seen_s=9.0))
-    assert await store.clients() == [replace(MEMBER, role=GroupRole.TRAIN, last_seen_s=9.0)]
+    noise = NoiseStatement(noised=True, epsilon=4.0, delta=1e-6, unit="respondent")
+    await store.save_client(replace(MEMBER, role=GroupRole.TRAIN, created_s=9.0, last_seen_s=9.0, noise=noise))
+    assert await store.clients() == [replace(MEMBER, role=GroupRole.TRAIN, last_seen_s=9.0, noise=noise)]
+    await store.save_client(MEMBER)
+    assert await store.clients() == [MEMBER]
 
 
 async def test_everything_is_there_after_reopening(opener: Opener, store: Store) -> None:

@@ -16,6 +16,7 @@ from pluralllm.common.rewards.rollout_batch import Candidates, write_rollouts
 from pluralllm.common.weights.chunks import CHUNK_BYTES, Manifest
 from pluralllm.common.weights.layout import rewards_layout, write_weights
 from pluralllm.common.words.ids import ClientId, GroupName
+from pluralllm.common.words.noise import NoiseStatement
 from pluralllm.common.words.spec import GroupRole
 from pluralllm.server.members import door
 from pluralllm.server.members.access import Principal
@@ -84,7 +85,12 @@ class MemoryCoordinator:
         return run
 
     async def hello(
-        self, name: str, questions: int = QUESTIONS, group: str = "", role: GroupRole = GroupRole.TRAIN
+        self,
+        name: str,
+        questions: int = QUESTIONS,
+        group: str = "",
+        role: GroupRole = GroupRole.TRAIN,
+        noise: NoiseStatement | None = None,
     ) -> Session:
         """Opens a session of a client."""
         session = Session(
@@ -95,6 +101,7 @@ class MemoryCoordinator:
             training_questions=questions,
             software_version="test",
             last_seen_s=self.clock.now_s(),
+            noise=noise,
         )
         await self.coordinator.say_hello(session)
         return session

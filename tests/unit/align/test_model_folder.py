@@ -14,11 +14,12 @@ from support.small_survey import KERNEL
 from transformers import AutoConfig, AutoModel
 
 from pluralllm.align import PluralConfig, PluralPredictor
-from pluralllm.align.model_card import _table
-from pluralllm.align.model_folder import CONFIG, PROVENANCE, WEIGHTS
+from pluralllm.align.model_card import _table, model_card
+from pluralllm.align.model_folder import CONFIG, PROVENANCE, WEIGHTS, provenance
 from pluralllm.common.errors.tree import InvalidModel
 from pluralllm.common.predictor.model import load_weights, new_predictor
 from pluralllm.common.weights.layout import tensors_of
+from pluralllm.common.words.spec import RunSpec
 
 
 @pytest.fixture
@@ -88,6 +89,23 @@ def test_what_is_saved_again_is_loaded_again_with_card_and_provenance(folder: Pa
     assert torch.equal(again.head[1].bias, model.head[1].bias)
     assert (tmp_path / "tuned" / PROVENANCE).read_bytes() == (folder / PROVENANCE).read_bytes()
     assert "Gold\\|crest" in (tmp_path / "tuned" / "README.md").read_text()
+
+
+def test_the_card_says_what_the_participants_have_declared_about_noise(folder: Path) -> None:
+    origin = json.loads((folder / PROVENANCE).read_text())
+    assert "is not on record" in model_card({key: value for key, value in origin.items() if key != "noise"})
+    spec, record = RunSpec.model_validate(origin["run_spec"]), origin["record"]
+    rounds = [{"version": 0, "receipts": [{"client": name} for name in ("ann", "ben")]}]
+    noise = {"noised": True, "epsilon": 4.0, "delta": 1e-6, "unit": "respondent"}
+    people: list[dict[str, Any]] = [
+        {"client": "ben", "group": "Gold|crest", "noise": None},
+        {"client": "ann", "group": "Ann's", "noise": noise},
+        {"client": "eve", "group": "has sent no update", "noise": noise},
+    ]
+    card = model_card(provenance(spec, record, [record], rounds, origin["scores"], people))
+    assert "declare it, and nobody has checked it.\n\n" in card
+    assert "| Ann's | epsilon 4, delta 1e-06, unit respondent |\n| Gold\\|crest | not stated |\n" in card
+    assert "has sent no update" not in card
 
 
 def test_it_is_pushed_to_the_hub_as_people_expect(

@@ -37,6 +37,13 @@ def test_the_groups_that_train_are_counted() -> None:
     assert (spec.round.min_clients, spec.round.target_clients) == (4, 5)
 
 
+def test_a_new_spec_demands_noise_only_if_it_is_asked_to() -> None:
+    assert spec_from_toml(new_spec(), "new").privacy is None
+    demand = spec_from_toml(new_spec(respondents_epsilon=2.5), "new").privacy
+    assert demand is not None
+    assert (demand.respondents_epsilon, demand.delta, demand.unit) == (2.5, 1e-6, "respondent")
+
+
 def test_two_groups_that_train_are_too_few_and_the_spec_says_so() -> None:
     with pytest.raises(InvalidSpec, match=r"target_clients 3 is above the 2 groups\.train"):
         spec_from_toml(new_spec(train=("a", "b")), "new")

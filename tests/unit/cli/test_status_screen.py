@@ -224,6 +224,31 @@ def test_the_weight_of_each_member_in_the_newest_version_is_shown() -> None:
     assert shares == ["98.7%", "1.3%", "-"]
 
 
+def test_declared_noise_is_shown_as_declared_for_each_group_and_not_at_all_if_nobody_states_anything() -> None:
+    noise = {"noised": True, "epsilon": 4.0, "delta": 1e-6, "unit": "respondent"}
+    people = [
+        person("Foundry", noise=noise),
+        person("Harbourland", noise={**noise, "noised": False}),
+        person("Riverton"),
+    ]
+    lines = shown(status_screen(run(participants=people), NOW), 120)
+    assert "noise declared: epsilon 4, delta 1e-06, unit respondent: Foundry" in lines
+    assert "noise declared: not noised: Harbourland" in lines
+    assert "noise declared: not stated: Riverton" in lines
+    silent = shown(status_screen(run(participants=[person("Riverton")]), NOW), 120)
+    assert not any("noise" in line for line in silent)
+
+
+def test_many_statements_about_noise_are_counted() -> None:
+    people = [
+        person(group, noise={"noised": True, "epsilon": number, "delta": 1e-6, "unit": "respondent"})
+        for number, group in enumerate(GROUPS)
+    ]
+    lines = shown(status_screen(run(participants=people), NOW), 120)
+    assert sum(line.startswith("noise declared: ") for line in lines) == 3
+    assert "and 5 other statements about noise" in lines
+
+
 def test_the_mean_over_one_group_is_over_one_group() -> None:
     assert mean_alignment([score("Foundry", 5, 0.5)]) == "0.5000 over 1 group"
     assert mean_alignment([score("Foundry", 5, 0.5), kept("Riverton")]) == "0.5000 over 1 of 2 groups"
@@ -287,6 +312,7 @@ def test_list_of_members_shows_the_group_of_a_client_and_the_runs_of_an_observer
     }
     lines = shown(members_table([MEMBER, observer], NOW), width=200)
     assert lines[1].split()[:3] == ["ann", "client", "G"]
+    assert ("not stated" in lines[1], "not stated" in lines[2]) == (True, False)
     assert lines[2].split()[:4] == ["eve", "observer", "a,", "b"]
 
 

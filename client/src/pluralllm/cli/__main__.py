@@ -81,6 +81,12 @@ def create(
         created = connection.start_run(run)
     if loaded.sums is not None:
         say(f"note: {SUMS_SHOW}; a client that trains takes part only if its policy sets allow_sums = true", err=True)
+    if loaded.privacy is not None:
+        epsilon = loaded.privacy.respondents_epsilon
+        say(
+            f"note: clients need noised answers, epsilon {epsilon:g} at most, as they state it; nobody checks it",
+            err=True,
+        )
     if not loaded.embedding.probes:
         say("note: the spec has no probe vectors; clients' embedding models are not checked", err=True)
     show(RUN, created, as_json=as_json, screen=_status)
@@ -253,11 +259,19 @@ def spec_new(
         typer.Option(help="A group that trains; may be repeated. Without groups, any group takes part."),
     ] = None,
     held_out: Annotated[list[str] | None, typer.Option(help="A group that is evaluated only; may be repeated.")] = None,
+    respondents_epsilon: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001,
+            max=1000,
+            help="Take noised answers only, which tell at most this (epsilon) about one respondent, as the partners state it.",
+        ),
+    ] = None,
 ) -> None:
     """Prints a run spec in TOML, from which you can write your own run spec."""
     if preset not in PRESETS:
         raise InvalidArgument(field="--preset", problem=f"is {preset!r}, allowed: {', '.join(PRESETS)}")
-    say(new_spec(model, width, preset, clients, train or (), held_out or ()))
+    say(new_spec(model, width, preset, clients, train or (), held_out or (), respondents_epsilon))
 
 
 @spec_app.command("check")

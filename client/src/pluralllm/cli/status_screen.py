@@ -15,10 +15,12 @@ from rich.text import Text
 from pluralllm.common.text.printable import printable
 from pluralllm.common.words.context_gain import IGNORES_CONTEXT, gain_text, ignores_context, mean_gain
 from pluralllm.common.words.names import MemberName, RoundName, RunName
+from pluralllm.common.words.noise import declared_text
 from pluralllm.common.words.not_reported import not_reported_text
 
 MAX_REFUSALS = 3
 MAX_REASONS = 4
+MAX_STATEMENTS = 3
 MEMBER_STYLES = {
     "active": "green",
     "awaiting_approval": "yellow",
@@ -34,6 +36,7 @@ def status_screen(run: Mapping[str, Any], now: datetime.datetime) -> RenderableT
     """Returns one screen about a run: phase, participants, late clients and their reasons, alignment scores, next step."""
     lines: list[RenderableType] = [_head(run, now), _groups(run), *_reasons(run)]
     lines += _not_reported(run)
+    lines += _noise(run)
     if run["evaluations"]:
         lines.append(_fairness(run))
     lines += [_refusal(refusal) for refusal in run["refusals"][-MAX_REFUSALS:]]
@@ -138,6 +141,21 @@ def _not_reported(run: Mapping[str, Any]) -> list[Text]:
     return [cell(f"{reason}: {', '.join(sorted(names))}", "yellow") for reason, names in sorted(groups.items())]
 
 
+def _noise(run: Mapping[str, Any]) -> list[Text]:
+    """Returns one line for each statement about noise, with the groups that declare it; no line if nobody states anything.
+
+    Only the first MAX_STATEMENTS statements get a line.
+    """
+    groups: dict[str, list[str]] = {}
+    for person in _people(run):
+        groups.setdefault(declared_text(person.get("noise")), []).append(person["group"])
+    if groups.keys() <= {declared_text(None)}:
+        return []
+    lines = [cell(f"noise declared: {text}: {', '.join(names)}", "dim") for text, names in sorted(groups.items())]
+    more = len(lines) - MAX_STATEMENTS
+    return lines if more <= 0 else [*lines[:MAX_STATEMENTS], cell(f"and {more} other statements about noise", "dim")]
+
+
 def mean_alignment(evaluations: Sequence[Mapping[str, Any]]) -> str:
     """Returns the mean alignment score over the groups that report it, and the number of groups; "-" if no group does."""
     scores = [one["alignment_score"] for one in evaluations if one["alignment_score"] is not None]
@@ -213,6 +231,7 @@ def members_table(members: Sequence[Mapping[str, Any]], now: datetime.datetime) 
         "live",
         "last seen",
         "questions",
+        "declared noise",
         "task",
         box=None,
     )
@@ -229,6 +248,7 @@ def members_table(members: Sequence[Mapping[str, Any]], now: datetime.datetime) 
             "yes" if member["live"] else "no",
             f"{age(member['last_seen_time'], now)} ago" if member["last_seen_time"] else "never",
             str(member["training_questions"] or "-"),
+            declared_text(member.get("noise")) if member["role"] == "client" else "-",
             member["task"] or "-",
         )
     return table

@@ -59,4 +59,4 @@ def uses_true_shares(data: Path, privacy: RespondentPrivacy) -> bool:
 
 def ledger_folder(privacy: RespondentPrivacy, state_dir: Path) -> Path:
     """Returns the folder of the ledger and of the noised answers."""
-    return (privacy.ledger or state_dir / "privacy").absolute()
+    return privacy.ledger_folder(state_dir)

@@ -1,6 +1,7 @@
 """The commands `pluralllm-client privacy` and `data release`: noised answers, and what they tell about one person."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,7 @@ from pluralllm.client.answers_in_use import GIVE_RESPONDENTS, TRUE_SHARES, ledge
 from pluralllm.client.data.codebook import codebook_of
 from pluralllm.client.disclosure.policy import RespondentPrivacy, load_policy
 from pluralllm.client.privacy.accountant import epsilon_of, rho_used
+from pluralllm.client.privacy.declaration import Account
 from pluralllm.client.privacy.entries import Entry, latest_release, population_of, question_name, totals_of
 from pluralllm.client.privacy.ledger import Ledger
 from pluralllm.client.privacy.release import Plan, Terms, plan_of, release
@@ -21,6 +23,7 @@ from pluralllm.common.process.configuration import load_config
 from pluralllm.common.process.console import Json, print_json, say, terminal
 from pluralllm.common.process.extras import need_noise
 from pluralllm.common.process.json_forms import PRIVACY
+from pluralllm.common.words.noise import declared_text
 from pluralllm.common.words.questions import Question
 
 TO_TURN_OFF = "To turn noise off, remove [privacy] from policy.toml and import the answers under another name."
@@ -123,6 +126,7 @@ def privacy_facts(settings: ClientConfig, privacy: RespondentPrivacy) -> dict[st
     totals = totals_of(entries)
     kappa = privacy.questions_per_respondent or len(totals)
     epsilon = epsilon_of(rho_used(totals.values(), kappa), privacy.delta)
+    account = Account(folder, settings.data, privacy.delta, privacy.questions_per_respondent)
     return {
         "unit": "one respondent, with everything that this person has answered",
         "population": population_of(entries) or privacy.population,
@@ -131,6 +135,7 @@ def privacy_facts(settings: ClientConfig, privacy: RespondentPrivacy) -> dict[st
         "delta": privacy.delta,
         "questions_released": len(totals),
         "questions_per_respondent": kappa,
+        "declared_to_coordinator": declared_text(asdict(account.statement())),
         "releases": sum(entry.kind == "released" for entry in entries),
         **_answers_in_use(settings, entries, folder),
     }

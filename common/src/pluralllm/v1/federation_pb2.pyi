@@ -98,6 +98,7 @@ class HelloRequest(_message.Message):
     TRAINING_QUESTIONS_FIELD_NUMBER: _builtins.int
     CAPABILITIES_FIELD_NUMBER: _builtins.int
     DATA_CHANGE_TIME_FIELD_NUMBER: _builtins.int
+    NOISE_FIELD_NUMBER: _builtins.int
     software_version: _builtins.str
     instance_id: _builtins.str
     """Random text that the daemon draws when it starts."""
@@ -115,6 +116,12 @@ class HelloRequest(_message.Message):
         sent updates, the weight of its updates stays.
         """
 
+    @_builtins.property
+    def noise(self) -> _resources_pb2.NoiseStatement:
+        """The partner's statement about the noise in the answers that the client uses; absent if the client states nothing. The client
+        calls Hello again before its next task when the statement has changed.
+        """
+
     def __init__(
         self,
         *,
@@ -126,10 +133,11 @@ class HelloRequest(_message.Message):
         training_questions: _builtins.int = ...,
         capabilities: _abc.Iterable[_builtins.str] | None = ...,
         data_change_time: _timestamp_pb2.Timestamp | None = ...,
+        noise: _resources_pb2.NoiseStatement | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["data_change_time", b"data_change_time", "protocol", b"protocol"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["data_change_time", b"data_change_time", "noise", b"noise", "protocol", b"protocol"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "data_change_time", b"data_change_time", "group", b"group", "instance_id", b"instance_id", "protocol", b"protocol", "role", b"role", "software_version", b"software_version", "training_questions", b"training_questions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "data_change_time", b"data_change_time", "group", b"group", "instance_id", b"instance_id", "noise", b"noise", "protocol", b"protocol", "role", b"role", "software_version", b"software_version", "training_questions", b"training_questions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -175,9 +183,12 @@ class HelloResponse(_message.Message):
     LIMITS_FIELD_NUMBER: _builtins.int
     CAPABILITIES_FIELD_NUMBER: _builtins.int
     ADDRESSES_FIELD_NUMBER: _builtins.int
+    RELEASE_FIELD_NUMBER: _builtins.int
     protocol: _builtins.int
     generation: _builtins.str
     """Identifies the coordinator's process; it changes when the coordinator restarts."""
+    release: _builtins.str
+    """Release of the coordinator, for clients that meet a run spec that they do not know."""
     @_builtins.property
     def server_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -199,10 +210,11 @@ class HelloResponse(_message.Message):
         limits: Global___Limits | None = ...,
         capabilities: _abc.Iterable[_builtins.str] | None = ...,
         addresses: _resources_pb2.Addresses | None = ...,
+        release: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "limits", b"limits", "server_time", b"server_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "capabilities", b"capabilities", "generation", b"generation", "limits", b"limits", "protocol", b"protocol", "server_time", b"server_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "capabilities", b"capabilities", "generation", b"generation", "limits", b"limits", "protocol", b"protocol", "release", b"release", "server_time", b"server_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -292,6 +292,39 @@ class ChunkRange(_message.Message):
 Global___ChunkRange: _TypeAlias = ChunkRange  # noqa: Y015
 
 @_typing.final
+class NoiseStatement(_message.Message):
+    """Statement of a partner about the noise in its answers, which protects single respondents. It is declared: nobody has checked it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NOISED_FIELD_NUMBER: _builtins.int
+    EPSILON_FIELD_NUMBER: _builtins.int
+    DELTA_FIELD_NUMBER: _builtins.int
+    UNIT_FIELD_NUMBER: _builtins.int
+    noised: _builtins.bool
+    """False: the client uses the true answers; then the other fields are empty."""
+    epsilon: _builtins.float
+    """The most that all releases of the answers together tell about one unit, as (epsilon, delta)-differential privacy."""
+    delta: _builtins.float
+    unit: _builtins.str
+    """"respondent": one person, with everything that this person has answered."""
+    def __init__(
+        self,
+        *,
+        noised: _builtins.bool = ...,
+        epsilon: _builtins.float = ...,
+        delta: _builtins.float = ...,
+        unit: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "epsilon", b"epsilon", "noised", b"noised", "unit", b"unit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NoiseStatement: _TypeAlias = NoiseStatement  # noqa: Y015
+
+@_typing.final
 class Participant(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -304,6 +337,7 @@ class Participant(_message.Message):
     PROGRESS_FIELD_NUMBER: _builtins.int
     STAGE_FIELD_NUMBER: _builtins.int
     WEIGHT_FIELD_NUMBER: _builtins.int
+    NOISE_FIELD_NUMBER: _builtins.int
     client: _builtins.str
     group: _builtins.str
     role: Global___GroupRole.ValueType
@@ -317,6 +351,12 @@ class Participant(_message.Message):
     """Share of the client's update in the newest model version, from 0 to 1; absent if that version has no update of the client."""
     @_builtins.property
     def last_seen_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def noise(self) -> Global___NoiseStatement:
+        """As declared with the client's updates to this run, the weakest of these statements; before its first update, as declared in
+        its newest Hello. Absent if one of the updates, or the Hello, came without a statement.
+        """
+
     def __init__(
         self,
         *,
@@ -329,10 +369,11 @@ class Participant(_message.Message):
         progress: _builtins.float = ...,
         stage: _builtins.str = ...,
         weight: _builtins.float | None = ...,
+        noise: Global___NoiseStatement | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "last_seen_time", b"last_seen_time", "weight", b"weight"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "last_seen_time", b"last_seen_time", "noise", b"noise", "weight", b"weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "client", b"client", "group", b"group", "last_seen_time", b"last_seen_time", "progress", b"progress", "reason", b"reason", "role", b"role", "stage", b"stage", "state", b"state", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "client", b"client", "group", b"group", "last_seen_time", b"last_seen_time", "noise", b"noise", "progress", b"progress", "reason", b"reason", "role", b"role", "stage", b"stage", "state", b"state", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__weight: _TypeAlias = _typing.Literal["weight"]  # noqa: Y015
     _WhichOneofArgType__weight: _TypeAlias = _typing.Literal["_weight", b"_weight"]  # noqa: Y015
@@ -842,6 +883,7 @@ class Member(_message.Message):
     TASK_FIELD_NUMBER: _builtins.int
     MAX_EXAMPLES_FIELD_NUMBER: _builtins.int
     RUNS_FIELD_NUMBER: _builtins.int
+    NOISE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """members/{name}"""
     role: Global___MemberRole.ValueType
@@ -873,6 +915,10 @@ class Member(_message.Message):
     def runs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Runs that an observer may read; `*` means all runs."""
 
+    @_builtins.property
+    def noise(self) -> Global___NoiseStatement:
+        """As declared in the client's newest Hello; absent if it states nothing."""
+
     def __init__(
         self,
         *,
@@ -892,10 +938,11 @@ class Member(_message.Message):
         task: _builtins.str = ...,
         max_examples: _builtins.int = ...,
         runs: _abc.Iterable[_builtins.str] | None = ...,
+        noise: Global___NoiseStatement | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "last_seen_time", b"last_seen_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "last_seen_time", b"last_seen_time", "noise", b"noise"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "group", b"group", "group_role", b"group_role", "key_sha256", b"key_sha256", "last_seen_time", b"last_seen_time", "live", b"live", "max_examples", b"max_examples", "name", b"name", "role", b"role", "runs", b"runs", "serial", b"serial", "software_version", b"software_version", "state", b"state", "task", b"task", "training_questions", b"training_questions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "group", b"group", "group_role", b"group_role", "key_sha256", b"key_sha256", "last_seen_time", b"last_seen_time", "live", b"live", "max_examples", b"max_examples", "name", b"name", "noise", b"noise", "role", b"role", "runs", b"runs", "serial", b"serial", "software_version", b"software_version", "state", b"state", "task", b"task", "training_questions", b"training_questions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

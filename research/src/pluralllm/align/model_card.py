@@ -5,6 +5,7 @@ from typing import Any
 
 from pluralllm.common.text.printable import printable
 from pluralllm.common.words.context_gain import IGNORES_CONTEXT, gain_text, ignores_context, mean_gain
+from pluralllm.common.words.noise import declared_text
 from pluralllm.common.words.not_reported import not_reported_text
 from pluralllm.common.words.predictors import FOURIER_KERNEL, KERNEL_SUMS, NEURAL_PROCESS, architecture_of
 
@@ -44,6 +45,10 @@ seen in training. Context gain: the score minus the score with uniform answers a
 
 {_table(origin) if scores else "This version was not scored."}
 
+## Whose answers were protected
+
+{_noise(origin)}
+
 ## How to use it
 
     pip install "pluralllm-research[align]"
@@ -70,6 +75,17 @@ and needs {spec["training"]["episodes"]["min_context"]} answered questions of th
 Run `{origin["run"]}`, record `{origin["record"]["record_sha256"]}`,
 weights `{origin["record"]["digest"]}`; run spec and lineage: provenance.json.
 """
+
+
+def _noise(origin: Mapping[str, Any]) -> str:
+    """Returns what the participants declared about the noise in their answers; a model of an earlier release has no such list."""
+    rows = "\n".join(f"| {_cell(one['group'])} | {declared_text(one['declared'])} |" for one in origin.get("noise", ()))
+    if not rows:
+        return "What the participants declared about noise in their answers is not on record."
+    return (
+        "Noise protects single respondents: epsilon is the most that all releases of a group's answers together tell about one\n"
+        f"of them. The participants declare it, and nobody has checked it.\n\n| group | declared |\n|---|---|\n{rows}"
+    )
 
 
 def _table(origin: Mapping[str, Any]) -> str:

@@ -50,7 +50,12 @@ def model_config(
 
 
 def provenance(
-    spec: RunSpec, record: Values, lineage: Sequence[Values], rounds: Sequence[Values], scores: Sequence[Values]
+    spec: RunSpec,
+    record: Values,
+    lineage: Sequence[Values],
+    rounds: Sequence[Values],
+    scores: Sequence[Values],
+    people: Sequence[Values] = (),
 ) -> dict[str, Any]:
     """Returns the content of provenance.json, which describes how a model version was made.
 
@@ -58,6 +63,7 @@ def provenance(
     record: the coordinator's record of the model version. lineage: the records of all versions from 0 on.
     rounds: the run's rounds with their receipts. scores: the evaluations of the model version; a group that does not report its
     scores has None in their place, and counts in neither fairness index nor coefficient of variation.
+    people: the run's participants, with what they declare about noise.
     """
     from pluralllm.common.predictor.metrics import coefficient_of_variation, fairness_index  # noqa: PLC0415 - numpy, only here
 
@@ -80,6 +86,11 @@ def provenance(
         "scores": [
             {key: score.get(key) for key in SCORE_KEYS}
             for score in sorted(scores, key=lambda score: (score["role"], score["group"]))
+        ],
+        "noise": [
+            {"group": one["group"], "declared": one.get("noise")}
+            for one in sorted(people, key=lambda one: one["group"])
+            if one["client"] in clients
         ],
         "fairness_index": fairness_index(values) if values else None,
         "coefficient_of_variation": coefficient_of_variation(values) if values else None,

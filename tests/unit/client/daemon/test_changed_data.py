@@ -49,7 +49,7 @@ async def test_a_change_is_in_the_next_hello(victim: Victim, file: Path) -> None
     assert await daemon.must_greet()
     await daemon.greet()
     assert not await daemon.must_greet()
-    assert [(questions, changed_s is not None) for _, _, questions, changed_s in coordinator.hellos] == [
+    assert [(questions, changed_s is not None) for _, _, questions, changed_s, _ in coordinator.hellos] == [
         (60, False),
         (75, True),
     ]

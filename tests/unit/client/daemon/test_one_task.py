@@ -1,6 +1,7 @@
 """The daemon does one task: its work, the numbers that it hands in, and the files that it keeps when something fails."""
 
 import json
+import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -14,10 +15,12 @@ from support.tasks import task_of
 from pluralllm.client.daemon.daemon import KEPT_RUNS, Daemon
 from pluralllm.client.disclosure.measurements import MeasuredScores, MeasuredTraining
 from pluralllm.client.disclosure.outgoing import IN_LOG
-from pluralllm.client.disclosure.policy import METRICS, Policy
+from pluralllm.client.disclosure.policy import METRICS, Policy, RespondentPrivacy
 from pluralllm.client.joining.partner import Partner
 from pluralllm.client.keeping.drafts import next_state
-from pluralllm.client.link.tasks import RunOver, Scores, SignedRecord, Task
+from pluralllm.client.link.tasks import Greeting, RunOver, Scores, SignedRecord, Task
+from pluralllm.client.privacy.accountant import epsilon_of
+from pluralllm.client.privacy.entries import Charge, Released, head_of, line_of
 from pluralllm.client.process.config import ClientConfig
 from pluralllm.client.process.instruments import REGISTRY
 from pluralllm.client.work.orders import EVALUATE, PREPARE, TRAIN, Prepared, TrainedUpdate
@@ -38,6 +41,7 @@ from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.weights.chunks import manifest_of
 from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber, RunId
 from pluralllm.common.words.names import TaskKind
+from pluralllm.common.words.noise import NoiseStatement
 from pluralllm.common.words.not_reported import NotReported
 from pluralllm.common.words.spec import GroupRole
 
@@ -66,6 +70,11 @@ class Coordinator:
     spec_json: bytes = SPEC.canonical_json()
     records: tuple[VersionRecord, ...] = (FIRST,)
     address: str = "127.0.0.1:1"
+    release: str = ""
+
+    async def hello(self, group: str, role: GroupRole, questions: int, changed_s: float | None, noise: Any) -> Greeting:
+        self._note("hello", noise)
+        return Greeting(time.time(), None, self.release)
 
     def names(self) -> list[str]:
         return [call[0] for call in self.calls]
@@ -296,6 +305,50 @@ async def test_a_task_that_the_policy_forbids_costs_nothing(tmp_path: Path) -> N
     assert client.coordinator.names() == ["run_spec", "report_failure"]
     assert client.coordinator.of("report_failure")[0] == "POLICY_FORBIDS"
     assert client.coordinator.of("report_failure")[2] is True
+
+
+async def test_a_run_that_demands_noise_is_refused_with_true_answers(client: Client) -> None:
+    demanding = process_spec(privacy={"respondents_epsilon": 4.0, "delta": 1e-6, "unit": "respondent"})
+    client.coordinator.spec_json = demanding.canonical_json()
+    await client.do(task_of(demanding, round_number=1, base_version=0, base_record_sha256=FIRST.record_sha256))
+    assert client.worker.orders == []
+    reason, message, permanent = client.coordinator.of("report_failure")
+    assert (reason, permanent) == ("NOISE_DEMANDED", True)
+    assert "epsilon 4 at most" in message
+    assert "this client uses the true answers" in message
+
+
+@pytest.mark.parametrize(("release", "is_named"), [("9.8.7", True), (__version__, False), ("", False)])
+async def test_a_run_of_a_later_release_is_refused_with_the_release_of_the_coordinator(
+    client: Client, release: str, is_named: bool
+) -> None:
+    values = json.loads(SPEC.canonical_json()) | {"predictor": {"architecture": "oracle/9"}}
+    client.coordinator.spec_json = json.dumps(values).encode()
+    client.coordinator.release = release
+    await client.daemon.greet()
+    await client.do(task())
+    reason, message, _ = client.coordinator.of("report_failure")
+    assert reason == "INVALID_SPEC"
+    assert "'oracle/9' needs another release" in message
+    named = f"the coordinator runs release 9.8.7, this client {__version__}"
+    assert (named in message[:400]) is is_named
+
+
+async def test_hello_declares_the_noise_and_is_said_again_after_a_release(tmp_path: Path) -> None:
+    client = Client(tmp_path, open_policy(privacy=RespondentPrivacy(delta=1e-7)))
+    await client.daemon.greet()
+    assert client.coordinator.of("hello") == (NoiseStatement(noised=False),)
+    assert not await client.daemon.must_greet()
+    ledger, sha256, data = tmp_path / "state" / "privacy" / "ledger.jsonl", "a" * 64, str(tmp_path / "answers.jsonl")
+    facts = {"sequence": 0, "time": "t", "population": "p", "data": data, "sigma": 1.0, "previous": ""}
+    charge = line_of(Charge(questions=(sha256,), rho_of_question=0.1, **facts))
+    facts = {"sequence": 1, "time": "t", "data": data, "charge": 0, "previous": head_of(charge)}
+    ledger.parent.mkdir()
+    ledger.write_bytes(charge + line_of(Released(data_sha256=sha256, file="f", sha256=sha256, **facts)))
+    assert await client.daemon.must_greet()
+    client.coordinator.calls.clear()
+    await client.daemon.greet()
+    assert client.coordinator.of("hello") == (NoiseStatement(True, epsilon_of(0.1, 1e-7), 1e-7, "respondent"),)
 
 
 async def test_a_version_that_was_made_from_too_few_updates_is_not_trained_from(tmp_path: Path) -> None:

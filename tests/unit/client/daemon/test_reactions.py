@@ -22,6 +22,7 @@ REFUSED = {  # only what the partner, or the run's owner, must change
     "LedgerDiverged",
     "ModelUnavailable",
     "NoisedFileLost",
+    "NoiseDemanded",
     "NormTooLarge",
     "NotFinite",
     "NotReleased",

@@ -105,6 +105,7 @@ REQUESTS: dict[str, Any] = {
 GOOD: list[tuple[str, Any]] = [
     ("Hello", hello()),
     ("Hello", hello(generation="g" * MAX_LABEL)),
+    *(("Hello", hello(release=release)) for release in ("0.1.0", "2.0.0rc1.post1+local", "1" * 60)),
     ("Poll", task()),
     ("Poll", task(traceparent=f"00-{'a' * 32}-{'b' * 16}-01", lease=Duration(seconds=86_400))),
     ("Poll", pb.PollResponse(wait=pb.Wait(after=Duration(seconds=MAX_WAIT_S), reason="x" * MAX_TEXT))),
@@ -170,6 +171,10 @@ BAD: list[tuple[str, Any, str]] = [
     ("Hello", hello(server_time=Timestamp(seconds=2**40)), "server_time"),
     ("Hello", hello(server_time=Timestamp(seconds=LAST_S, nanos=1)), "server_time"),
     ("Hello", hello(server_time=None), "server_time"),
+    *(
+        ("Hello", hello(release=release), "release")
+        for release in ("1" * 61, "1" * 2**20, "v1", "1.0\n2", "1.0\x1b[2J", "1.0 --index-url x", "1\u202e")
+    ),
     ("Hello", hello(limits=None), "limits"),
     ("GetRunSpec", pb.GetRunSpecResponse(spec_json=b"{}", spec_sha256=SHA), "spec_sha256"),
     ("GetManifest", manifest(version=4), "model.name"),

@@ -26,6 +26,7 @@ def run(**changes: Any) -> dict[str, Any]:
         "update_time": "2026-01-01T10:10:00Z",
         "received_bytes": 5_000_000,
         "sent_bytes": 6_000_000,
+        "participants": [],
     }
     return values | changes
 
@@ -177,6 +178,17 @@ def test_the_page_says_what_stays_with_the_partners() -> None:
     assert html.count("<svg ") == 4
     assert "a long vector" not in html
     assert "&#34;seed&#34;: 1" in html
+
+
+def test_the_noise_that_members_declare_is_shown_as_declared() -> None:
+    noise = {"noised": True, "epsilon": 4.0, "delta": 1e-6, "unit": "respondent"}
+    people = [{"group": "Kenya", "noise": noise}, {"group": "China", "noise": None}]
+    (found,) = [one for one in live_findings(live_run(told(run=run(participants=people)))) if "noise" in one.text]
+    assert found.text.startswith("1 of 2 members declare that their answers have noise")
+    assert "Nobody but the partner can check it." in found.text
+    assert found.details == ("China: not stated", "Kenya: epsilon 4, delta 1e-06, unit respondent")
+    silent = live_findings(live_run(told(run=run(participants=people[1:]))))
+    assert not any("noise" in one.text for one in silent)
 
 
 def test_a_run_without_rounds_or_evaluations_has_a_page_too() -> None:

@@ -12,6 +12,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from support.memory_coordinator import MemoryCoordinator, Update, as_caller, settle
 
+from pluralllm.common import __version__
 from pluralllm.common.errors.grpc_status import CLIENT_STOPPED
 from pluralllm.common.errors.membership import IdentityMismatch, RunNotShared
 from pluralllm.common.errors.tree import (
@@ -28,9 +29,17 @@ from pluralllm.common.errors.tree import (
 )
 from pluralllm.common.weights.chunks import CHUNK_BYTES
 from pluralllm.common.wire.chunk_messages import ChunkMessage
-from pluralllm.common.wire.messages import MAX_MESSAGE_BYTES, PROTOCOL_MAX, PROTOCOL_MIN, manifest_message, timestamp
+from pluralllm.common.wire.messages import (
+    MAX_MESSAGE_BYTES,
+    PROTOCOL_MAX,
+    PROTOCOL_MIN,
+    manifest_message,
+    noise_message,
+    timestamp,
+)
 from pluralllm.common.words.addresses import Addresses
 from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber
+from pluralllm.common.words.noise import NoiseStatement
 from pluralllm.common.words.not_reported import NotReported
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import GroupRole
@@ -39,10 +48,12 @@ from pluralllm.server.members.access import Principal
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rpc import federation as federation_module
 from pluralllm.server.rpc.federation import MAX_METRICS, MAX_NAME, MAX_RECORDED_UPDATES, MAX_RECORDS, Federation
+from pluralllm.server.rpc.messages import member_message
 from pluralllm.server.rpc.polling import MAX_FOLLOWED
 from pluralllm.server.rpc.signatures import Signatures
 from pluralllm.server.runs.bell import Bell
 from pluralllm.server.runs.live_run import LiveRun
+from pluralllm.server.storage.membership import MemberState
 from pluralllm.v1 import federation_pb2 as pb
 from pluralllm.v1 import resources_pb2 as rpb
 
@@ -115,6 +126,24 @@ async def test_hello_opens_a_session_and_answers_with_the_coordinators_limits(se
     session = service.place.parts.sessions.of(ANN)
     assert (session.instance, session.group, session.role) == ("first", "group of ann", GroupRole.TRAIN)
     assert (session.training_questions, session.last_seen_s) == (50, service.place.clock.now_s())
+    assert answer.release == __version__
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [NoiseStatement(noised=True, epsilon=4.0, delta=1e-6, unit="respondent"), NoiseStatement(noised=False), None],
+)
+async def test_what_a_member_declares_about_noise_is_kept_and_shown(
+    service: Service, noise: NoiseStatement | None
+) -> None:
+    await service.hello(noise=noise_message(NoiseStatement(noised=True, epsilon=1.0, delta=0.5, unit="respondent")))
+    await service.hello(noise=noise_message(noise))
+    assert service.place.parts.sessions.of(ANN).noise == noise
+    (row,) = await service.place.parts.store.clients()
+    assert row.noise == noise
+    shown = member_message(ANN, None, MemberState.UNPROVEN, None, row)
+    assert shown.HasField("noise") is (noise is not None)
+    assert shown.noise == (noise_message(noise) or rpb.NoiseStatement())
 
 
 @pytest.mark.parametrize(
@@ -128,6 +157,7 @@ async def test_hello_opens_a_session_and_answers_with_the_coordinators_limits(se
         ({"software_version": ""}, InvalidArgument),
         ({"software_version": "x" * (MAX_NAME + 1)}, InvalidArgument),
         ({"group": ""}, InvalidArgument),
+        ({"noise": rpb.NoiseStatement(noised=True, epsilon=math.nan, delta=1e-6, unit="respondent")}, InvalidArgument),
         ({"training_questions": -1}, InvalidArgument),
     ],
 )

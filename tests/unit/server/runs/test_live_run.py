@@ -16,6 +16,7 @@ from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.weights.layout import rewards_layout
 from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber, RunId
 from pluralllm.common.words.names import TaskKind, TaskName
+from pluralllm.common.words.noise import NoiseStatement
 from pluralllm.common.words.reward_weights import RewardRun
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.state import Phase
@@ -69,6 +70,32 @@ async def test_a_run_recovers_its_state_its_rows_and_the_examples_of_every_updat
     assert recovered.progress == run.progress
     assert dict(recovered.examples) == dict(run.examples)
     assert (recovered.first, recovered.newest.version) == (run.first, 1)
+
+
+async def test_a_run_shows_the_weakest_statement_about_noise_with_which_each_client_has_sent_an_update(
+    tmp_path: Path,
+) -> None:
+    place = MemoryCoordinator(tmp_path)
+    run = await place.collecting("ann", "ben", rounds=5, round={"min_clients": 2})
+    eight, two, nothing = (NoiseStatement(True, number, 1e-6, "respondent") for number in (8.0, 2.0, 1.0))
+    for number, noises in enumerate([(two, two), (eight, None), (two, two)]):
+        for seed, (client, noise) in enumerate(zip(("ann", "ben"), noises, strict=True)):
+            await place.hello(client, noise=noise)
+            await place.look(run)
+            await place.deliver(run, client, place.update(run, 10 * number + seed), 40)
+        await place.coordinator.until_averaged(run)
+        await place.look(run)
+    assert dict(run.noise) == {"ann": eight, "ben": None}
+    assert dict((await recover(place.parts.store, run.record)).noise) == dict(run.noise)
+    await place.hello("ann", noise=nothing)
+    await place.hello("cat", noise=nothing)
+    status = await place.parts.status.of(run)
+    assert {person.client: person.noise for person in status.participants} == {
+        "ann": eight,
+        "ben": None,
+        "cat": nothing,
+    }
+    await place.stop()
 
 
 async def test_the_examples_of_an_older_version_count_over_those_of_a_newer_one(tmp_path: Path) -> None:

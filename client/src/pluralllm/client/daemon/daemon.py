@@ -20,7 +20,7 @@ from pluralllm.client.daemon.progress import ProgressReports
 from pluralllm.client.daemon.reactions import ENDS, Outcome, outcome_of
 from pluralllm.client.daemon.renewal import Renewal
 from pluralllm.client.daemon.work_orders import WorkOrders
-from pluralllm.client.daemon.work_under_way import JoinedRun, Work
+from pluralllm.client.daemon.work_under_way import JoinedRun, Work, account_of
 from pluralllm.client.data.private_file import PrivateFile
 from pluralllm.client.disclosure.budgets import Budgets
 from pluralllm.client.disclosure.consents import Consents
@@ -40,6 +40,7 @@ from pluralllm.client.keeping.drafts import Drafts
 from pluralllm.client.keeping.outbox import Entry, Outbox
 from pluralllm.client.link.tasks import Answer, RunOver, Scores, Task, Wait
 from pluralllm.client.link.transport import Transport
+from pluralllm.client.privacy.declaration import Declaration
 from pluralllm.client.process.config import ClientConfig
 from pluralllm.client.process.instruments import ALIGNMENT, CONTEXT_GAIN, GPU_MEMORY_BYTES, LOSS, TASKS, WORK_SECONDS
 from pluralllm.client.work.orders import EVALUATE, PREPARE, REWARD, TRAIN, Rewards, TrainedUpdate
@@ -93,6 +94,8 @@ class Daemon:
         self._policy = policy
         self._consents = Consents(config.state_dir.absolute())
         self._data = data
+        self._declaration = Declaration(account_of(policy, config))
+        self._coordinator_release = ""
         self._transport = transport
         self._worker = worker
         self._state = config.state_dir.absolute()
@@ -184,7 +187,9 @@ class Daemon:
     async def greet(self) -> None:
         """Opens a session. Logs if the two clocks differ much."""
         member, data = self._partner, self._data
-        greeting = await self._transport.hello(member.group, member.role, data.questions, data.changed_s)
+        noise = await asyncio.to_thread(self._declaration.say)
+        greeting = await self._transport.hello(member.group, member.role, data.questions, data.changed_s, noise)
+        self._coordinator_release = greeting.release
         skew_s = greeting.server_s - time.time()
         log.info("client.connected", coordinator=self.coordinator, questions=data.questions)
         if abs(skew_s) > CLOCK_SKEW_WARNING_S:
@@ -202,7 +207,8 @@ class Daemon:
     async def must_greet(self) -> bool:
         """Returns whether Hello must say something new, or take back a refusal. While the client works, the answer is no.
 
-        The private file has changed, the partner has consented to the run, or a new day has a new budget of runs.
+        The private file or the loss of privacy has changed, the partner has consented to the run, or a new day has a new budget
+        of runs.
         """
         if self.is_working:
             return False
@@ -210,7 +216,8 @@ class Daemon:
         runs = self._consents.newly_covered()
         for run in runs:
             log.info("consent.given", run=run)
-        return self._budgets.may_ask_again() or has_new_data or bool(runs)
+        has_new_noise = await asyncio.to_thread(self._declaration.look)
+        return self._budgets.may_ask_again() or has_new_data or has_new_noise or bool(runs)
 
     async def take(self, answer: Answer) -> float | None:
         """Acts on the coordinator's answer to one poll.
@@ -334,6 +341,7 @@ class Daemon:
         self._data.check()
         check_task(self._policy, self._partner.group, self._partner.role, spec, task)
         self._check_cohorts(task.run, spec)
+        self._declaration.check(spec.privacy, task.run)
         check_rewards_context(self._policy, spec, self._data.questions)
         held_out = held_out_difference(self._policy, self._partner.group, self._partner.role, spec)
         differences = (*differences_of(self._policy, spec), *self._held_share.differences(self._policy, spec))
@@ -359,7 +367,7 @@ class Daemon:
         run = self._runs.get(task.run)
         if run is None:
             spec_json = await self._transport.run_spec(task.run)
-            run = self._runs[task.run] = JoinedRun(parse_spec(spec_json, f"of run {task.run}"), spec_json)
+            run = self._runs[task.run] = JoinedRun.of(task.run, spec_json, self._coordinator_release)
             if len(self._runs) > KEPT_RUNS:  # the oldest spec is fetched again when it is needed
                 self._runs.pop(next(iter(self._runs)))
         spec_sha256 = Digest(hashlib.sha256(run.spec_json).hexdigest())

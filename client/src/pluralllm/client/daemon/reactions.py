@@ -53,6 +53,7 @@ PERMANENT: tuple[type[e.PluralError], ...] = (
     e.LedgerDiverged,
     e.ModelUnavailable,
     e.NoisedFileLost,
+    e.NoiseDemanded,
     e.NormTooLarge,
     e.NotFinite,
     e.NotReleased,

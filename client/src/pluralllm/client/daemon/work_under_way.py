@@ -2,9 +2,16 @@
 
 import asyncio
 from dataclasses import dataclass
+from typing import Self
 
+from pluralllm.client.disclosure.policy import Policy
 from pluralllm.client.link.tasks import Task
-from pluralllm.common.words.spec import RunSpec
+from pluralllm.client.privacy.declaration import Account
+from pluralllm.client.process.config import ClientConfig
+from pluralllm.common import __version__
+from pluralllm.common.errors.tree import InvalidSpec
+from pluralllm.common.words.ids import RunId
+from pluralllm.common.words.spec import RunSpec, parse_spec
 
 
 @dataclass(slots=True)
@@ -22,3 +29,26 @@ class JoinedRun:
 
     spec: RunSpec
     spec_json: bytes
+
+    @classmethod
+    def of(cls, run: RunId, spec_json: bytes, release: str) -> Self:
+        """Reads the spec that the coordinator has sent. release: the coordinator's; empty if it states none.
+
+        Raises InvalidSpec; if the coordinator's release is another than this client's, the error names both.
+        """
+        try:
+            return cls(parse_spec(spec_json, f"of run {run}"), spec_json)
+        except InvalidSpec as error:
+            if release in ("", __version__):
+                raise
+            hint = f"  the coordinator runs release {release}, this client {__version__}; install the newer one on both sides"
+            raise InvalidSpec(file=error.file, problems=f"{hint}\n{error.problems}") from error
+
+
+def account_of(policy: Policy, config: ClientConfig) -> Account | None:
+    """Returns the account of the privacy loss; None if the client uses the true answers."""
+    privacy = policy.privacy
+    if privacy is None:
+        return None
+    folder = privacy.ledger_folder(config.state_dir)
+    return Account(folder, config.data, privacy.delta, privacy.questions_per_respondent)

@@ -76,6 +76,10 @@ class RespondentPrivacy(BaseModel):
     population: Annotated[str, Field(min_length=1, max_length=200)] = "respondents"
     ledger: Path | None = None  # folder of the ledger; default: privacy in the state directory
 
+    def ledger_folder(self, state: Path) -> Path:
+        """Returns the folder of the ledger and of the noised answers. state: the state directory."""
+        return (self.ledger or state / "privacy").absolute()
+
 
 class Policy(BaseModel):
     """The content of policy.toml. The defaults allow the tasks of an ordinary run, but no rewards."""

@@ -11,10 +11,11 @@ from pluralllm.common.words.names import TaskKind
 
 @dataclass(frozen=True, slots=True)
 class Greeting:
-    """The coordinator's answer to Hello: its clock and its present addresses."""
+    """The coordinator's answer to Hello: its clock, its present addresses and its release."""
 
     server_s: float  # seconds since the epoch
     addresses: Addresses | None = None  # None in plain text, and from an older release
+    release: str = ""  # empty from an older release
 
 
 @dataclass(frozen=True, slots=True)

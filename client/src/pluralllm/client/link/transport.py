@@ -71,10 +71,12 @@ from pluralllm.common.wire.messages import (
     chunks_in,
     manifest_from,
     manifest_message,
+    noise_message,
     timestamp,
 )
 from pluralllm.common.words.addresses import check_loopback
 from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RunId, TaskId
+from pluralllm.common.words.noise import NoiseStatement
 from pluralllm.common.words.not_reported import NotReported
 from pluralllm.common.words.spec import GroupRole
 from pluralllm.v1 import enrolment_pb2, operations_pb2
@@ -188,12 +190,19 @@ class Transport:
         )
         return Renewed(response.certificate_chain_pem, addresses_in(response))
 
-    async def hello(self, group: str, role: GroupRole, questions: int, data_changed_s: float | None = None) -> Greeting:
+    async def hello(
+        self,
+        group: str,
+        role: GroupRole,
+        questions: int,
+        data_changed_s: float | None = None,
+        noise: NoiseStatement | None = None,
+    ) -> Greeting:
         """Opens a session with the coordinator.
 
         questions: number of questions in the group's private file. data_changed_s: when this client has noticed the file's last
-        change; None if there was none. Raises ProtocolUnsupported if client and coordinator have no
-        protocol version in common.
+        change; None if there was none. noise: the partner's statement about the noise in its answers; None to state nothing.
+        Raises ProtocolUnsupported if client and coordinator have no protocol version in common.
         """
         request = pb.HelloRequest(
             protocol=pb.ProtocolRange(min=PROTOCOL_MIN, max=PROTOCOL_MAX),
@@ -203,13 +212,14 @@ class Transport:
             role=ROLES[role],
             training_questions=questions,
             data_change_time=None if data_changed_s is None else timestamp(data_changed_s),
+            noise=noise_message(noise),
         )
         response: pb.HelloResponse = await self._answer(
             "Hello", self._connection.stub.Hello, request, deadline_of("Hello", request)
         )
         self._generation = response.generation
         self._coordinator_takes_pieces = CHUNK_PIECES in response.capabilities
-        return Greeting(response.server_time.ToMilliseconds() / 1000, addresses_in(response))
+        return Greeting(response.server_time.ToMilliseconds() / 1000, addresses_in(response), response.release)
 
     async def poll(self, held: TaskId | None, following: Iterable[RunId]) -> Answer:
         """Asks the coordinator for the next task, and renews the lease of the task that the client holds.

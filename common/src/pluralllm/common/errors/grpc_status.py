@@ -62,6 +62,7 @@ CODES: dict[type[e.PluralError], grpc.StatusCode] = {
     e.NotReleased: grpc.StatusCode.FAILED_PRECONDITION,
     e.NoisedFileLost: grpc.StatusCode.FAILED_PRECONDITION,
     e.AnswersProtected: grpc.StatusCode.FAILED_PRECONDITION,
+    e.NoiseDemanded: grpc.StatusCode.FAILED_PRECONDITION,
     e.LedgerBroken: grpc.StatusCode.DATA_LOSS,
     e.LedgerDiverged: grpc.StatusCode.DATA_LOSS,
     e.InUse: grpc.StatusCode.FAILED_PRECONDITION,

@@ -5,6 +5,7 @@
    |- NotReleased         the policy asks for noised answers, and none have been released yet
    |- NoisedFileLost      the file with the noised answers is missing or has other content
    |- AnswersProtected    the file's answers were released with noise, so the true ones are not used any more
+   |- NoiseDemanded       the run takes noised answers only, and this client's have none, or tell too much
    |- LedgerBroken        the ledger was changed or damaged
    `- LedgerDiverged      the ledger and its copy tell different stories
 """
@@ -49,6 +50,17 @@ class AnswersProtected(Refused):
     fix = (
         "Use the noised answers: set [privacy] in policy.toml, or name the file that `pluralllm-client privacy` shows."
     )
+
+
+@dataclass(eq=False)
+class NoiseDemanded(Refused):
+    run: str
+    epsilon: float
+    delta: float
+    unit: str
+    stated: str  # what this client's ledger says
+    why = "Run {run} takes noised answers only, with epsilon {epsilon:.4g} at most for one {unit} at delta {delta:.2g}; {stated}."
+    fix = "The partner can release its answers with noise: pluralllm-client data release. What was told already stays told."
 
 
 @dataclass(eq=False)

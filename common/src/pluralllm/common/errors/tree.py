@@ -62,6 +62,7 @@ from dataclasses import dataclass
 from pluralllm.common.errors.privacy import AnswersProtected as AnswersProtected
 from pluralllm.common.errors.privacy import LedgerBroken as LedgerBroken
 from pluralllm.common.errors.privacy import LedgerDiverged as LedgerDiverged
+from pluralllm.common.errors.privacy import NoiseDemanded as NoiseDemanded
 from pluralllm.common.errors.privacy import NoisedFileLost as NoisedFileLost
 from pluralllm.common.errors.privacy import NotReleased as NotReleased
 from pluralllm.common.errors.privacy import PrivacyBudgetSpent as PrivacyBudgetSpent

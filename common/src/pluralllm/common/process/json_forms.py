@@ -190,6 +190,7 @@ PRIVACY = Form(
         "delta": "chance that belongs to epsilon",
         "questions_released": "number of questions that were charged at least once",
         "questions_per_respondent": "number of questions that one respondent may have answered",
+        "declared_to_coordinator": "what the daemon declares about the noise: epsilon spent, delta and unit",
         "releases": "number of releases, of all private files",
         "noised_file": "path of the answers in use; null if none are released; begins with LOST if the file is lost",
         "released": "time of the newest release of this private file; null if there is none",

@@ -118,6 +118,7 @@ FIELDS: Mapping[str, Mapping[str, Rule]] = {
         "generation": LABEL,
         "server_time": PAST_OR_NEAR,
         "capabilities": LABEL,
+        "release": text("([0-9][0-9A-Za-z.+!_-]{0,59})?", "the number of a release, or empty"),
     },
     "Limits": {
         "max_message_bytes": SIZE,

@@ -1,17 +1,20 @@
 """Converts protobuf messages to this project's types and back; holds the limits that both ends of a channel share."""
 
 from collections.abc import Iterable
+from dataclasses import asdict
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from pluralllm.common.errors.tree import InvalidArgument
 from pluralllm.common.weights.chunks import CHUNK_BYTES, Manifest, checked_manifest, missing_ranges
 from pluralllm.common.words.addresses import Addresses
+from pluralllm.common.words.noise import NoiseStatement
 from pluralllm.common.words.not_reported import NotReported
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import GroupRole
 from pluralllm.v1 import resources_pb2 as pb
 from pluralllm.v1.enrolment_pb2 import RenewResponse
-from pluralllm.v1.federation_pb2 import HelloResponse
+from pluralllm.v1.federation_pb2 import HelloRequest, HelloResponse
 
 PROTOCOL_MIN = 1
 PROTOCOL_MAX = 1
@@ -96,6 +99,25 @@ def addresses_in(answer: HelloResponse | RenewResponse) -> Addresses | None:
     if not answer.HasField("addresses"):
         return None
     return Addresses(answer.addresses.coordinator, answer.addresses.enrolment)
+
+
+def noise_message(statement: NoiseStatement | None) -> pb.NoiseStatement | None:
+    """Converts a statement about noise to its protobuf message; None stays None, which leaves a field absent."""
+    return None if statement is None else pb.NoiseStatement(**asdict(statement))
+
+
+def noise_in(message: HelloRequest) -> NoiseStatement | None:
+    """Returns the statement about noise in a Hello, and checks it; None if the client states nothing.
+
+    Raises InvalidArgument for a statement that means nothing.
+    """
+    if not message.HasField("noise"):
+        return None
+    noise = message.noise
+    statement = NoiseStatement(noise.noised, noise.epsilon, noise.delta, noise.unit)
+    if problem := statement.problem():
+        raise InvalidArgument(field="noise", problem=problem)
+    return statement
 
 
 def manifest_message(manifest: Manifest) -> pb.BlobManifest:

@@ -17,6 +17,7 @@ from pluralllm.common.errors.tree import InvalidSpec
 from pluralllm.common.text.reading import Unreadable, read_text
 from pluralllm.common.words.ids import Digest
 from pluralllm.common.words.names import ModelName
+from pluralllm.common.words.noise import PrivacyDemand
 from pluralllm.common.words.predictors import (
     ARCHITECTURES,
     KERNEL_SUMS,
@@ -264,6 +265,7 @@ class RunSpec(SpecPart):
     evaluation: Evaluation = Evaluation()
     embedding: Embedding
     rewards: RewardRun | None = None  # None: the run trains
+    privacy: PrivacyDemand | None = None  # None: clients take part whether their answers have noise or not
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
@@ -312,8 +314,8 @@ class RunSpec(SpecPart):
     def for_rewards(self, model: ModelName, digest: Digest, options: RewardOptions, file: str) -> "RunSpec":
         """Returns the spec of a new run that asks for rewards. Call the method on the spec of the run that trained `model`.
 
-        Predictor, embedding, evaluation, training, seed and title are copied. Any group may take part, and rewards are sent as
-        float32.
+        Predictor, embedding, evaluation, training, privacy, seed and title are copied. Any group may take part, and rewards are
+        sent as float32.
         digest: digest of the model's file. file: the name under which an error reports the spec.
         Raises InvalidSpec if the new spec is not valid.
         """
@@ -342,9 +344,8 @@ class RunSpec(SpecPart):
 
     def canonical_json(self) -> bytes:
         """Returns the bytes that the spec's hash is computed over: JSON with sorted keys and no spaces."""
-        left_out = (
-            None if self.rewards is not None else {"rewards"}
-        )  # so that the hash of a run that trains never changes
+        # A table that came later is left out where it is absent, so that the hash of an earlier release's spec never changes.
+        left_out = {name for name in ("rewards", "privacy") if getattr(self, name) is None}
         values = self.model_dump(mode="json", exclude=left_out)
         return json.dumps(values, sort_keys=True, separators=(",", ":")).encode()
 

@@ -46,7 +46,8 @@ def export(model: Model, folder: Folder, coordinator: CoordinatorOption = None, 
     versions = (ModelName(run, ModelVersion(number)) for number in range(record["version"] + 1))
     lineage = [connection.model_record(version)[0] for version in versions]
     scores = [score for score in connection.evaluations(run) if score["version"] == record["version"]]
-    origin = provenance(spec, record, lineage, connection.rounds(run, MAX_ROUNDS), scores)
+    people = connection.get_run(run)["participants"]
+    origin = provenance(spec, record, lineage, connection.rounds(run, MAX_ROUNDS), scores, people)
     write_durably(folder / PROVENANCE, write_json(origin))
     write_durably(folder / CARD, model_card(origin).encode())
     # config.json comes last: a folder without it is no model yet.

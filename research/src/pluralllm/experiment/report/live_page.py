@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pluralllm.common.predictor.metrics import coefficient_of_variation, fairness_index
 from pluralllm.common.words.context_gain import IGNORES_CONTEXT, gain_text, ignores_context, mean_gain
 from pluralllm.common.words.names import MemberName
+from pluralllm.common.words.noise import declared_text
 from pluralllm.experiment.report.findings import amount
 from pluralllm.experiment.report.live import Answers, LiveRun, Series, at_round, common_rounds, live_run, moved_bytes
 from pluralllm.experiment.report.live_figures import (
@@ -63,6 +64,7 @@ def live_findings(live: LiveRun) -> Iterator[Finding]:
     gain = mean_gain(one.context_gain for one in live.series if not one.not_reported)
     if ignores_context(gain):
         yield Finding(f"The mean context gain is {gain_text(gain)}: {IGNORES_CONTEXT}.")
+    yield from _noise(live)
     closed = sum(row.outcome == "closed" for row in live.rounds)
     abandoned = [row for row in live.rounds if row.outcome == "abandoned"]
     if live.rounds:
@@ -75,6 +77,19 @@ def live_findings(live: LiveRun) -> Iterator[Finding]:
         yield Finding(
             f"Weights moved by the rounds: {amount('moved_bytes', moved[-1])}. The coordinator's process has received "
             f"{amount('moved_bytes', run['received_bytes'])} and sent {amount('moved_bytes', run['sent_bytes'])} since its start."
+        )
+
+
+def _noise(live: LiveRun) -> Iterator[Finding]:
+    """Yields a sentence about the noise that the members declare; nothing if nobody states anything."""
+    people = [(str(one["group"]), declared_text(one.get("noise"))) for one in live.answers.run["participants"]]
+    stated = [text for _, text in people if text != declared_text(None)]
+    if stated:
+        noised = sum(text.startswith("epsilon") for text in stated)
+        yield Finding(
+            f"{noised} of {len(people)} members declare that their answers have noise, which protects single respondents. Nobody "
+            "but the partner can check it.",
+            tuple(f"{group}: {text}" for group, text in sorted(people)),
         )
 
 
@@ -161,11 +176,14 @@ def members_table(answers: Answers) -> Table:
                 str(member["state"]).replace("_", " "),
                 str(member["training_questions"] or NOT_THERE),
                 str(member["software_version"]) or NOT_THERE,
+                declared_text(member.get("noise")) if member["role"] == "client" else NOT_THERE,
             )
         )
         for member in answers.members or ()
     ]
-    return Table(("member", "role", "group", "state", "training questions", "software"), tuple(rows))
+    return Table(
+        ("member", "role", "group", "state", "training questions", "software", "noise, as declared"), tuple(rows)
+    )
 
 
 def provenance_table(live: LiveRun) -> Table:

@@ -4,13 +4,14 @@ Each curve has at most MAX_POINTS points, so that the content of a long run stay
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pluralllm.common.predictor.metrics import fairness_index
 from pluralllm.common.trust.audit_chain import AuditEntry
 from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.words.context_gain import IGNORES_CONTEXT, gain_text, ignores_context, mean_gain
+from pluralllm.common.words.noise import declared_text
 from pluralllm.common.words.not_reported import NotReported, not_reported_text
 from pluralllm.server.rounds.state import Phase
 from pluralllm.server.runs.live_run import LiveRun
@@ -69,6 +70,7 @@ def run_now(run: LiveRun, status: RunStatus) -> Facts:
                 "progress": round(person.progress, 3),
                 "reason": person.reason,
                 "weight": _rounded(person.weight),
+                "noise": declared_text(None if person.noise is None else asdict(person.noise)),
             }
             for person in status.participants
         ],

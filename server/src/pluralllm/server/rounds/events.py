@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from pluralllm.common.words.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber
+from pluralllm.common.words.noise import NoiseStatement
 from pluralllm.common.words.not_reported import NotReported
 from pluralllm.common.words.spec import GroupRole
 
@@ -119,6 +120,7 @@ class UpdateArrived:
     round: RoundNumber
     base_version: ModelVersion
     receipt: Receipt
+    noise: NoiseStatement | None = None  # as the client declares it; None if it states nothing, as in earlier releases
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+from pluralllm.common import __version__
 from pluralllm.common.errors.grpc_status import CLIENT_STOPPED
 from pluralllm.common.errors.membership import IdentityMismatch
 from pluralllm.common.errors.tree import (
@@ -29,6 +30,7 @@ from pluralllm.common.wire.messages import (
     ROLES_BACK,
     manifest_from,
     manifest_message,
+    noise_in,
     range_messages,
     seconds,
     timestamp,
@@ -122,6 +124,7 @@ class Federation(pb_grpc.FederationServiceServicer):
             software_version=request.software_version,
             last_seen_s=now_s,
             data_changed_s=seconds(request.data_change_time) if request.HasField("data_change_time") else None,
+            noise=noise_in(request),
         )
         await self._coordinator.say_hello(session)
         return pb.HelloResponse(
@@ -136,6 +139,7 @@ class Federation(pb_grpc.FederationServiceServicer):
             ),
             capabilities=[CHUNK_PIECES],
             addresses=None if self._addresses is None else addresses_message(self._addresses),
+            release=__version__,
         )
 
     async def Poll(self, request: pb.PollRequest, context: Context) -> pb.PollResponse:

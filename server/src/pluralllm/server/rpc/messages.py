@@ -8,7 +8,7 @@ from google.protobuf.duration_pb2 import Duration
 from pluralllm.common.predictor.metrics import coefficient_of_variation, fairness_index
 from pluralllm.common.trust.audit_chain import AuditEntry
 from pluralllm.common.trust.version_record import VersionRecord
-from pluralllm.common.wire.messages import MEMBER_ROLES, NOT_REPORTED, ROLES, timestamp
+from pluralllm.common.wire.messages import MEMBER_ROLES, NOT_REPORTED, ROLES, noise_message, timestamp
 from pluralllm.common.words.addresses import Addresses
 from pluralllm.common.words.ids import ClientId
 from pluralllm.common.words.names import MemberName, ModelName, RoundName, RunName
@@ -135,6 +135,7 @@ def participant_message(person: Participant, reader: Principal) -> pb.Participan
         progress=person.progress,
         stage=person.stage,
         weight=person.weight,
+        noise=noise_message(person.noise),
     )
 
 
@@ -262,6 +263,7 @@ def member_message(
         message.training_questions, message.software_version = client.training_questions, client.software_version
         message.create_time.CopyFrom(timestamp(client.created_s))
         message.last_seen_time.CopyFrom(timestamp(client.last_seen_s))
+        message.MergeFrom(pb.Member(noise=noise_message(client.noise)))
     if member is not None:
         message.role, message.group = MEMBER_ROLES[member.role], member.group
         is_client = member.role is MemberRole.CLIENT

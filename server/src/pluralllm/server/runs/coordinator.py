@@ -363,6 +363,7 @@ class Coordinator:
             software_version=session.software_version,
             created_s=session.last_seen_s,
             last_seen_s=session.last_seen_s,
+            noise=session.noise,
         )
         await self._clients.save(member)
         self._removed.discard(session.client)  # a new member may have the name of a revoked one

@@ -30,6 +30,7 @@ from pluralllm.common.text.printable import printable
 from pluralllm.common.weights.chunks import Manifest
 from pluralllm.common.words.ids import ClientId, Digest
 from pluralllm.common.words.names import TaskName
+from pluralllm.common.words.noise import NoiseStatement
 from pluralllm.server.aggregation.reward_files import check_rewards
 from pluralllm.server.aggregation.update_files import check_update
 from pluralllm.server.process.cancellation import shielded
@@ -219,7 +220,8 @@ class Intake:
             receipt = ev.Receipt(task.client, digest, announced.examples, distance, delta_norm)
             async with self._retention.storing():
                 await self._blobs.put(digest, path)
-                arrived = ev.UpdateArrived(self._clock.now_s(), task.round, base_version, receipt)
+                noise = await self._noise_of(task.client)
+                arrived = ev.UpdateArrived(self._clock.now_s(), task.round, base_version, receipt, noise)
                 await self._coordinator.dispatch(run, arrived)
         except StorageFull:
             raise  # the update is good: the client commits again when the disk has space
@@ -311,6 +313,12 @@ class Intake:
         if (session := self._sessions.get(client)) is not None:
             return session.training_questions
         return next((row.training_questions for row in await self._store.clients() if row.client == client), 0)
+
+    async def _noise_of(self, client: ClientId) -> NoiseStatement | None:
+        """Returns what the client declared about noise in its newest Hello, which the database has as well."""
+        if (session := self._sessions.get(client)) is not None:
+            return session.noise
+        return next((row.noise for row in await self._store.clients() if row.client == client), None)
 
     async def _note_refusal(self, run: LiveRun, task: TaskName, error: Refused) -> None:
         """Counts the refusal of an update. The first refusals of a client in the open round also go into the run's log.

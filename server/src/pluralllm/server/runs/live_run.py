@@ -21,6 +21,7 @@ from pluralllm.common.weights.layout import Layout, rewards_layout, write_weight
 from pluralllm.common.weights.update_format import UpdateFormat, update_format
 from pluralllm.common.words.ids import ClientId, RoundNumber, RunId
 from pluralllm.common.words.names import TaskKind, TaskName
+from pluralllm.common.words.noise import NoiseStatement
 from pluralllm.common.words.spec import RunSpec, parse_spec
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.machine import step
@@ -66,6 +67,7 @@ class LiveRun:
     first: VersionRecord  # row of version 0
     progress: Progress
     _examples: dict[ClientId, int] = field(default_factory=dict)
+    _noise: dict[ClientId, NoiseStatement | None] = field(default_factory=dict)
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
@@ -94,6 +96,11 @@ class LiveRun:
         Every later update of the client must have the same number.
         """
         return self._examples
+
+    @property
+    def noise(self) -> Mapping[ClientId, NoiseStatement | None]:
+        """The weakest statement about noise with which each client has sent an update; None if one came without a statement."""
+        return self._noise
 
     @property
     def update_format(self) -> UpdateFormat:
@@ -155,7 +162,17 @@ class LiveRun:
             object.__setattr__(self, "progress", progress)  # nothing else in the server may do this: a test looks
             for row in change.receipts:
                 self._examples.setdefault(row.receipt.client, row.receipt.examples)
+            if change.receipts:
+                _note_noise(self._noise, event)
             return Step(event, before, progress, effects)
+
+
+def _note_noise(noise: dict[ClientId, NoiseStatement | None], event: ev.Event) -> None:
+    """Notes the statement that came with an accepted update, if it is the client's first or weakest one."""
+    if isinstance(event, ev.UpdateArrived):
+        client = event.receipt.client
+        before = noise.get(client, event.noise)
+        noise[client] = None if before is None or event.noise is None else before.weaker(event.noise)
 
 
 def _averaging(before: ev.Average | None, state: Run, effects: tuple[ev.Effect, ...]) -> ev.Average | None:
@@ -193,9 +210,13 @@ async def recover(store: Store, record: RunRecord) -> LiveRun:
     versions = await store.versions(record.id)
     state, sequence, averaging = first_state(record, spec, versions[0]), 0, None
     updated_s = record.created_s
+    noise: dict[ClientId, NoiseStatement | None] = {}
     while page := await store.events(record.id, sequence, REPLAY_PAGE):
         for row in page:
-            state, effects = step(state, ev.event_from_facts(row.kind, dict(row.facts)))
+            event = ev.event_from_facts(row.kind, dict(row.facts))
+            state, effects = step(state, event)
+            if any(isinstance(effect, ev.RecordReceipt) for effect in effects):
+                _note_noise(noise, event)
             sequence, updated_s = row.sequence, row.at_s
             averaging = _averaging(averaging, state, effects)
     open_round = await store.round(record.id, state.round) if state.round else None
@@ -206,7 +227,7 @@ async def recover(store: Store, record: RunRecord) -> LiveRun:
         for receipt_row in await store.receipts(record.id, RoundNumber(state.round)):
             examples.setdefault(receipt_row.receipt.client, receipt_row.receipt.examples)
     progress = Progress(state, versions[-1], sequence, open_round, updated_s, averaging)
-    return LiveRun(record, spec, layout_for(spec), versions[0], progress, examples)
+    return LiveRun(record, spec, layout_for(spec), versions[0], progress, examples, noise)
 
 
 def write_first_version(draft: Path, spec: RunSpec) -> Manifest:

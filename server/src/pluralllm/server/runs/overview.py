@@ -10,6 +10,7 @@ from enum import StrEnum
 
 from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.words.ids import ClientId, GroupName
+from pluralllm.common.words.noise import NoiseStatement
 from pluralllm.common.words.spec import Aggregation, GroupRole
 from pluralllm.server.rounds.events import Receipt
 from pluralllm.server.rounds.state import Phase, Run
@@ -49,6 +50,9 @@ class Participant:
     weight: (
         float | None
     )  # share of the client's update in the newest model version; None if the version has no such update
+    noise: NoiseStatement | None = (
+        None  # as declared with its updates, or before them in its newest Hello; None if not stated
+    )
 
 
 def ended_evaluations(run: LiveRun, records: Sequence[EvaluationRecord]) -> list[EvaluationRecord]:
@@ -118,6 +122,7 @@ def participants(
                 progress=1.0 if state is ParticipantState.DONE else (lease.progress if lease is not None else 0.0),
                 stage=lease.stage if lease is not None else "",
                 weight=weights.get(member.client),
+                noise=run.noise.get(member.client, member.noise),
             )
         )
     return tuple(people)

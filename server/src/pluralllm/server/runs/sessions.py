@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from pluralllm.common.errors.tree import SessionReplaced, StaleSession
 from pluralllm.common.words.ids import ClientId, GroupName
+from pluralllm.common.words.noise import NoiseStatement
 from pluralllm.common.words.spec import GroupRole
 
 GRACE_S = 5.0  # a client is silent for a moment between two polls
@@ -25,6 +26,7 @@ class Session:
     software_version: str
     last_seen_s: float
     data_changed_s: float | None = None  # when the daemon has noticed the last change of its private file
+    noise: NoiseStatement | None = None  # as the member declares it; None if it states nothing
     polls_open: int = 0
     takeovers_s: tuple[
         float, ...

@@ -99,6 +99,7 @@ clients = Table(
     Column("software_version", Text, nullable=False),
     Column("created_s", Float, nullable=False),
     Column("last_seen_s", Float, nullable=False),
+    Column("noise", Text),  # JSON: the fields of a NoiseStatement; NULL if the client states nothing
 )
 
 members = Table(

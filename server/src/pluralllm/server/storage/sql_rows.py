@@ -1,12 +1,14 @@
 """Converts the store's records into rows of the database's tables, and rows into records."""
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 from sqlalchemy.engine import Row
 
 from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.words.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber, RunId
+from pluralllm.common.words.noise import NoiseStatement
 from pluralllm.common.words.not_reported import NotReported
 from pluralllm.common.words.spec import GroupRole
 from pluralllm.server.rounds.events import Receipt, Score
@@ -143,6 +145,7 @@ def client_values(row: ClientRecord) -> dict[str, Any]:
         "software_version": row.software_version,
         "created_s": row.created_s,
         "last_seen_s": row.last_seen_s,
+        "noise": None if row.noise is None else json.dumps(asdict(row.noise)),
     }
 
 
@@ -155,4 +158,5 @@ def client_row(row: Row[Any]) -> ClientRecord:
         row.software_version,
         row.created_s,
         row.last_seen_s,
+        None if row.noise is None else NoiseStatement(**json.loads(row.noise)),
     )

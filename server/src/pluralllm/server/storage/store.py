@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.words.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber, RunId
+from pluralllm.common.words.noise import NoiseStatement
 from pluralllm.common.words.spec import GroupRole
 from pluralllm.server.rounds.events import Event, Receipt, Score
 
@@ -75,6 +76,7 @@ class ClientRecord:
     software_version: str
     created_s: float
     last_seen_s: float
+    noise: NoiseStatement | None = None  # as the member declares it; None if it states nothing
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,6 +60,7 @@ function clientRow(client) {
     node("span", { class: late ? "late" : client.state }, words),
     client.state === "working" ? node("progress", { max: 1, value: client.progress, "aria-label": `progress of ${client.client}` }) : "",
     client.weight === null ? "–" : `${(100 * client.weight).toFixed(1)} %`,
+    client.noise,
     node("span", { class: late ? "late" : "" }, client.reason),
   );
 }
