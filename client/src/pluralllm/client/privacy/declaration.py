@@ -1,4 +1,4 @@
-"""What this client declares to the coordinator about its noise, and whether that is within a run's demand.
+"""The statement of this client to the coordinator about its noise, and its comparison with a run's demand.
 
 The declaration names the loss of all releases together (epsilon, delta, unit), or says that there is no noise. It follows from
 the policy and the ledger alone, never from an answer.

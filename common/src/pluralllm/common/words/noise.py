@@ -1,4 +1,4 @@
-"""What members declare about the noise in their answers, and what a run spec may demand of it.
+"""The statements of members about the noise in their answers, and the bound that a run spec may demand.
 
 Nobody but the partner can check a declaration: it is shown as declared, never as verified.
 """
@@ -33,7 +33,7 @@ class PrivacyDemand(SpecPart):
 
 @dataclass(frozen=True, slots=True)
 class NoiseStatement:
-    """What a member declares about the noise in the answers that its client uses. Nobody has verified it.
+    """The statement of a member about the noise in the answers that its client uses. Nobody has verified it.
 
     Without noise, `epsilon` and `delta` are 0 and `unit` is empty.
     """
