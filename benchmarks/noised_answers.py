@@ -97,12 +97,11 @@ def released(
     return read_answers(noised_answers.path, noised_answers.sha256)
 
 
-def with_answers(data: GroupData, answers: Sequence[Question]) -> GroupData:
-    """Returns a copy of a group's data with other answers to the same questions, in the order of the data."""
-    of_id = {question.id: question for question in answers}
-    questions = tuple(of_id[question.id] for question in data.questions)
-    shares = np.concatenate([np.asarray(question.shares, np.float32) for question in questions])
-    return replace(data, questions=questions, shares=shares)
+def with_answers(data: GroupData, answers: tuple[Question, ...]) -> GroupData:
+    """Returns a copy of a group's data with other answers to the same questions, which are in the order of the data."""
+    assert [question.id for question in answers] == [question.id for question in data.questions]
+    shares = np.concatenate([np.asarray(question.shares, np.float32) for question in answers])
+    return replace(data, questions=answers, shares=shares)
 
 
 def scores(spec: RunSpec, values: Flat, judged: Groups, seen: Groups) -> dict[str, float]:

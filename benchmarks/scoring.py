@@ -1,6 +1,6 @@
 """Measures how many answers the predictor of each preset scores in a second, in three ways.
 
-.venv/bin/python benchmarks/scoring.py [--questions 4000] [--repeats 5] [--device cuda]
+.venv/bin/python benchmarks/scoring.py [--presets default] [--threads 2] [--questions 4000] [--repeats 5] [--device cuda]
 
 From features: the model has read the texts before, for another group; the features do not depend on the group. From embeddings:
 the texts are embedded already. Question by question: from embeddings, one call for each question. The script also measures how
@@ -96,17 +96,23 @@ def question_of(number: int) -> Question:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--presets", nargs="+", choices=PRESETS, default=PRESETS, help="Presets whose predictors score."
+    )
+    parser.add_argument("--threads", type=int, help="Threads of the arithmetic; default: those that torch chooses.")
     parser.add_argument("--questions", type=int, default=4000)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     device = pick_device(arguments.device)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     print(f"{torch.get_num_threads()} threads, {device}, {arguments.questions * OPTIONS} answers; answers a second:")
     print("| predictor | from features | from embeddings | question by question | shares differ by | memory grows by |")
     print("|---|---|---|---|---|---|")
     contract = Embedding(model="none", dimension=DIMENSION)
-    for preset in PRESETS:
+    for preset in arguments.presets:
         config = parse_predictor(preset_values(preset)["predictor"])
         embedder = cast("Embedder", RandomVectors(np.random.default_rng(0)))
         context = [question_of(number) for number in range(CONTEXT)]

@@ -2,18 +2,20 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 import noised_answers
 import numpy as np
 import preset_trials
 import pytest
 from noised_answers import BOTH, CONTEXTS, NOTHING, TRAINING, Survey, Trials, missing, noised, parts, scores, table
-from preset_trials import Record
+from preset_trials import CPU, Record
 from support.small_survey import KERNEL, small_group, small_spec
 
 from pluralllm.client.privacy.accountant import epsilon_of
 from pluralllm.common.words.spec import RunSpec
 from pluralllm.experiment.federated import first_values
+from pluralllm.experiment.scoring import Scorer, alignment, episode_of, own_episode
 from pluralllm.experiment.spec import Scoring
 
 SURVEY = Survey(respondents=1000, questions_per_respondent=20, delta=1e-6)
@@ -74,6 +76,20 @@ def test_scores_of_true_answers_are_those_of_the_preset_trials() -> None:
     values = first_values(SPEC)
     expected = preset_trials.scores(SPEC, values, SCORED, "validation")
     assert scores(SPEC, values, SCORED, SCORED) == pytest.approx({key: expected[key] for key in noised_answers.FIGURES})
+
+
+def test_contexts_have_the_noise_and_the_judged_answers_have_not(tmp_path: Path) -> None:
+    values, seen = first_values(SPEC), noised(SCORED, 1.0, SURVEY, tmp_path, Chance())
+    own, another = [], []
+    for name, other in (("c", "d"), ("d", "c")):
+        scorer = Scorer(SPEC, values, SCORED[name], CPU)
+        episodes = [own_episode(SPEC, SCORED[name], "validation", 8, draw) for draw in range(2)]
+        contexts = [episode_of(SPEC, SCORED[other], "validation", 8, draw).context for draw in range(2)]
+        own.append(alignment(scorer.score_with_another(e.targets, seen[name], e.context) for e in episodes))
+        pairs = zip(episodes, contexts, strict=True)
+        another.append(alignment(scorer.score_with_another(e.targets, seen[other], c) for e, c in pairs))
+    expected = {"mean": fmean(own), "worst": min(own), "context_gain": fmean(own) - fmean(another)}
+    assert scores(SPEC, values, SCORED, seen) == pytest.approx(expected)
 
 
 def test_a_training_is_scored_by_true_answers_and_by_those_that_the_partner_sees(tmp_path: Path) -> None:
