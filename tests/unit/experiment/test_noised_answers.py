@@ -99,6 +99,7 @@ def test_a_training_is_scored_by_true_answers_and_by_those_that_the_partner_sees
     lines = (plain, contexts, training, both)
     assert [line["noise_on"] for line in lines] == [NOTHING, CONTEXTS, TRAINING, BOTH]
     assert [line["epsilon"] for line in lines] == [None, 1.0, 1.0, 1.0]
+    assert sorted(path.name for path in (tmp_path / "seed-0-1").iterdir()) == ["a", "b", "c", "d"]
     seen = noised(SCORED, 1.0, SURVEY, tmp_path / "seed-0-1", Chance())
     assert plain["partner"] is None
     assert training["partner"] is None
