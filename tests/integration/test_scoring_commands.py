@@ -60,6 +60,7 @@ def scored(
         verb, str(place / "model"), str(source), str(out), "--context", str(place / "group.jsonl"),
         *arguments(place), "--json", *more,
     )  # fmt: skip
+    assert out.stat().st_mode & 0o077 == 0, "the rows of the source may have true shares"
     return [json.loads(line) for line in out.read_text().splitlines()], json.loads(output)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from support.process_harness import process_spec
 
+from pluralllm.client.data.private_data import write_group
 from pluralllm.client.disclosure.consents import Consents
 from pluralllm.client.disclosure.differences import differences_of
 from pluralllm.client.disclosure.policy import DEFAULT_POLICY, Policy
@@ -12,10 +13,22 @@ from pluralllm.client.doctor import PROBES
 from pluralllm.client.process.config import ClientConfig
 from pluralllm.common.errors.tree import ConsentNeeded
 from pluralllm.common.words.ids import RunId
+from pluralllm.common.words.questions import Question
 
 
 def config_of(folder: Path) -> ClientConfig:
     return ClientConfig(data=folder / "answers.jsonl", state_dir=folder)
+
+
+@pytest.mark.parametrize("everybody_reads", [True, False])
+def test_the_data_line_says_whether_every_user_of_the_machine_can_read_the_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, everybody_reads: bool
+) -> None:
+    monkeypatch.setattr("pluralllm.client.doctor.can_others_read", lambda _: everybody_reads)
+    write_group(tmp_path / "answers.jsonl", [Question("Why?", ("a", "b"), (0.5, 0.5))])
+    check = PROBES["private data"](config_of(tmp_path))
+    assert check.ok
+    assert ("every user of this machine can read" in check.result, "chmod 600" in check.fix) == (everybody_reads,) * 2
 
 
 def test_the_policy_line_names_the_keys_that_an_older_file_lacks(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from pluralllm.client.disclosure.policy import RespondentPrivacy
 from pluralllm.common.errors.tree import InvalidArgument, InvalidData
 from pluralllm.common.process.console import Json, print_json, say, terminal
 from pluralllm.common.process.extras import need_torch
-from pluralllm.common.process.files import make_folder, write_durably
+from pluralllm.common.process.files import make_folder, write_private
 from pluralllm.common.process.json_forms import DATA_CHECK
 from pluralllm.common.words.questions import Question, is_held_out
 from pluralllm.common.words.spec import Preset, RunSpec, load_spec
@@ -125,7 +125,7 @@ def pairs(
     rows = [
         row for question in read_answers(file) for row in ranked_pairs(question, question.shares, margin, every=False)
     ]
-    write_durably(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+    write_private(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
     say(f"{len(rows)} pairs in {out}")
 
 

@@ -21,12 +21,13 @@ from pluralllm.common.process.configuration import load_config
 from pluralllm.common.process.connections import connect
 from pluralllm.common.process.console import Check, Json, checked, print_checks
 from pluralllm.common.process.extras import need_torch
-from pluralllm.common.process.files import why_not_writable
+from pluralllm.common.process.files import can_others_read, why_not_writable
 from pluralllm.common.process.proxies import DIRECT
 from pluralllm.common.trust.identity import Identity
 from pluralllm.common.words.spec import GroupRole
 
 CONNECT_TIMEOUT_S = 3.0
+PROTECT = "let only the daemon's user read it: chmod 600 FILE"
 MIN_FREE_BYTES = 500 * 1024**2
 
 
@@ -53,9 +54,13 @@ def _data(config: ClientConfig) -> Check:
     """Checks that the private file has no problems."""
     checked = check_file(config.data)
     result = f"{len(checked.questions)} usable questions, {len(checked.problems)} problems in {config.data}"
-    return Check(
-        "private data", not checked.problems, result, "pluralllm-client data check" if checked.problems else ""
-    )
+    if checked.problems:
+        return Check("private data", ok=False, result=result, fix="pluralllm-client data check")
+    if can_others_read(config.data):
+        return Check(
+            "private data", ok=True, result=f"{result}, which every user of this machine can read", fix=PROTECT
+        )
+    return Check("private data", ok=True, result=result)
 
 
 def _policy(config: ClientConfig) -> Check:

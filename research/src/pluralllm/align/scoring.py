@@ -18,7 +18,7 @@ from pluralllm.client.data.preference_data import candidates_of, ranked_pairs
 from pluralllm.common.errors.tree import InvalidArgument, InvalidData
 from pluralllm.common.predictor.group_predictor import PredictedAnswer
 from pluralllm.common.predictor.metrics import Alignment
-from pluralllm.common.process.files import is_special, make_folder, publish, storage_errors
+from pluralllm.common.process.files import is_special, keep_rights, make_folder, publish, storage_errors
 from pluralllm.common.text.reading import Unreadable, byte_lines, json_value
 from pluralllm.common.words.questions import Question
 
@@ -116,6 +116,7 @@ def _rewrite(
     with storage_errors("the scores"):
         make_folder(out.parent, 0o755)
         with temporary.open("w", encoding="utf-8") as file:
+            keep_rights(file.fileno(), out)  # the rows of the source may have true shares
             for lines, done in _batches(source):
                 for row in written(lines, _answers(reward, lines)):
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -134,6 +134,7 @@ def test_what_is_written_is_read_again(group_questions: list[Question], suffix: 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"group{suffix}"
         write_group(path, group_questions)
+        assert path.stat().st_mode & 0o077 == 0, "only its owner reads it"
         again = read_group(path)
     assert [(q.text, q.options, q.scale, q.weight) for q in again] == [
         (q.text, q.options, q.scale, q.weight) for q in group_questions

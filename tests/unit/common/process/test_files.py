@@ -11,14 +11,17 @@ import pytest
 
 from pluralllm.common.errors.tree import InvalidConfig
 from pluralllm.common.process.files import (
+    can_others_read,
     create_file,
     is_special,
+    keep_rights,
     make_folder,
     owner_hint,
     publish,
     read_state,
     why_not_writable,
     write_durably,
+    write_private,
 )
 from pluralllm.common.process.lock import DirectoryLock
 from pluralllm.server.commands.doctor import checks_of
@@ -214,3 +217,57 @@ def test_no_other_user_can_change_a_file_whatever_the_umask_was(tmp_path: Path, 
     (tmp_path / "draft").chmod(mode)
     publish(tmp_path / "draft", tmp_path / "file")
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == published
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o077])
+@pytest.mark.parametrize(
+    ("before", "after"), [(None, 0o600), (0o640, 0o640), (0o644, 0o644), (0o666, 0o664), (0o400, 0o400)]
+)
+def test_private_answers_are_for_their_owner_only_and_a_file_keeps_the_rights_that_its_owner_gave_it(
+    tmp_path: Path, umask: int, before: int | None, after: int
+) -> None:
+    file = tmp_path / "answers.jsonl"
+    if before is not None:
+        file.write_bytes(b"old")
+        file.chmod(before)
+    usual = os.umask(umask)
+    try:
+        write_private(file, b"new")
+    finally:
+        os.umask(usual)
+    assert (file.read_bytes(), stat.S_IMODE(file.stat().st_mode)) == (b"new", after)
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_the_rights_of_a_group_are_not_given_to_another_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "answers.jsonl"
+    file.write_bytes(b"old")
+    file.chmod(0o640)
+    old, given = file.stat(), list[tuple[int, int]]()
+    seen = os.stat_result((*old[:5], old.st_gid + 1, *old[6:]))
+    monkeypatch.setattr(Path, "stat", lambda *_, **__: seen)
+    monkeypatch.setattr(os, "fchown", lambda _, *owner: given.append(owner))
+    with (tmp_path / "draft").open("wb") as draft:
+        keep_rights(draft.fileno(), file)
+        assert given == [(-1, old.st_gid + 1)]
+        assert stat.S_IMODE(os.fstat(draft.fileno()).st_mode) == 0o640
+
+        def refuse(*_: int) -> None:
+            raise PermissionError
+
+        monkeypatch.setattr(os, "fchown", refuse)
+        keep_rights(draft.fileno(), file)
+        assert stat.S_IMODE(os.fstat(draft.fileno()).st_mode) == 0o600
+
+
+def test_a_file_that_others_can_reach_and_read_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "folder").mkdir()
+    file = tmp_path / "folder" / "answers.jsonl"
+    file.write_bytes(b"")
+    modes = {file.resolve(): 0o100644}
+    monkeypatch.setattr(Path, "stat", lambda path, **_: os.stat_result((modes.get(path, 0o40755), *[0] * 9)))
+    assert can_others_read(file)
+    modes[file.resolve()] = 0o100640
+    assert not can_others_read(file)
+    modes |= {file.resolve(): 0o100644, tmp_path.resolve(): 0o40750}
+    assert not can_others_read(file)

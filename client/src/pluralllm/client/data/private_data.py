@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from pluralllm.client.data.counted_question import CountedQuestion, shares_of
 from pluralllm.common.errors.tree import InvalidData
-from pluralllm.common.process.files import write_durably
+from pluralllm.common.process.files import write_private
 from pluralllm.common.text.reading import Unreadable, json_value, read_lines
 from pluralllm.common.words.questions import Question
 
@@ -180,16 +180,16 @@ def _check_no_problem(path: Path, problems: Sequence[Problem]) -> None:
 def write_group(path: Path, questions: Iterable[Question]) -> None:
     """Writes questions as a private file: as Parquet if the path ends in .parquet, otherwise as JSONL.
 
-    A question with counts is written with its counts in place of its shares.
+    A question with counts is written with its counts in place of its shares. Only the owner can read a new file.
 
     Raises StorageFull if the disk is full. An interruption leaves either the complete new file or the file as it was before.
     """
     if path.suffix == ".parquet":
         from pluralllm.client.data.parquet import question_table  # noqa: PLC0415 - pyarrow takes a moment
 
-        write_durably(path, question_table([_record(question) for question in questions]))
+        write_private(path, question_table([_record(question) for question in questions]))
         return
-    write_durably(path, jsonl_of(questions))
+    write_private(path, jsonl_of(questions))
 
 
 def jsonl_of(questions: Iterable[Question]) -> bytes:

@@ -94,6 +94,44 @@ def write_durably(target: Path, content: bytes, mode: int = 0o644) -> None:
         publish(draft, target)
 
 
+def write_private(target: Path, content: bytes) -> None:
+    """Writes a file with private answers as `write_durably` does. A new file is for its owner only; an old one keeps its rights.
+
+    Raises StorageFull if the disk is full.
+    """
+    with storage_errors(target.name):
+        draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        draft.unlink(missing_ok=True)
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            keep_rights(file.fileno(), target)
+            file.write(content)
+        publish(draft, target)
+
+
+def keep_rights(handle: int, target: Path) -> None:
+    """Gives an open draft the access rights of the file that it will replace; those of its owner only if there is no such file.
+
+    A group that this user cannot give the draft to gets no rights, because they would be another group's.
+    """
+    if not target.is_file():
+        os.fchmod(handle, 0o600)
+        return
+    old = target.stat()
+    mode = stat.S_IMODE(old.st_mode) & 0o777
+    if old.st_gid != os.fstat(handle).st_gid:
+        try:
+            os.fchown(handle, -1, old.st_gid)
+        except OSError:
+            mode &= ~0o070
+    os.fchmod(handle, mode)
+
+
+def can_others_read(path: Path) -> bool:
+    """Returns whether every user of this machine can read a file: the file and all folders above it allow it."""
+    file = path.resolve()
+    return bool(file.stat().st_mode & 0o004) and all(folder.stat().st_mode & 0o001 for folder in file.parents)
+
+
 def make_folder(folder: Path, mode: int = 0o700) -> None:
     """Makes a folder, and the folders above it, that do not exist yet. They belong to the owner of the folder that exists.
 
