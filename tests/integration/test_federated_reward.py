@@ -124,7 +124,19 @@ def test_four_groups_score_a_trainers_rollouts_and_three_when_one_is_killed(
     running: tuple[Federation, Remote], embedding_model: Path, tmp_path: Path
 ) -> None:
     federated, remote = running
-    pluralllm(federated, "run", "rewards", "r", "s", "--grace-s", "3", "--deadline-s", "40", "--start")
+    pluralllm(
+        federated,
+        "run",
+        "rewards",
+        "r",
+        "s",
+        "--grace-s",
+        "3",
+        "--deadline-s",
+        "40",
+        "--start",
+        "--accept-no-context-gain",
+    )
     pluralllm(federated, "model", "export", "s", str(tmp_path / "exported"))
     asked = SURVEY["ann"][:3]
     rows = [(question, letter) for question in asked for letter in "AB"]

@@ -13,13 +13,13 @@ from typer.testing import CliRunner
 
 from pluralllm.align import AggregateReward, GroupReward, PluralPredictor
 from pluralllm.align.commands.scoring import pairs, score
-from pluralllm.align.context_check import ContextGainWarning, check_context_gain
+from pluralllm.align.context_check import ContextGainWarning
 from pluralllm.align.model_folder import CONFIG
 from pluralllm.client.data.private_data import write_group
 from pluralllm.client.data.sample_survey import sample_groups
 from pluralllm.common import __version__
 from pluralllm.common.errors.tree import InvalidModel
-from pluralllm.common.words.context_gain import IGNORES_CONTEXT, LEAST_CONTEXT_GAIN
+from pluralllm.common.words.context_gain import IGNORES_CONTEXT, LEAST_CONTEXT_GAIN, check_context_gain
 from pluralllm.common.words.questions import Question
 from pluralllm.common.words.reward_weights import RewardAggregation
 

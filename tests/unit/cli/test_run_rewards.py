@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from pluralllm.cli import __main__ as command_line
 from pluralllm.cli.new_spec import new_spec
+from pluralllm.common.errors.tree import InvalidModel
 from pluralllm.common.words.ids import Digest, ModelVersion, RunId
 from pluralllm.common.words.names import ModelName
 from pluralllm.common.words.reward_weights import RewardOptions
@@ -26,6 +27,11 @@ class FakeRemote:
 
     asked: list[str] = field(default_factory=list)
     created: dict[str, bytes] = field(default_factory=dict)
+    gains: tuple[float | None, ...] = (0.004, 0.006)  # of the model's groups
+
+    def evaluations(self, run: str) -> list[dict[str, Any]]:
+        other = {"version": MODEL.version - 1, "context_gain": 0.5 if self.gains == (0.0,) else -0.5}
+        return [other, *({"version": MODEL.version, "context_gain": gain} for gain in self.gains)]
 
     def model_record(self, model: ModelName) -> tuple[dict[str, Any], int, bytes]:
         self.asked.append(str(model))
@@ -76,6 +82,34 @@ def test_the_command_and_python_give_the_same_spec(there: FakeRemote) -> None:
 def test_the_command_and_python_have_the_same_defaults(there: FakeRemote) -> None:
     assert created_by(there, "first") == SOURCE.for_rewards(MODEL, DIGEST, RewardOptions(), "here")
     assert there.asked == ["runs/first/models/-"]
+
+
+@pytest.mark.parametrize("gains", [(0.0,), (0.0049, 0.005), (None, -0.1)])
+def test_a_model_whose_predictions_do_not_depend_on_the_group_is_refused_before_a_run_is_created(
+    there: FakeRemote, gains: tuple[float | None, ...]
+) -> None:
+    there.gains = gains
+    refused = CliRunner().invoke(command_line.app, ["run", "rewards", "tuning", "first"])
+    assert isinstance(refused.exception, InvalidModel)
+    assert "The model first@7 cannot be used: its context gain is" in str(refused.exception)
+    assert there.created == {}
+    accepted = CliRunner().invoke(
+        command_line.app, ["run", "rewards", "tuning", "first", "--accept-no-context-gain", "--json"]
+    )
+    assert accepted.exit_code == 0, accepted.output
+    assert "warning: The model first@7: its context gain" in accepted.stderr
+    assert list(there.created) == ["tuning"]
+
+
+@pytest.mark.parametrize(("gains", "warnings"), [((0.005, None), 0), ((None,), 1), ((), 1)])
+def test_a_model_whose_context_gain_is_not_known_is_used_with_a_warning(
+    there: FakeRemote, gains: tuple[float | None, ...], warnings: int
+) -> None:
+    there.gains = gains
+    result = CliRunner().invoke(command_line.app, ["run", "rewards", "tuning", "first", "--json"])
+    assert result.exit_code == 0, result.output
+    assert result.stderr.count("warning: The context gain of the model first@7 is not known") == warnings
+    assert list(there.created) == ["tuning"]
 
 
 @pytest.mark.parametrize(("preset", "notes"), [("sums", 1), ("fourier", 0)])

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.live import Live
@@ -27,11 +27,15 @@ from pluralllm.common.process.exits import EXIT_CODES, run_command
 from pluralllm.common.process.extras import need_torch
 from pluralllm.common.process.json_forms import ROUNDS, RUN, RUNS, SPEC
 from pluralllm.common.process.streams import reader_is_gone
+from pluralllm.common.words.context_gain import check_context_gain, mean_gain
 from pluralllm.common.words.ids import Digest
 from pluralllm.common.words.names import ModelName
 from pluralllm.common.words.predictors import SUMS_SHOW
 from pluralllm.common.words.reward_weights import RewardOptions
 from pluralllm.common.words.spec import PRESETS, RunSpec, load_spec, parse_spec, spec_from_toml
+
+if TYPE_CHECKING:
+    from pluralllm.operator.remote import Remote
 
 app = typer.Typer(
     name="pluralllm",
@@ -136,13 +140,17 @@ def rewards(
         float,
         typer.Option(min=0, help="Extra time for the remaining clients once --min-clients have answered, in seconds."),
     ] = 5.0,
+    accept_no_context_gain: Annotated[
+        bool, typer.Option("--accept-no-context-gain", help="Only warn if predictions do not depend on the group.")
+    ] = False,
     start_now: Annotated[bool, typer.Option("--start", help="Start the run at once.")] = False,
     coordinator: CoordinatorOption = None,
     as_json: Json = False,
 ) -> None:
     """Creates a run whose clients give rewards to rollouts (answers of a language model).
 
-    A trainer sends its rollouts to the run with pluralllm.align.FederatedReward.
+    A trainer sends its rollouts to the run with pluralllm.align.FederatedReward. A model whose predictions do not depend on the
+    group is refused.
     """
     connection = remote(coordinator)
     options = RewardOptions(
@@ -157,11 +165,23 @@ def rewards(
     )
     record, _, spec_json = connection.model_record(ModelName.parse_short(model))
     source, file = ModelName.parse(record["name"]), f"of run {run}"
+    _check_model(connection, source, accept=accept_no_context_gain)
     spec = parse_spec(spec_json, file).for_rewards(source, Digest(record["digest"]), options, file)
     created = connection.create_run(run, spec.canonical_json())
     if start_now:
         created = connection.start_run(run)
     show(RUN, created, as_json=as_json, screen=_status)
+
+
+def _check_model(connection: "Remote", source: ModelName, *, accept: bool) -> None:
+    """Checks that the predictions of a model version depend on the group, by the context gains that its groups have reported.
+
+    A warning goes to stderr. Raises InvalidModel if the mean gain is near zero and `accept` is false.
+    """
+    scores = [one for one in connection.evaluations(source.run) if one["version"] == source.version]
+    gain = mean_gain(one["context_gain"] for one in scores)
+    if warning := check_context_gain(f"{source.run}@{source.version}", gain, accept=accept):
+        say(f"warning: {warning}", err=True)
 
 
 @run_app.command("start")

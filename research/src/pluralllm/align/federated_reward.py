@@ -14,12 +14,12 @@ import numpy as np
 import structlog
 
 from pluralllm.align.answers import read_answer
-from pluralllm.align.context_check import check_context_gain, warn
+from pluralllm.align.context_check import warn
 from pluralllm.align.rollouts import COLUMNS, Columns, Judging, Rollout, Text, judge, read_rollouts
 from pluralllm.common.errors.tree import PluralError, Unreachable, WrongPhase
 from pluralllm.common.rewards.rollout_batch import Candidates, write_rollouts
 from pluralllm.common.trust.identity import load_identity
-from pluralllm.common.words.context_gain import mean_gain
+from pluralllm.common.words.context_gain import check_context_gain, mean_gain
 from pluralllm.common.words.names import ModelName
 from pluralllm.common.words.questions import Question
 from pluralllm.common.words.spec import parse_spec

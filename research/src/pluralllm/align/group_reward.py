@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pluralllm.align.context_check import check_context_gain, warn
+from pluralllm.align.context_check import warn
 from pluralllm.align.plural_predictor import PluralConfig, PluralPredictor
 from pluralllm.align.rollouts import COLUMNS, Columns, Judging, Rollout, Scored, Text, judge, read_rollouts
 from pluralllm.client.data.answers import read_answers
@@ -20,6 +20,7 @@ from pluralllm.common.errors.tree import InvalidArgument
 from pluralllm.common.predictor.embedding import Embedder
 from pluralllm.common.predictor.group_predictor import GroupPredictor, PredictedAnswer
 from pluralllm.common.process.configuration import with_home
+from pluralllm.common.words.context_gain import check_context_gain
 from pluralllm.common.words.questions import Question
 
 DEFAULT_CACHE = Path("~/.cache/pluralllm")

@@ -6,8 +6,14 @@ answers to the same questions. Without a gain, a model predicts the same for eve
 
 from collections.abc import Iterable
 
+from pluralllm.common.errors.tree import InvalidModel
+
 LEAST_CONTEXT_GAIN = 0.005  # below it, predictions do not depend on the group
 IGNORES_CONTEXT = "these predictions do not depend on the group"
+UNKNOWN = (
+    "The context gain of the model {model} is not known, because no group reported it or an earlier release exported the model. "
+    "Its predictions may not depend on the group: score the group's answers with another group's context, too."
+)
 
 
 def mean_gain(gains: Iterable[float | None]) -> float | None:
@@ -24,3 +30,22 @@ def ignores_context(gain: float | None) -> bool:
 def gain_text(gain: float | None) -> str:
     """Returns a context gain as text with its sign; a dash if it was not measured."""
     return "-" if gain is None else f"{gain:+.4f}"
+
+
+def check_context_gain(model: str, gain: float | None, *, accept: bool) -> str:
+    """Checks that a model's predictions depend on the group. Returns a warning for people; empty if all is well.
+
+    A reward made from a model that ignores the group prefers the same answers for everybody.
+    model: folder or name of the model, for the texts. gain: its context gain; None if it is not known. accept: whether a gain
+    near zero gives a warning only.
+    Raises InvalidModel if the gain is near zero and `accept` is false.
+    """
+    if gain is None:
+        return UNKNOWN.format(model=model)
+    if not ignores_context(gain):
+        return ""
+    problem = f"its context gain is {gain_text(gain)}, below {LEAST_CONTEXT_GAIN}: {IGNORES_CONTEXT}"
+    if accept:
+        return f"The model {model}: {problem}."
+    fix = "train a version that reads its context, or accept this one: accept_no_context_gain=True, --accept-no-context-gain"
+    raise InvalidModel(folder=model, problem=f"{problem}; {fix}")
