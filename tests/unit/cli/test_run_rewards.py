@@ -30,7 +30,7 @@ class FakeRemote:
     gains: tuple[float | None, ...] = (0.004, 0.006)  # of the model's groups
 
     def evaluations(self, run: str) -> list[dict[str, Any]]:
-        other = {"version": MODEL.version - 1, "context_gain": 0.5 if self.gains == (0.0,) else -0.5}
+        other = {"version": 6, "context_gain": 0.5 if self.gains == (0.0,) else -0.5}
         return [other, *({"version": MODEL.version, "context_gain": gain} for gain in self.gains)]
 
     def model_record(self, model: ModelName) -> tuple[dict[str, Any], int, bytes]:

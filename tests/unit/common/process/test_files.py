@@ -243,13 +243,13 @@ def test_the_rights_of_a_group_are_not_given_to_another_group(tmp_path: Path, mo
     file = tmp_path / "answers.jsonl"
     file.write_bytes(b"old")
     file.chmod(0o640)
-    old, given = file.stat(), list[tuple[int, int]]()
+    old, asked = file.stat(), list[tuple[int, int]]()
     seen = os.stat_result((*old[:5], old.st_gid + 1, *old[6:]))
     monkeypatch.setattr(Path, "stat", lambda *_, **__: seen)
-    monkeypatch.setattr(os, "fchown", lambda _, *owner: given.append(owner))
+    monkeypatch.setattr(os, "fchown", lambda _, *owner: asked.append(owner))
     with (tmp_path / "draft").open("wb") as draft:
         keep_rights(draft.fileno(), file)
-        assert given == [(-1, old.st_gid + 1)]
+        assert asked == [(-1, old.st_gid + 1)]
         assert stat.S_IMODE(os.fstat(draft.fileno()).st_mode) == 0o640
 
         def refuse(*_: int) -> None:
