@@ -39,15 +39,17 @@ def export(model: Model, folder: Folder, coordinator: CoordinatorOption = None, 
     """
     name = ModelName.parse_short(model)
     connection = remote(coordinator)
-    with download_progress(quiet=as_json) as report_bytes:
-        record, spec_json = connection.pull_model(name, folder, report_bytes)
-    run = ModelName.parse(record["name"]).run
-    spec = parse_spec(spec_json, f"of run {run}")
+    record, _, spec_json = connection.model_record(name)
+    exact = ModelName.parse(record["name"])
+    run, spec = exact.run, parse_spec(spec_json, f"of run {exact.run}")
     versions = (ModelName(run, ModelVersion(number)) for number in range(record["version"] + 1))
     lineage = [connection.model_record(version)[0] for version in versions]
     scores = [score for score in connection.evaluations(run) if score["version"] == record["version"]]
     people = connection.get_run(run)["participants"]
     origin = provenance(spec, record, lineage, connection.rounds(run, MAX_ROUNDS), scores, people)
+    # The weights come after all other answers: if the connection breaks, a model that was in the folder is still whole.
+    with download_progress(quiet=as_json) as report_bytes:
+        connection.pull_model(exact, folder, report_bytes)
     write_durably(folder / PROVENANCE, write_json(origin))
     write_durably(folder / CARD, model_card(origin).encode())
     # config.json comes last: a folder without it is no model yet.
