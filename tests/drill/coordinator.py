@@ -1,4 +1,4 @@
-"""A coordinator that kills itself at a point: the production composition root with its durable steps wrapped.
+"""A coordinator that sends itself a signal at a point: the production composition root with its durable steps wrapped.
 
 `python -m drill.coordinator serve --config FILE` reads the variables below; without them it is the ordinary coordinator.
 """
@@ -20,6 +20,7 @@ from typing import Any
 from drill import points
 from drill.points import AFTER, APPLY, BEFORE
 
+from pluralllm.common.process.lifetime import begin
 from pluralllm.common.process.streams import keep_going
 from pluralllm.server import __main__ as server
 from pluralllm.server.aggregation import update_files as updates
@@ -29,7 +30,8 @@ from pluralllm.server.rounds.events import event_kind
 from pluralllm.server.runs import uploads
 from pluralllm.server.runs.assembly import Assembly
 
-KILL_AT = "PLURALLLM_DRILL_KILL_AT"  # point:n; the process dies at its n-th pass of that point
+# point:n or point:n:SIGTERM; at its n-th pass of that point the process sends itself the signal, by default SIGKILL.
+KILL_AT = "PLURALLLM_DRILL_KILL_AT"
 TRACE = "PLURALLLM_DRILL_TRACE"  # a file that gets a line for each pass of a point
 # The folder for the administrator's identity; a state directory without an authority gets one first.
 ADMIN = "PLURALLLM_DRILL_ADMIN"
@@ -42,8 +44,8 @@ class Passes:
     """Counts the passes of each point, writes them down and kills the process at the chosen one."""
 
     def __init__(self, kill_at: str, trace: str) -> None:
-        point, _, number = kill_at.partition(":")
-        self._deadly = (point, int(number or 1))
+        point, number, name = (*kill_at.split(":"), "", "")[:3]
+        self._deadly, self._signal = (point, int(number or 1)), signal.Signals[name or "SIGKILL"]
         self._trace = os.open(trace, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600) if trace else None
         self._counts: Counter[str] = Counter()
         self._lock = threading.Lock()
@@ -54,7 +56,7 @@ class Passes:
             if self._trace is not None:
                 os.write(self._trace, f"{os.getpid()} {point}\n".encode())
             if (point, self._counts[point]) == self._deadly:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), self._signal)
 
     def around(self, step: str, call: Call) -> Call:
         """Returns the same call with a point before and one after it; store.apply has points for each kind of event."""
@@ -128,7 +130,8 @@ def initialise(config: Path, admin: Path) -> None:
 
 def main() -> None:
     """Runs the server's command line with the points in it."""
-    keep_going()  # as the command line does, before anything is written
+    begin("__main__", "pluralllm-server", "serve")  # as the command line does, before anything is written
+    keep_going()
     if admin := os.environ.get(ADMIN):
         initialise(Path(sys.argv[sys.argv.index("--config") + 1]), Path(admin))
     install(Passes(os.environ.get(KILL_AT, ""), os.environ.get(TRACE, "")))

@@ -36,10 +36,16 @@ class Fault:
     name: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
     attach: Callable[[Path], list[str]] | None = None  # the command for a state directory; the pid is appended
+    code: int = -signal.SIGKILL  # the exit code of the coordinator that the fault ends
 
     @classmethod
     def kill_at(cls, point: str, number: int) -> "Fault":
         return cls(f"{point}:{number}", {KILL_AT: f"{point}:{number}"})
+
+    @classmethod
+    def signal_at(cls, point: str, number: int, name: str, code: int) -> "Fault":
+        """Returns the fault of a signal, for example SIGTERM, after which the coordinator ends by itself with `code`."""
+        return cls(f"{point}:{number}:{name}", {KILL_AT: f"{point}:{number}:{name}"}, code=code)
 
 
 class Fleet:
@@ -135,7 +141,7 @@ class Fleet:
 
     def _note_death(self, code: int) -> None:
         """Fails unless the fault killed the coordinator, for the first time."""
-        assert code == -signal.SIGKILL, f"the coordinator ended with {code}\n{self.logs()}"
+        assert code == self._fault.code, f"the coordinator ended with {code}\n{self.logs()}"
         assert self._fault.name, f"it was killed by something else\n{self.logs()}"
         assert not self.fault_fired, f"it was killed again\n{self.logs()}"
         self.fault_fired = True
