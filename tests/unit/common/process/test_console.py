@@ -69,6 +69,15 @@ def test_a_file_that_cannot_be_read_fails_one_check_of_a_doctor(error: Exception
     assert (check.name, check.ok, "/x" in check.result, bool(check.fix)) == ("disk", False, True, True)
 
 
+def test_a_check_without_memory_fails_alone() -> None:
+    def probe() -> Check:
+        raise MemoryError
+
+    check = checked("data", probe)
+    assert (check.ok, check.result) == (False, "not enough memory")
+    assert check.fix
+
+
 def test_an_error_that_is_about_no_file_is_not_taken_for_a_check() -> None:
     def probe() -> Check:
         raise FileNotFoundError(2, "No such file or directory")  # as for a working directory that was deleted

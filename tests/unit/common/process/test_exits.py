@@ -29,6 +29,13 @@ def test_an_error_of_the_machine_says_what_to_do(number: int, capsys: pytest.Cap
     assert (code, text) == (REFUSED, f"error: It failed. {OF_THE_MACHINE[number]}\n")
 
 
+def test_a_command_without_memory_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    assert end_after(MemoryError(), capsys) == (
+        REFUSED,
+        f"error: Not enough memory. {OF_THE_MACHINE[errno.ENOMEM]}\n",
+    )
+
+
 def test_without_a_folder_for_temporary_files_a_command_names_the_variable(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,6 @@
 """Files belong to whom they are for: what root makes in a folder of another user is that user's."""
 
+import errno
 import os
 import pwd
 import sqlite3
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pluralllm.common.errors.tree import InvalidConfig
+from pluralllm.common.errors.tree import InvalidConfig, StorageFull
 from pluralllm.common.process.files import (
     can_others_read,
     create_file,
@@ -19,6 +20,7 @@ from pluralllm.common.process.files import (
     owner_hint,
     publish,
     read_state,
+    storage_errors,
     why_not_writable,
     write_durably,
     write_private,
@@ -271,3 +273,9 @@ def test_a_file_that_others_can_reach_and_read_is_noticed(tmp_path: Path, monkey
     assert not can_others_read(file)
     modes |= {file.resolve(): 0o100644, tmp_path.resolve(): 0o40750}
     assert not can_others_read(file)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_whatever_limits_a_file_is_one_error_with_its_remedies(number: int) -> None:
+    with pytest.raises(StorageFull, match="quota, ulimit -f"), storage_errors("the model"):
+        raise OSError(number, "no")

@@ -1,8 +1,11 @@
 """Files as editors and spreadsheets write them: each is read, or refused with what it is and how to mend it."""
 
 import codecs
+import contextlib
 import os
 import subprocess
+import threading
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +22,7 @@ from pluralllm.common.text.reading import (
     read_toml,
 )
 
+MIB = 1024 * 1024
 TEXT = 'name = "Zürich"\n'
 
 
@@ -162,3 +166,34 @@ def test_half_a_character_in_json_is_refused_and_an_escaped_pair_is_read() -> No
             json_value(text)
     with pytest.raises(ValueError, match="nested too deep"):
         json_value("[" * 100_000)
+
+
+def test_a_small_file_takes_little_memory_whatever_the_limit(path: Path) -> None:
+    path.write_bytes(b"x")
+    tracemalloc.start()
+    try:
+        assert read_bytes(path, 512 * MIB) == b"x"
+        assert tracemalloc.get_traced_memory()[1] < MIB
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("limit_bytes", [3 * MIB, 3 * MIB - 1])
+def test_a_pipe_is_read_to_its_end_or_to_the_limit(limit_bytes: int) -> None:
+    reading, writing = os.pipe()
+    content = os.urandom(3 * MIB)
+
+    def write() -> None:
+        with contextlib.suppress(BrokenPipeError), os.fdopen(writing, "wb") as file:
+            file.write(content)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    source = Path(f"/dev/fd/{reading}")
+    if limit_bytes == len(content):
+        assert read_bytes(source, limit_bytes) == content
+    else:
+        with pytest.raises(Unreadable, match="too large"):
+            read_bytes(source, limit_bytes)
+    os.close(reading)
+    thread.join(5)

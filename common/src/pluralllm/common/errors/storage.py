@@ -23,7 +23,7 @@ from pluralllm.common.errors.root import Broken, Refused
 class StorageFull(Refused):
     what: str
     why = "No space left for {what}."
-    fix = "Free some space on its disk; nothing acknowledged is lost."
+    fix = "Free some space on its disk, or raise the limits of this user (quota, ulimit -f); nothing acknowledged is lost."
 
 
 @dataclass(eq=False)

@@ -48,6 +48,8 @@ def checked(name: str, probe: Callable[[], Check]) -> Check:
     except PluralError as error:
         whole, fix = " ".join(str(error).split()), " ".join(error.fix.format(**error.facts).split())
         return Check(name, ok=False, result=whole.removesuffix(fix).strip(), fix=fix)
+    except MemoryError:
+        return Check(name, ok=False, result="not enough memory", fix="free some memory, or raise this process's limit")
     except (OSError, Unreadable) as error:
         if isinstance(error, OSError) and error.filename is None:
             raise  # not about a file; `run_command` knows more

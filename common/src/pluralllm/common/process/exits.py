@@ -24,6 +24,7 @@ SHOWN_FRAMES, MAX_SHOWN_CHARACTERS = 8, 500
 OF_THE_MACHINE = {
     errno.ENOSPC: "Make room on the disk, and in the folder that TMPDIR names.",
     errno.EDQUOT: "Make room in this user's quota.",
+    errno.EFBIG: "Raise this process's limit of a file's size: ulimit -f.",
     errno.EROFS: "Choose a folder on a file system that can be written.",
     errno.EMFILE: "Raise this process's limit of open files: ulimit -n.",
     errno.ENFILE: "Raise this machine's limit of open files.",
@@ -101,6 +102,9 @@ def _run(command: Callable[[], object]) -> None:
         hint = owner_hint(Path(os.fsdecode(error.filename))) if isinstance(error, PermissionError) else ""
         fix = hint or "Look at that path: what it is, and who may read and write it."
         sys.stderr.write(f"error: {printable(f'{error}. {fix}')}\n")
+        sys.exit(REFUSED)
+    except MemoryError:
+        sys.stderr.write(f"error: Not enough memory. {OF_THE_MACHINE[errno.ENOMEM]}\n")
         sys.exit(REFUSED)
     except Exception as error:  # noqa: BLE001 - the last handler of the process
         _end_unexpected(error)

@@ -18,6 +18,11 @@ from pydantic import TypeAdapter, ValidationError
 from pluralllm.common.errors.tree import InvalidConfig, StorageFull
 from pluralllm.common.text.reading import Unreadable, read_json
 
+NO_ROOM = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+)  # the disk, the user's quota, or the process's limit of a file's size
 RESTORE = "restore it from a backup"
 
 Kind = TypeVar("Kind")
@@ -263,6 +268,6 @@ def storage_errors(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in NO_ROOM:
             raise StorageFull(what=what) from error
         raise

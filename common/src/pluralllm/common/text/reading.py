@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+PIECE_BYTES = 1024 * 1024
 MAX_TEXT_BYTES = 64 * 1024 * 1024
 MAX_DATA_BYTES = 4 * 1024 * 1024 * 1024  # of a file with one record in each line
 DEVICES = Path("/dev")
@@ -49,11 +50,25 @@ def read_bytes(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> bytes:
     try:
         with opened(path) as file:
             size_bytes = path.stat().st_size  # 0 for a pipe
-            content = file.read(max_bytes + 1) if size_bytes <= max_bytes else b""
+            content = _read_at_most(file, max_bytes + 1, size_bytes) if size_bytes <= max_bytes else b""
     except OSError as error:
         raise not_opened(path, error) from error
     _check_size(path, max(size_bytes, len(content)), max_bytes)
     return content
+
+
+def _read_at_most(file: BinaryIO, count: int, size_bytes: int) -> bytes:
+    """Reads a file to its end, or `count` bytes of it. size_bytes: the file's probable size.
+
+    A single call for `count` bytes would reserve memory for all of them, for the smallest file, too.
+    """
+    asked = min(size_bytes + 1, count)
+    first, rest = file.read(asked), bytearray()
+    if len(first) < asked:
+        return first
+    while piece := file.read(min(PIECE_BYTES, count - len(first) - len(rest))):
+        rest += piece  # of a pipe, or of a file that grows
+    return first + rest
 
 
 def text_of(content: bytes, path: Path, max_bytes: int = MAX_TEXT_BYTES) -> str:

@@ -8,7 +8,6 @@ in the directory are verified and synced to disk.
 
 import asyncio
 import contextlib
-import errno
 import os
 import shutil
 import uuid
@@ -17,7 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pluralllm.common.errors.tree import BackupUnusable, Corrupt, InvalidArgument, InvalidConfig, NotFound, StorageFull
-from pluralllm.common.process.files import make_folder, storage_errors, sync_directory, sync_file, write_durably
+from pluralllm.common.process.files import (
+    NO_ROOM,
+    make_folder,
+    storage_errors,
+    sync_directory,
+    sync_file,
+    write_durably,
+)
 from pluralllm.common.words.ids import Digest, RunId
 from pluralllm.server.commands.verify import Report, verify_state
 from pluralllm.server.members.authority import SECRET, load_authority
@@ -259,7 +265,7 @@ def _space(target: Path) -> Iterator[None]:
     except StorageFull as error:
         raise StorageFull(what=what) from error
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in NO_ROOM:
             raise StorageFull(what=what) from error
         raise
 
