@@ -275,7 +275,7 @@ def options(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--model", help="Folder of an exported model; without it a predictor is trained first.")
     parser.add_argument("--seeds", type=int, default=1, help="Number of seeds of the policy.")
     parser.add_argument("--steps", type=int, default=120, help="Number of GRPO steps.")
-    parser.add_argument("--rounds", type=int, default=10, help="Number of rounds that train the predictor.")
+    parser.add_argument("--rounds", type=int, default=20, help="Number of rounds that train the predictor.")
     parser.add_argument("--out", type=Path, help="JSON file that the scores are written to.")
     return parser
 
