@@ -38,6 +38,7 @@ from pluralllm.common.words.spec import GroupRole, RunSpec
 from pluralllm.operator.remote import Remote
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.state import Phase
+from pluralllm.server.runs.inbox import Inbox
 from pluralllm.server.runs.live_run import LiveRun
 from pluralllm.server.runs.new_run import make_run
 from pluralllm.server.storage.blobs import LocalBlobs
@@ -71,10 +72,11 @@ async def make_history(folder: Path, rounds: int, names: list[ClientId]) -> int:
     try:
         spec = spec_of(rounds, len(names))
         run = await make_run(store, LocalBlobs(state.blobs), state.scratch, {}, RunId("long"), spec, clock.now_s())
-        await run.dispatch(store, ev.RunStarted(clock.now_s()))
+        inbox = Inbox(store)
+        await inbox.put(run, ev.RunStarted(clock.now_s()))
         while run.state.round < rounds or run.state.phase is not Phase.WAITING:
             for event in events_from(run, names, clock.now_s()):
-                await run.dispatch(store, event)
+                await inbox.put(run, event)
         return run.sequence
     finally:
         await store.close()

@@ -147,8 +147,8 @@ async def test_a_run_is_created_once(store: Store) -> None:
 
 
 async def test_a_change_writes_all_of_its_rows(store: Store) -> None:
-    await store.apply(change(1, rounds=(ROUND,), receipts=(RECEIPT,), evaluations=(score(0),)))
-    await store.apply(change(2, rounds=(replace(ROUND, outcome=RoundOutcome.CLOSED),), versions=(SECOND,)))
+    await store.apply([change(1, rounds=(ROUND,), receipts=(RECEIPT,), evaluations=(score(0),))])
+    await store.apply([change(2, rounds=(replace(ROUND, outcome=RoundOutcome.CLOSED),), versions=(SECOND,))])
     assert (await store.round(R, RoundNumber(1))) == replace(ROUND, outcome=RoundOutcome.CLOSED)
     assert await store.receipts(R, RoundNumber(1)) == [RECEIPT]
     assert await store.receipt(R, RoundNumber(1), ClientId("ann")) == RECEIPT
@@ -161,7 +161,7 @@ async def test_a_change_writes_all_of_its_rows(store: Store) -> None:
 async def test_moments_weights_scales_distances_and_norms_come_back_as_they_were_written(store: Store) -> None:
     second = replace(SECOND, moments=(Digest("m"), Digest("v")), weights=(1 / 3, 0.1 + 0.2), scales=(1.0, 1 / 7))
     receipt = replace(RECEIPT, receipt=replace(RECEIPT.receipt, distance=0.1 + 0.2, norm=0.7 + 0.1))
-    await store.apply(change(1, receipts=(receipt,), versions=(second,)))
+    await store.apply([change(1, receipts=(receipt,), versions=(second,))])
     assert await store.version(R, ModelVersion(1)) == second
     assert await store.receipts(R, RoundNumber(1)) == [receipt]
 
@@ -182,7 +182,7 @@ def test_moments_and_weights_are_in_a_versions_hash_where_there_are_any() -> Non
 async def test_rows_of_an_older_release_are_read_as_without_moments_weights_and_distances(database: str) -> None:
     store = await open_store(database)
     await store.create_run(RUN, FIRST)
-    await store.apply(change(1, receipts=(RECEIPT,), versions=(SECOND,)))
+    await store.apply([change(1, receipts=(RECEIPT,), versions=(SECOND,))])
     async with store.writing() as connection:
         added = [("receipts", "distance"), ("versions", "moments"), ("versions", "weights"), ("rounds", "rollouts")]
         added += [("evaluations", "not_reported"), ("members", "runs"), ("invites", "runs")]
@@ -204,11 +204,11 @@ async def test_rows_of_an_older_release_are_read_as_without_moments_weights_and_
 @pytest.mark.parametrize("reason", NotReported)
 async def test_an_evaluation_without_scores_comes_back_with_its_reason(store: Store, reason: NotReported) -> None:
     kept, reported = kept_score(0, "ann", reason), score(0, "ben", 0.0)
-    await store.apply(change(1, evaluations=(kept,)))
-    await store.apply(change(2, evaluations=(reported,)))
+    await store.apply([change(1, evaluations=(kept,))])
+    await store.apply([change(2, evaluations=(reported,))])
     assert await store.latest_evaluations(R, 1) == [kept, reported]
     assert [row for _, row in await store.evaluations(R, 0, 10)] == [kept, reported]
-    await store.apply(change(3, evaluations=(score(0, "ann", 0.4),)))  # the newer evaluation of a client stands
+    await store.apply([change(3, evaluations=(score(0, "ann", 0.4),))])  # the newer evaluation of a client stands
     assert await store.latest_evaluations(R, 1) == [score(0, "ann", 0.4), reported]
 
 
@@ -232,7 +232,7 @@ async def of_revision(database: str, revision: str) -> AsyncIterator[AsyncConnec
 async def test_an_evaluation_comes_back_with_its_context_gain(store: Store) -> None:
     plain = score(0)
     gained = replace(plain, score=replace(plain.score, context_gain=0.02))
-    await store.apply(change(1, evaluations=(gained,)))
+    await store.apply([change(1, evaluations=(gained,))])
     assert await store.latest_evaluations(R, 1) == [gained] != [plain]
 
 
@@ -252,7 +252,7 @@ async def test_evaluations_of_an_older_release_keep_scores_and_cursors_and_later
     rows = await store.evaluations(R, 0, 10)
     assert rows == [(2, score(0, "ben")), (3, score(1)), (4, score(1, "ben"))]
     kept = kept_score(1, "ben", NotReported.BUDGET_SPENT)
-    await store.apply(change(1, evaluations=(kept,)))
+    await store.apply([change(1, evaluations=(kept,))])
     assert await store.evaluations(R, 4, 10) == [(5, kept)]  # a cursor is never used twice
     with pytest.raises(StoreFailed, match="another writer was there first"):
         async with store.writing() as connection:
@@ -309,23 +309,62 @@ async def test_certificates_of_an_older_release_become_one_line_so_that_their_ow
 
 
 async def test_a_change_that_fails_writes_nothing(store: Store) -> None:
-    await store.apply(change(1, receipts=(RECEIPT,)))
+    await store.apply([change(1, receipts=(RECEIPT,))])
     with pytest.raises(StoreFailed):
-        await store.apply(change(2, rounds=(ROUND,), receipts=(RECEIPT,)))
+        await store.apply([change(2, rounds=(ROUND,), receipts=(RECEIPT,))])
     assert await store.round(R, RoundNumber(1)) is None
     assert [event.sequence for event in await store.events(R, 0, 10)] == [1]
 
 
 async def test_a_sequence_is_taken_once(store: Store) -> None:
-    await store.apply(change(1))
+    await store.apply([change(1)])
     with pytest.raises(StoreFailed, match="another writer was there first"):
-        await store.apply(change(1, rounds=(ROUND,)))
+        await store.apply([change(1, rounds=(ROUND,))])
     assert await store.round(R, RoundNumber(1)) is None
+
+
+async def test_changes_of_several_runs_are_written_together_or_not_at_all(store: Store) -> None:
+    other = RunId("other")
+    await store.create_run(replace(RUN, id=other), replace(FIRST, run=other))
+    with pytest.raises(StoreFailed):
+        await store.apply([change(1, rounds=(ROUND,)), replace(change(1), run=other), change(1)])
+    assert (await store.events(R, 0, 10), await store.events(other, 0, 10)) == ([], [])
+    assert await store.round(R, RoundNumber(1)) is None
+    await store.apply([change(1), replace(change(1), run=other), change(2)])
+    assert [row.sequence for row in await store.events(R, 0, 10)] == [1, 2]
+    assert [row.sequence for row in await store.events(other, 0, 10)] == [1]
+
+
+async def test_of_changes_in_one_transaction_the_last_one_stands(store: Store) -> None:
+    ann, ben, cem = (
+        replace(RECEIPT, receipt=replace(RECEIPT.receipt, client=ClientId(c))) for c in ("ann", "ben", "cem")
+    )
+    closed = replace(ROUND, outcome=RoundOutcome.CLOSED, version=ModelVersion(1))
+    await store.apply(
+        [change(1, receipts=(ann, cem), rounds=(ROUND,), evaluations=(score(0, "ann", 0.1), score(0, "ben", 0.5)))]
+    )
+    await store.apply(
+        [
+            change(
+                2,
+                receipts=(ben,),
+                rounds=(replace(ROUND, cohort=(ClientId("ann"),)),),
+                evaluations=(score(0, "ann", 0.2),),
+            ),
+            change(3, withdrawn=((RoundNumber(1), ClientId("ben")), (RoundNumber(1), ClientId("cem")))),
+            change(4, versions=(SECOND,), rounds=(closed,), evaluations=(score(0, "dan", 0.4), score(0, "ann", 0.3))),
+        ]
+    )
+    assert await store.receipts(R, RoundNumber(1)) == [ann]
+    assert await store.round(R, RoundNumber(1)) == closed
+    assert await store.versions(R) == [FIRST, SECOND]
+    standing = [(row.score.client, row.score.alignment_score) for _, row in await store.evaluations(R, 0, 10)]
+    assert standing == [("ben", 0.5), ("dan", 0.4), ("ann", 0.3)]  # in the order in which they came in
 
 
 async def test_events_come_in_order_after_a_cursor(store: Store) -> None:
     for sequence in range(1, 6):
-        await store.apply(change(sequence))
+        await store.apply([change(sequence)])
     assert [event.sequence for event in await store.events(R, 2, 2)] == [3, 4]
     first = (await store.events(R, 0, 1))[0]
     assert ev.event_from_facts(first.kind, dict(first.facts)) == ev.ClockTicked(1.0)
@@ -333,16 +372,16 @@ async def test_events_come_in_order_after_a_cursor(store: Store) -> None:
 
 async def test_rounds_come_newest_first_in_pages(store: Store) -> None:
     for number in range(1, 6):
-        await store.apply(change(number, rounds=(replace(ROUND, round=RoundNumber(number)),)))
+        await store.apply([change(number, rounds=(replace(ROUND, round=RoundNumber(number)),))])
     assert [row.round for row in await store.rounds(R, None, 2)] == [5, 4]
     assert [row.round for row in await store.rounds(R, 4, 10)] == [3, 2, 1]
 
 
 async def test_the_newest_evaluation_of_a_client_stands(store: Store) -> None:
-    await store.apply(change(1, evaluations=(score(0, value=0.1),)))
-    await store.apply(change(2, evaluations=(score(0, value=0.2),)))
-    await store.apply(change(3, evaluations=(score(1),)))
-    await store.apply(change(4, evaluations=(score(2), score(2, "ben"))))
+    await store.apply([change(1, evaluations=(score(0, value=0.1),))])
+    await store.apply([change(2, evaluations=(score(0, value=0.2),))])
+    await store.apply([change(3, evaluations=(score(1),))])
+    await store.apply([change(4, evaluations=(score(2), score(2, "ben")))])
     latest = await store.latest_evaluations(R, 2)
     assert [(row.score.version, row.score.client) for row in latest] == [(1, "ann"), (2, "ann"), (2, "ben")]
     rows = await store.evaluations(R, 0, 10)
@@ -360,7 +399,7 @@ async def test_a_member_is_updated_and_keeps_its_first_day(store: Store) -> None
 
 
 async def test_everything_is_there_after_reopening(opener: Opener, store: Store) -> None:
-    await store.apply(change(1, rounds=(ROUND,), receipts=(RECEIPT,)))
+    await store.apply([change(1, rounds=(ROUND,), receipts=(RECEIPT,))])
     await store.close()
     again = await opener()
     assert await again.runs() == [RUN]
@@ -369,14 +408,14 @@ async def test_everything_is_there_after_reopening(opener: Opener, store: Store)
 
 
 async def test_changes_may_be_written_at_once(store: Store) -> None:
-    await asyncio.gather(*(store.apply(change(sequence)) for sequence in range(1, 21)))
+    await asyncio.gather(*(store.apply([change(sequence)]) for sequence in range(1, 21)))
     assert [event.sequence for event in await store.events(R, 0, 100)] == list(range(1, 21))
 
 
 async def test_a_caller_that_goes_away_harms_neither_the_database_nor_the_next_one(store: Store) -> None:
     for yields in range(40):
         written = len(await store.events(R, 0, 100))
-        going = asyncio.ensure_future(store.apply(change(written + 1)))
+        going = asyncio.ensure_future(store.apply([change(written + 1)]))
         for _ in range(yields):
             await asyncio.sleep(0)
         going.cancel()
@@ -387,9 +426,9 @@ async def test_a_caller_that_goes_away_harms_neither_the_database_nor_the_next_o
 
 
 async def test_an_evaluation_that_stands_anew_is_seen_by_who_reads_on_from_a_cursor(store: Store) -> None:
-    await store.apply(change(1, evaluations=(score(0, value=0.1),)))
+    await store.apply([change(1, evaluations=(score(0, value=0.1),))])
     cursor = (await store.evaluations(R, 0, 10))[-1][0]
-    await store.apply(change(2, evaluations=(score(0, value=0.2),)))
+    await store.apply([change(2, evaluations=(score(0, value=0.2),))])
     assert [row.score.alignment_score for _, row in await store.evaluations(R, cursor, 10)] == [0.2]
 
 
@@ -399,11 +438,11 @@ async def test_a_full_database_says_so_writes_nothing_and_heals(file_store: SqlS
         await connection.execute(sa.text(f"PRAGMA max_page_count = {pages}"))
     big = replace(ROUND, reason="x" * 100_000)
     with pytest.raises(StorageFull):
-        await file_store.apply(change(1, rounds=(big,)))
+        await file_store.apply([change(1, rounds=(big,))])
     assert await file_store.events(R, 0, 10) == []
     async with file_store.writing() as connection:
         await connection.execute(sa.text("PRAGMA max_page_count = 1000000"))
-    await file_store.apply(change(1, rounds=(big,)))
+    await file_store.apply([change(1, rounds=(big,))])
     assert await file_store.round(R, RoundNumber(1)) == big
 
 
@@ -488,11 +527,11 @@ async def test_who_is_overtaken_neither_writes_nor_reads_and_knows_that_it_is_ov
     assert await first.take_over() == 1
     await first.create_run(RUN, FIRST)
     assert await second.take_over() == 2
-    for refused in (first.apply(change(1)), first.runs()):
+    for refused in (first.apply([change(1)]), first.runs()):
         with pytest.raises(Overtaken):
             await refused
     assert isinstance(stops[0].why, Overtaken)
-    await second.apply(change(1))
+    await second.apply([change(1)])
     assert [event.sequence for event in await second.events(R, 0, 10)] == [1]
     assert stops[1].why is None
     for store in (first, second):
@@ -504,10 +543,10 @@ async def test_a_process_whose_memory_lacks_an_event_of_the_database_ends(databa
     stop = FailStop()
     store = await open_store(database, stop)
     await store.create_run(RUN, FIRST)
-    await store.apply(change(1))
+    await store.apply([change(1)])
     assert stop.why is None
     with pytest.raises(StoreFailed, match="another writer was there first"):
-        await store.apply(change(1))
+        await store.apply([change(1)])
     assert isinstance(stop.why, StoreFailed)
     await store.close()
 

@@ -29,6 +29,7 @@ from pluralllm.server.members.audit_log import AuditLog
 from pluralllm.server.rounds.events import event_kind
 from pluralllm.server.runs import uploads
 from pluralllm.server.runs.assembly import Assembly
+from pluralllm.server.runs.coordinator import Coordinator
 
 # point:n or point:n:SIGTERM; at its n-th pass of that point the process sends itself the signal, by default SIGKILL.
 KILL_AT = "PLURALLLM_DRILL_KILL_AT"
@@ -61,14 +62,16 @@ class Passes:
     def around(self, step: str, call: Call) -> Call:
         """Returns the same call with a point before and one after it; store.apply has points for each kind of event."""
 
-        def name(positional: tuple[Any, ...]) -> str:
-            return f"{APPLY}.{event_kind(positional[0].event)}" if step == APPLY else step
+        def names(positional: tuple[Any, ...]) -> list[str]:
+            return [f"{APPLY}.{event_kind(change.event)}" for change in positional[0]] if step == APPLY else [step]
 
         @functools.wraps(call)
         async def wait(*positional: Any, **named: Any) -> Any:
-            self.note(f"{name(positional)}.{BEFORE}")
+            for name in names(positional):
+                self.note(f"{name}.{BEFORE}")
             result = await call(*positional, **named)
-            self.note(f"{name(positional)}.{AFTER}")
+            for name in names(positional):
+                self.note(f"{name}.{AFTER}")
             return result
 
         @functools.wraps(call)
@@ -99,6 +102,7 @@ def install(passes: Passes) -> None:
     """Puts a point before and after every step that points.py lists."""
     for owner, parameter, contract in (
         (Assembly, "store", "store"),
+        (Coordinator, "inbox", "inbox"),
         (Assembly, "blobs", "blobs"),
         (AuditLog, "store", "membership"),
         (Assembly, "uploads", "uploads"),

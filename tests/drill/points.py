@@ -12,6 +12,7 @@ from typing import Any
 from pluralllm.common.process import files
 from pluralllm.server.aggregation.next_version import write_next
 from pluralllm.server.rounds.events import Event
+from pluralllm.server.runs.inbox import Inbox
 from pluralllm.server.runs.uploads import Uploads
 from pluralllm.server.storage.blobs import Blobs
 from pluralllm.server.storage.membership import MembershipStore
@@ -20,12 +21,19 @@ from pluralllm.server.storage.store import Store
 BEFORE, AFTER = "before", "after"
 APPLY = "store.apply"  # one step for each kind of event
 RENAME = "files.rename"  # the method of pathlib.Path that files.publish calls
-CONTRACTS: dict[str, type] = {"store": Store, "membership": MembershipStore, "blobs": Blobs, "uploads": Uploads}
+CONTRACTS: dict[str, type] = {
+    "store": Store,
+    "inbox": Inbox,
+    "membership": MembershipStore,
+    "blobs": Blobs,
+    "uploads": Uploads,
+}
 READS: dict[str, frozenset[str]] = {
     "store": frozenset(
         {"runs", "events", "round", "rounds", "receipts", "receipt", "version", "versions", "clients", "model_digests"}
         | {"evaluations", "latest_evaluations", "close"}
     ),
+    "inbox": frozenset(),
     "membership": frozenset({"everyone", "audit_entries", "audit_head"}),
     "blobs": frozenset({"path", "exists", "digests"}),
     "uploads": frozenset({"missing"}),

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, cast
 
 from pluralllm.common.errors.tree import StorageFull, StoreFailed
 from pluralllm.common.words.ids import Digest
@@ -138,8 +138,9 @@ class Faults:
 
     async def after(self, operation: str, about: object) -> None:
         """Does the same when the operation is done."""
-        if isinstance(about, Change):
-            self._look_at(about)
+        if operation == "store.apply":
+            for change in cast("Sequence[Change]", about):
+                self._look_at(change)
         for fault in self._due(lambda fault: _concerns(fault, operation, after=True)):
             await self._strike(fault, operation, done=True)
 

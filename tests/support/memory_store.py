@@ -113,26 +113,12 @@ class MemoryStore:
         await self._before("store.runs", None)
         return [run.record for run in self._tables.runs.values()]
 
-    async def apply(self, change: Change) -> None:
-        await self._before("store.apply", change)
-        run = self._tables.runs[change.run]
-        _check_keys(run, change)
-        facts = json.dumps(event_to_facts(change.event))
-        run.events.put(change.sequence, (change.event.at_s, event_kind(change.event), facts))
-        for row in change.receipts:
-            run.receipts.setdefault(row.round, {})[row.receipt.client] = row
-        for number, client in change.withdrawn:
-            run.receipts.get(number, {}).pop(client, None)
-        for version in change.versions:
-            run.versions.put(version.version, version)
-        for round_row in change.rounds:
-            run.rounds.put(round_row.round, round_row)
-        for evaluation in change.evaluations:
-            key = (evaluation.score.version, evaluation.score.client)
-            run.evaluations.pop(key, None)
-            run.cursor += 1
-            run.evaluations[key] = (run.cursor, evaluation)
-        await self._after("store.apply", change)
+    async def apply(self, changes: Sequence[Change]) -> None:
+        await self._before("store.apply", changes)
+        _check_keys(self._tables, changes)
+        for change in changes:
+            _write(self._tables.runs[change.run], change)
+        await self._after("store.apply", changes)
 
     async def events(self, run: RunId, after: int, limit: int) -> Sequence[EventRecord]:
         await self._before("store.events", run)
@@ -195,14 +181,37 @@ class MemoryStore:
         """Does nothing; the tables keep their rows."""
 
 
-def _check_keys(run: RunTables, change: Change) -> None:
+def _check_keys(tables: Tables, changes: Sequence[Change]) -> None:
     """Checks what a database's primary keys guarantee. Raises StoreFailed before anything is written."""
-    receipts, versions = change.receipts, change.versions
-    taken = [f"sequence {change.sequence}"] if change.sequence in run.events else []
-    taken += [f"receipt {r.receipt.client}" for r in receipts if r.receipt.client in run.receipts.get(r.round, {})]
-    taken += [f"version {version.version}" for version in versions if version.version in run.versions]
+    taken: list[str] = []
+    new: set[tuple[str, int]] = set()
+    for change in changes:
+        run, receipts, versions = tables.runs[change.run], change.receipts, change.versions
+        key = (change.run, change.sequence)
+        taken += [f"sequence {change.sequence}"] if change.sequence in run.events or key in new else []
+        taken += [f"receipt {r.receipt.client}" for r in receipts if r.receipt.client in run.receipts.get(r.round, {})]
+        taken += [f"version {version.version}" for version in versions if version.version in run.versions]
+        new.add(key)
     if taken:
         raise StoreFailed(problem=ANOTHER_WRITER.format(what=", ".join(taken)))
+
+
+def _write(run: RunTables, change: Change) -> None:
+    facts = json.dumps(event_to_facts(change.event))
+    run.events.put(change.sequence, (change.event.at_s, event_kind(change.event), facts))
+    for row in change.receipts:
+        run.receipts.setdefault(row.round, {})[row.receipt.client] = row
+    for number, client in change.withdrawn:
+        run.receipts.get(number, {}).pop(client, None)
+    for version in change.versions:
+        run.versions.put(version.version, version)
+    for round_row in change.rounds:
+        run.rounds.put(round_row.round, round_row)
+    for evaluation in change.evaluations:
+        key = (evaluation.score.version, evaluation.score.client)
+        run.evaluations.pop(key, None)
+        run.cursor += 1
+        run.evaluations[key] = (run.cursor, evaluation)
 
 
 class MemoryMembership:

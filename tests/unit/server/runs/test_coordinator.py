@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -472,7 +473,8 @@ async def test_a_new_version_is_not_deleted_before_its_record_is_written(place: 
     collecting: list[asyncio.Task[None]] = []
 
     async def collect_in_between(operation: str, about: object) -> None:
-        if operation == "store.apply" and isinstance(getattr(about, "event", None), ev.ModelAveraged):
+        averaged = operation == "store.apply" and isinstance(about, Sequence)
+        if averaged and any(isinstance(change.event, ev.ModelAveraged) for change in about):
             collecting.append(asyncio.create_task(place.parts.retention.collect(set())))
             for _ in range(10):
                 await asyncio.sleep(0)

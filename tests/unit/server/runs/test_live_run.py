@@ -1,4 +1,4 @@
-"""A live run is changed by `dispatch` and by nothing else."""
+"""A live run is changed by the inbox and by nothing else."""
 
 import asyncio
 import dataclasses
@@ -21,6 +21,7 @@ from pluralllm.common.words.reward_weights import RewardRun
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.state import Phase
 from pluralllm.server.runs.bell import Bell, ClientBells
+from pluralllm.server.runs.inbox import Inbox
 from pluralllm.server.runs.live_run import LiveRun, Progress, first_state, recover, write_first_version
 from pluralllm.server.runs.live_runs import Runs
 from pluralllm.server.runs.traffic import Traffic
@@ -41,11 +42,11 @@ async def a_run(store: MemoryStore) -> LiveRun:
 async def test_dispatch_changes_a_run_and_an_event_that_changes_nothing_writes_nothing() -> None:
     store = MemoryStore(Tables())
     run = await a_run(store)
-    step = await run.dispatch(store, ev.RunStarted(1.0))
+    step = await Inbox(store).put(run, ev.RunStarted(1.0))
     assert step is not None
     assert step.effects == ()
     assert (run.state.phase, run.sequence, run.progress.updated_s) == (Phase.WAITING, 1, 1.0)
-    assert await run.dispatch(store, ev.RunStarted(2.0)) is None
+    assert await Inbox(store).put(run, ev.RunStarted(2.0)) is None
     assert (run.sequence, run.progress.updated_s) == (1, 1.0)
 
 
@@ -116,7 +117,7 @@ async def test_the_log_of_events_is_read_page_by_page(monkeypatch: pytest.Monkey
     store = MemoryStore(Tables())
     run = await a_run(store)
     for event in (ev.RunStarted(1.0), ev.RunPaused(2.0), ev.RunResumed(3.0)):
-        await run.dispatch(store, event)
+        await Inbox(store).put(run, event)
     recovered = await recover(store, run.record)
     assert (recovered.state, recovered.progress.updated_s, recovered.sequence) == (run.state, 3.0, 3)
 
@@ -134,7 +135,7 @@ async def test_an_event_that_cannot_be_stored_changes_nothing() -> None:
     run = await a_run(store)
     before = run.progress
     with hooks.failing("store.apply", StorageFull(what="the database")), pytest.raises(StorageFull):
-        await run.dispatch(store, ev.RunStarted(1.0))
+        await Inbox(store).put(run, ev.RunStarted(1.0))
     assert run.progress is before
 
 
@@ -147,7 +148,9 @@ async def test_events_at_the_same_time_are_written_one_after_another() -> None:
 
     store = MemoryStore(Tables(), wait)
     run = await a_run(store)
-    dispatches = [asyncio.create_task(run.dispatch(store, event)) for event in (ev.RunStarted(1.0), ev.RunPaused(2.0))]
+    dispatches = [
+        asyncio.create_task(Inbox(store).put(run, event)) for event in (ev.RunStarted(1.0), ev.RunPaused(2.0))
+    ]
     await asyncio.sleep(0)
     going_on.set()
     await asyncio.gather(*dispatches)
@@ -160,12 +163,12 @@ async def test_an_averaging_that_had_not_ended_is_found_again(tmp_path: Path) ->
     store, steps = place.parts.store, []
     for client in ("ann", "ben"):
         receipt = ev.Receipt(ClientId(client), Digest(client), 10, None, 1.0)
-        steps.append(await run.dispatch(store, ev.UpdateArrived(1.0, run.state.round, run.state.version, receipt)))
+        steps.append(await Inbox(store).put(run, ev.UpdateArrived(1.0, run.state.round, run.state.version, receipt)))
     assert steps[-1] is not None
     average = steps[-1].effects[-1]
     assert isinstance(average, ev.Average)
     assert run.progress.averaging == (await recover(store, run.record)).progress.averaging == average
-    await run.dispatch(store, ev.RunCancelled(2.0, "enough"))
+    await Inbox(store).put(run, ev.RunCancelled(2.0, "enough"))
     assert run.progress.averaging is (await recover(store, run.record)).progress.averaging is None
 
 
@@ -219,10 +222,12 @@ async def test_nothing_else_can_change_a_run() -> None:
             setattr(run.progress, field.name, getattr(run.progress, field.name))
 
 
-def test_only_dispatch_goes_round_the_lock_on_the_attributes() -> None:
+def test_only_the_inbox_lets_a_run_take_a_step() -> None:
     server = Path(__file__).parents[4] / "server" / "src" / "pluralllm" / "server"
     users = [path.name for path in server.rglob("*.py") if "object.__setattr__" in path.read_text(encoding="utf-8")]
     assert users == ["live_run.py"]
+    takers = [path.name for path in server.rglob("*.py") if ".run.take(" in path.read_text(encoding="utf-8")]
+    assert takers == ["inbox.py"]
 
 
 def test_traffic_is_counted_by_run_and_in_all() -> None:

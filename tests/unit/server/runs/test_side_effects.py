@@ -1,7 +1,7 @@
 """No side effect breaks a step of a run: whatever fails after a durable event, the run goes on, and so do the other runs."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from pluralllm.server.runs.live_run import LiveRun
 from pluralllm.server.runs.sessions import Session
 from pluralllm.server.runs.uploads import Uploads
 from pluralllm.server.storage.blobs import LocalBlobs
+from pluralllm.server.storage.store import Change
 
 SPEC = small_spec(rounds=3, round={"min_clients": 2, "deadline_s": 1000.0})
 CLIENTS = (ClientId("ann"), ClientId("ben"))
@@ -41,10 +42,11 @@ class FailingStore(MemoryStore):
 
     fails: Callable[[object], Exception | None] = staticmethod(lambda change: None)
 
-    async def apply(self, change: Any) -> None:
-        if (error := self.fails(change)) is not None:
-            raise error
-        await super().apply(change)
+    async def apply(self, changes: Sequence[Change]) -> None:
+        for change in changes:
+            if (error := self.fails(change)) is not None:
+                raise error
+        await super().apply(changes)
 
 
 class Runs:

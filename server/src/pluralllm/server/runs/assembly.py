@@ -9,6 +9,7 @@ from pluralllm.common.process.watched_tasks import WatchedTasks
 from pluralllm.server.process.fail_stop import FailStop
 from pluralllm.server.runs.bell import Bell, ClientBells
 from pluralllm.server.runs.coordinator import Coordinator, Timing
+from pluralllm.server.runs.inbox import Inbox
 from pluralllm.server.runs.intake import Intake
 from pluralllm.server.runs.leases import Leases
 from pluralllm.server.runs.live_runs import Runs
@@ -57,6 +58,7 @@ class Assembly:
         self.manifests, self.retention = Manifests(store, blobs), Retention(store, blobs, timing.keep_updates)
         self.models = ModelReader(self.manifests, blobs)
         self.coordinator = Coordinator(
+            inbox=Inbox(store),
             store=store,
             blobs=blobs,
             scratch=scratch,

@@ -34,6 +34,7 @@ from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.state import Phase
 from pluralllm.server.runs.bell import Bell, ClientBells
 from pluralllm.server.runs.client_rows import ClientRows
+from pluralllm.server.runs.inbox import Inbox
 from pluralllm.server.runs.leases import Leases
 from pluralllm.server.runs.live_run import LiveRun, recover
 from pluralllm.server.runs.live_runs import Runs
@@ -74,6 +75,7 @@ class Coordinator:
     def __init__(
         self,
         *,
+        inbox: Inbox,
         store: Store,
         blobs: Blobs,
         scratch: Path,
@@ -98,7 +100,7 @@ class Coordinator:
         the client's task or session has changed. Each turn of its loop beats `pulse`. `scratch` is the folder for files that are
         not finished.
         """
-        self._store, self._blobs, self._scratch = store, blobs, scratch
+        self._inbox, self._store, self._blobs, self._scratch = inbox, store, blobs, scratch
         self._clock, self._timing, self._fail_stop = clock, timing, fail_stop
         self._tasks, self._pulse = tasks, pulse
         self._runs, self._sessions, self._leases, self._presence = runs, sessions, leases, presence
@@ -212,13 +214,12 @@ class Coordinator:
 
         Raises a subclass of Refused if the round machine does not allow the event now.
         """
-        was_over = run.is_over
-        step = await run.dispatch(self._store, event)
+        step = await self._inbox.put(run, event)
         if step is None:
             return
         self._troubles.clear(run.id)
         self._reconcile(run)
-        has_ended = run.is_over and not was_over
+        has_ended = step.ends_run
         if has_ended or any(isinstance(effect, ev.Publish | ev.Abandon) for effect in step.effects):
             self._collect_soon()
         if has_ended:

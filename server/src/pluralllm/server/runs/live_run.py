@@ -27,7 +27,7 @@ from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.machine import step
 from pluralllm.server.rounds.state import Phase, Run
 from pluralllm.server.runs.changes import change_of
-from pluralllm.server.storage.store import RoundRecord, RunRecord, Store
+from pluralllm.server.storage.store import Change, RoundRecord, RunRecord, Store
 
 REPLAY_PAGE = 1000
 
@@ -56,10 +56,14 @@ class Step:
     after: Progress
     effects: tuple[ev.Effect, ...]
 
+    @property
+    def ends_run(self) -> bool:
+        return any(isinstance(effect, ev.EndRun) for effect in self.effects)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LiveRun:
-    """A run in the coordinator's memory. Only the method `dispatch` changes a run; other code only reads it."""
+    """A run in the coordinator's memory. Only the inbox changes a run; other code only reads it."""
 
     record: RunRecord
     spec: RunSpec
@@ -68,7 +72,6 @@ class LiveRun:
     progress: Progress
     _examples: dict[ClientId, int] = field(default_factory=dict)
     _noise: dict[ClientId, NoiseStatement | None] = field(default_factory=dict)
-    _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def id(self) -> RunId:
@@ -136,35 +139,35 @@ class LiveRun:
         kind = TaskKind.EVALUATE if self.state.phase is Phase.EVALUATING else self.work_kind
         return TaskName(self.id, RoundNumber(self.state.round), kind, client)
 
-    async def dispatch(self, store: Store, event: ev.Event) -> Step | None:
-        """Passes one event to the round machine and makes the result durable before it returns.
+    def take(self, step: Step) -> None:
+        """Takes a step that has just become durable. Only the inbox calls this, in the order of the steps; a test looks."""
+        object.__setattr__(self, "progress", step.after)
+        for effect in step.effects:
+            if isinstance(effect, ev.RecordReceipt):
+                self._examples.setdefault(effect.receipt.client, effect.receipt.examples)
+                _note_noise(self._noise, step.event)
 
-        Returns the step, or None if the event changes nothing. Raises a subclass of Refused if the round machine does not allow
-        the event; StoreFailed, StorageFull or Overtaken if the store cannot write. After an error the run is unchanged.
-        """
-        async with self._lock:
-            before = self.progress
-            state, effects = step(before.state, event)
-            if state == before.state and not effects:
-                return None
-            sequence = before.sequence + 1
-            change = change_of(self.record, state, sequence, event, effects, before.open_round, before.newest)
-            await store.apply(change)
-            # The event is durable: what follows must not fail, so that memory agrees with the store.
-            progress = Progress(
-                state=state,
-                newest=change.versions[-1] if change.versions else before.newest,
-                sequence=sequence,
-                open_round=change.rounds[-1] if change.rounds else before.open_round,
-                updated_s=event.at_s,
-                averaging=_averaging(before.averaging, state, effects),
-            )
-            object.__setattr__(self, "progress", progress)  # nothing else in the server may do this: a test looks
-            for row in change.receipts:
-                self._examples.setdefault(row.receipt.client, row.receipt.examples)
-            if change.receipts:
-                _note_noise(self._noise, event)
-            return Step(event, before, progress, effects)
+
+def next_step(record: RunRecord, before: Progress, event: ev.Event) -> tuple[Step, Change] | None:
+    """Passes one event to the round machine, and returns the step and the rows that the store must write for it.
+
+    record: the run's row. before: the run's progress before the event. Returns None if the event changes nothing. Raises a
+    subclass of Refused if the round machine does not allow the event.
+    """
+    state, effects = step(before.state, event)
+    if state == before.state and not effects:
+        return None
+    sequence = before.sequence + 1
+    change = change_of(record, state, sequence, event, effects, before.open_round, before.newest)
+    after = Progress(
+        state=state,
+        newest=change.versions[-1] if change.versions else before.newest,
+        sequence=sequence,
+        open_round=change.rounds[-1] if change.rounds else before.open_round,
+        updated_s=event.at_s,
+        averaging=_averaging(before.averaging, state, effects),
+    )
+    return Step(event, before, after, effects), change
 
 
 def _note_noise(noise: dict[ClientId, NoiseStatement | None], event: ev.Event) -> None:

@@ -23,7 +23,7 @@ from pluralllm.server.storage.membership import (
     MembershipChange,
     NewAuditEntry,
 )
-from pluralllm.server.storage.sql_store import SqlStore, replace_row
+from pluralllm.server.storage.sql_store import SqlStore, replace_rows
 
 
 class SqlMembership:
@@ -91,11 +91,11 @@ class SqlMembership:
             if change.spends is not None:
                 await _check_unspent(connection, change.spends)
             for member in change.members:
-                await replace_row(connection, t.members, ("name",), _values(member))
+                await replace_rows(connection, t.members, ("name",), [_values(member)])
             for certificate in change.certificates:
-                await replace_row(connection, t.certificates, ("serial",), _values(certificate))
+                await replace_rows(connection, t.certificates, ("serial",), [_values(certificate)])
             for invite in change.invites:
-                await replace_row(connection, t.invites, ("token_sha256",), _values(invite))
+                await replace_rows(connection, t.invites, ("token_sha256",), [_values(invite)])
             entry = _chained(change.entry, *await _head(connection))
             values = {**dataclasses.asdict(entry), "sha256": entry.sha256}
             await connection.execute(sa.insert(t.audit_log).values(values))

@@ -1,6 +1,7 @@
 """Converts the store's records into rows of the database's tables, and rows into records."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -11,14 +12,48 @@ from pluralllm.common.words.ids import ClientId, Digest, GroupName, ModelVersion
 from pluralllm.common.words.noise import NoiseStatement
 from pluralllm.common.words.not_reported import NotReported
 from pluralllm.common.words.spec import GroupRole
-from pluralllm.server.rounds.events import Receipt, Score
+from pluralllm.server.rounds.events import Receipt, Score, event_kind, event_to_facts
 from pluralllm.server.storage.store import (
+    Change,
     ClientRecord,
     EvaluationRecord,
     ReceiptRecord,
     RoundOutcome,
     RoundRecord,
 )
+
+
+def event_values(change: Change) -> dict[str, Any]:
+    return {
+        "run": change.run,
+        "sequence": change.sequence,
+        "at_s": change.event.at_s,
+        "kind": event_kind(change.event),
+        "facts": json.dumps(event_to_facts(change.event)),
+    }
+
+
+def receipts_after(changes: Sequence[Change]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Returns the receipts that changes insert, and the keys of those that they withdraw, which are deleted first."""
+    inserted: list[dict[str, Any]] = []
+    withdrawn: list[dict[str, Any]] = []
+    for change in changes:
+        inserted += [receipt_values(row) for row in change.receipts]
+        for number, client in change.withdrawn:
+            key = {"run": change.run, "round": number, "client": client}
+            withdrawn.append(key)
+            inserted = [values for values in inserted if key.items() - values.items()]
+    return inserted, withdrawn
+
+
+def evaluations_after(changes: Sequence[Change]) -> list[dict[str, Any]]:
+    """Returns the evaluations that stand after changes, in the order in which they came in."""
+    standing: dict[tuple[RunId, ModelVersion, ClientId], dict[str, Any]] = {}
+    for evaluation in (evaluation for change in changes for evaluation in change.evaluations):
+        key = (evaluation.run, evaluation.score.version, evaluation.score.client)
+        standing.pop(key, None)
+        standing[key] = evaluation_values(evaluation)
+    return list(standing.values())
 
 
 def round_values(row: RoundRecord) -> dict[str, Any]:

@@ -18,7 +18,6 @@ from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumb
 from pluralllm.server.process.cancellation import unbroken
 from pluralllm.server.process.fail_stop import FailStop
 from pluralllm.server.process.instruments import STORE_SECONDS
-from pluralllm.server.rounds.events import event_kind, event_to_facts
 from pluralllm.server.storage import schema as t
 from pluralllm.server.storage import sql_rows as rows
 from pluralllm.server.storage.sql_engine import failure, is_broken, migrate, new_engine
@@ -150,29 +149,20 @@ class SqlStore:
         return [RunRecord(RunId(r.id), r.spec_json, Digest(r.spec_sha256), r.created_s) for r in found]
 
     @unbroken
-    async def apply(self, change: Change) -> None:
-        event = {
-            "run": change.run,
-            "sequence": change.sequence,
-            "at_s": change.event.at_s,
-            "kind": event_kind(change.event),
-            "facts": json.dumps(event_to_facts(change.event)),
-        }
+    async def apply(self, changes: Sequence[Change]) -> None:
+        events = [rows.event_values(change) for change in changes]
+        inserted, withdrawn = rows.receipts_after(changes)
+        versions = [rows.version_values(version) for change in changes for version in change.versions]
+        rounds = {(row.run, row.round): rows.round_values(row) for change in changes for row in change.rounds}
+        evaluations = rows.evaluations_after(changes)
         async with self._only_writer(), self.writing() as connection:
-            await connection.execute(sa.insert(t.events).values(event))
-            for receipt in change.receipts:
-                await connection.execute(sa.insert(t.receipts).values(rows.receipt_values(receipt)))
-            for number, client in change.withdrawn:
-                same_key = (t.receipts.c.run == change.run, t.receipts.c.round == number, t.receipts.c.client == client)
-                await connection.execute(sa.delete(t.receipts).where(*same_key))
-            for version in change.versions:
-                await connection.execute(sa.insert(t.versions).values(rows.version_values(version)))
-            for row in change.rounds:
-                await replace_row(connection, t.rounds, ("run", "round"), rows.round_values(row))
-            for evaluation in change.evaluations:
-                await replace_row(
-                    connection, t.evaluations, ("run", "version", "client"), rows.evaluation_values(evaluation)
-                )
+            await connection.execute(sa.insert(t.events), events)
+            await delete_rows(connection, t.receipts, withdrawn)
+            for table, values in ((t.receipts, inserted), (t.versions, versions)):
+                if values:
+                    await connection.execute(sa.insert(table), values)
+            await replace_rows(connection, t.rounds, ("run", "round"), list(rounds.values()))
+            await replace_rows(connection, t.evaluations, ("run", "version", "client"), evaluations)
 
     async def events(self, run: RunId, after: int, limit: int) -> Sequence[EventRecord]:
         table = t.events
@@ -251,12 +241,22 @@ class SqlStore:
             await self._engine.dispose()
 
 
-async def replace_row(
-    connection: AsyncConnection, table: sa.Table, key: tuple[str, ...], values: dict[str, Any]
+async def replace_rows(
+    connection: AsyncConnection, table: sa.Table, key: tuple[str, ...], values: Sequence[dict[str, Any]]
 ) -> None:
-    """Inserts a row. If the table has a row with the same key, the new row replaces the old row.
+    """Inserts rows. Where the table has a row with the same key, the new row replaces the old row.
 
-    key: the names of the key's columns. values: the new row's values by column.
+    key: the names of the key's columns. values: of the new rows by column; no two have the same key.
     """
-    await connection.execute(sa.delete(table).where(*(table.c[name] == values[name] for name in key)))
-    await connection.execute(sa.insert(table).values(values))
+    if values:
+        await delete_rows(connection, table, [{name: row[name] for name in key} for row in values])
+        await connection.execute(sa.insert(table), values)
+
+
+async def delete_rows(connection: AsyncConnection, table: sa.Table, keys: Sequence[dict[str, Any]]) -> None:
+    """Deletes the rows that have one of the keys. keys: values by column, all of the same columns."""
+    if keys:
+        same = (table.c[name] == sa.bindparam(f"key_{name}") for name in keys[0])
+        await connection.execute(
+            sa.delete(table).where(*same), [{f"key_{name}": value for name, value in key.items()} for key in keys]
+        )

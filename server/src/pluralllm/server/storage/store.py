@@ -81,7 +81,7 @@ class ClientRecord:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A change of a run's stored state: one event and all rows that the store writes with the event, in one transaction."""
+    """A change of a run's stored state: one event and all rows that the store writes with the event."""
 
     run: RunId
     sequence: int  # the event's number in its run; a second writer with the same number fails
@@ -110,10 +110,10 @@ class Store(Protocol):
         """Returns all runs, oldest first."""
         ...
 
-    async def apply(self, change: Change) -> None:
-        """Writes one event and the rows that follow from the event, in one transaction.
+    async def apply(self, changes: Sequence[Change]) -> None:
+        """Writes events and the rows that follow from them, in their order, in one transaction.
 
-        Raises StoreFailed if the run already has an event with the same sequence number. Then nothing is written.
+        Raises StoreFailed if a run already has an event with the same sequence number. Then nothing is written.
         """
         ...
 

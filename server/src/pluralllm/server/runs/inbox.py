@@ -1,0 +1,106 @@
+"""Group commit: events that come in while a transaction is being written share the next transaction.
+
+    waiting  --drain-->  folded through the round machine  --one transaction-->  durable  -->  answered
+
+An entry that the round machine refuses leaves no row. No entry is answered before the transaction of its drain is durable, a
+refused one neither: the refusal may follow from an entry before it, for example from a round that this one has closed.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from pluralllm.common.errors.tree import StoreFailed
+from pluralllm.common.words.ids import RunId
+from pluralllm.server.process.cancellation import unbroken
+from pluralllm.server.rounds import events as ev
+from pluralllm.server.runs.live_run import LiveRun, Progress, Step, next_step
+from pluralllm.server.storage.store import Change, Store
+
+MAX_ENTRIES = 1000  # of one transaction, so that no answer waits for a transaction without a bound
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Entry:
+    """An event that waits for its place in a run's event log, and the answer to come: a step, or None if nothing changes."""
+
+    run: LiveRun
+    event: ev.Event
+    answer: "asyncio.Future[Step | None]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
+class Inbox:
+    """The one way into the event logs of all runs of a process. Only a drain changes a run, and one drain works at a time."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._waiting: deque[Entry] = deque()
+        self._turn = asyncio.Lock()
+
+    @unbroken
+    async def put(self, run: LiveRun, event: ev.Event) -> Step | None:
+        """Passes one event to the run's round machine and makes the result durable before it returns.
+
+        Returns the step, or None if the event changes nothing. Raises a subclass of Refused if the round machine does not allow
+        the event; StoreFailed, StorageFull or Overtaken if the store cannot write. After an error of the store, the runs of all
+        entries of the transaction are unchanged. Events have the order of their calls.
+        """
+        entry = Entry(run, event)
+        self._waiting.append(entry)
+        while not entry.answer.done():
+            async with self._turn:  # whoever comes first drains for everybody who waits
+                if not entry.answer.done():
+                    await self.drain()
+        return entry.answer.result()
+
+    async def drain(self) -> None:
+        """Makes the entries that wait durable in one transaction, and answers them."""
+        await self._write([self._waiting.popleft() for _ in range(min(len(self._waiting), MAX_ENTRIES))])
+
+    async def _write(self, entries: Sequence[Entry]) -> None:
+        outcomes, changes = _fold(entries)
+        try:
+            if changes:
+                await self._store.apply(changes)
+        except Exception as error:  # noqa: BLE001 - it is the answer to the entries
+            if isinstance(error, StoreFailed) and len(entries) > 1:  # what the database refuses costs one run, not all
+                for entry in entries:
+                    await self._write([entry])
+            else:
+                for entry in entries:
+                    entry.answer.set_exception(error)
+            return
+        # The events are durable: what follows must not fail, so that memory agrees with the store.
+        for entry, outcome in zip(entries, outcomes, strict=True):
+            if isinstance(outcome, Exception):
+                entry.answer.set_exception(outcome)
+                continue
+            if outcome is not None:
+                entry.run.take(outcome)
+            entry.answer.set_result(outcome)
+
+
+def _fold(entries: Sequence[Entry]) -> tuple[list[Step | Exception | None], list[Change]]:
+    """Passes entries to the round machines of their runs, one after another, and changes no run.
+
+    Returns the answer to each entry, and the rows to write.
+    """
+    progress: dict[RunId, Progress] = {}  # of runs that have a step in this drain
+    outcomes: list[Step | Exception | None] = []
+    changes = []
+    for entry in entries:
+        run = entry.run
+        try:
+            made = next_step(run.record, progress.get(run.id, run.progress), entry.event)
+        except Exception as error:  # noqa: BLE001 - it is the answer to this entry, and the others go on
+            outcomes.append(error)
+            continue
+        if made is None:
+            outcomes.append(None)
+            continue
+        step, change = made
+        progress[run.id] = step.after
+        outcomes.append(step)
+        changes.append(change)
+    return outcomes, changes
