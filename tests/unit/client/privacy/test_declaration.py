@@ -71,8 +71,9 @@ def test_a_loss_is_compared_at_the_demands_own_delta(account: Account) -> None:
 
 
 def test_a_file_of_which_nothing_was_released_has_true_answers_whatever_was_charged(account: Account) -> None:
-    for spend in (lambda: None, lambda: charge(account, 0.01)):
-        spend()
+    for rho in (None, 0.01):
+        if rho is not None:
+            charge(account, rho)
         assert account.statement() == NoiseStatement(noised=False)
         with pytest.raises(NoiseDemanded, match="uses the true answers"):
             check_demand(demand(1000.0), R, account)

@@ -4,7 +4,7 @@ import asyncio
 import errno
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from structlog.testing import capture_logs
@@ -26,7 +26,7 @@ from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.state import Outcome, Phase
 from pluralllm.server.runs.coordinator import MAX_STEPS_AT_ONCE, RETRY_S, Timing
 from pluralllm.server.runs.live_run import LiveRun, recover
-from pluralllm.server.storage.store import RoundOutcome, RunRecord, Store
+from pluralllm.server.storage.store import Change, RoundOutcome, RunRecord, Store
 
 ANN, BEN, CAT = ClientId("ann"), ClientId("ben"), ClientId("cat")
 LEASE_S, SILENCE_S = TIMING.lease_s, TIMING.silence_s
@@ -473,8 +473,8 @@ async def test_a_new_version_is_not_deleted_before_its_record_is_written(place: 
     collecting: list[asyncio.Task[None]] = []
 
     async def collect_in_between(operation: str, about: object) -> None:
-        averaged = operation == "store.apply" and isinstance(about, Sequence)
-        if averaged and any(isinstance(change.event, ev.ModelAveraged) for change in about):
+        changes = cast("Sequence[Change]", about) if operation == "store.apply" else ()
+        if any(isinstance(change.event, ev.ModelAveraged) for change in changes):
             collecting.append(asyncio.create_task(place.parts.retention.collect(set())))
             for _ in range(10):
                 await asyncio.sleep(0)
