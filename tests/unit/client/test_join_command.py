@@ -8,8 +8,51 @@ import pytest
 from hostile.evil_records import CLIENT, RUN, chain_of, own_update, train_task
 
 from pluralllm.client import __main__ as command
+from pluralllm.client.disclosure.policy import load_policy
 from pluralllm.client.joining import joining
 from pluralllm.client.keeping.history import History
+from pluralllm.common.errors.tree import InvalidArgument, InvalidData
+
+
+@pytest.fixture
+def joins(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Replaces the part of `join` that calls the coordinator. The list gets the invites that were used."""
+    used: list[str] = []
+
+    def join(invite: str, *_: Any) -> tuple[Any, bool]:
+        used.append(invite)
+        return SimpleNamespace(), False
+
+    monkeypatch.setattr(joining, "join", join)
+    monkeypatch.setattr(joining, "read_invite", lambda invite: invite)
+    monkeypatch.setattr(joining, "joined_text", lambda *_, **__: "joined")
+    return used
+
+
+def test_a_private_file_with_problems_is_refused_before_the_invite_is_used(tmp_path: Path, joins: list[str]) -> None:
+    (tmp_path / "answers.jsonl").write_text("no JSON\n")
+    with pytest.raises(InvalidData):
+        command.join_federation("x.invite", None, tmp_path, tmp_path / "answers.jsonl")
+    assert joins == []
+
+
+def test_a_partner_joins_with_noise_unless_it_says_otherwise(
+    tmp_path: Path, joins: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "answers.jsonl"
+    data.write_text('{"question": "Q?", "options": ["a", "b"], "shares": [0.5, 0.5]}\n')
+    for name, without_noise in (("one", False), ("two", True)):
+        (tmp_path / name).mkdir()
+        command.join_federation("x.invite", None, tmp_path / name, data, without_noise)
+        assert (load_policy(tmp_path / name / "policy.toml").privacy is None) == without_noise
+        assert "Without noise" in capsys.readouterr().out
+    assert len(joins) == 2
+    with pytest.raises(InvalidArgument, match="asks for noise; remove its table"):
+        command.join_federation("x.invite", None, tmp_path / "one", data, without_noise=True)
+    assert len(joins) == 2
+    (tmp_path / "two" / "policy.toml").write_text("min_cohort = 5\n")
+    command.join_federation("x.invite", None, tmp_path / "two", data)
+    assert (tmp_path / "two" / "policy.toml").read_text() == "min_cohort = 5\n", "the policy is the partner's"
 
 
 @pytest.mark.parametrize("is_new", [True, False])

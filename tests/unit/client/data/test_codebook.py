@@ -122,6 +122,7 @@ def test_the_invented_survey_has_counts_of_a_thousand_people_and_its_codebook(tm
 def test_whole_counts_always_sum_to_the_people() -> None:
     third = Question("Q?", ("a", "b", "c"), (1 / 3, 1 / 3, 1 / 3))
     assert with_counts(third, 1000).counts == (334, 333, 333)
+    assert with_counts(Question("Q?", ("a", "b"), (0.6004, 0.3996)), 1000).counts == (600, 400)
     assert with_counts(third, 1000).shares == (0.334, 0.333, 0.333)
 
 

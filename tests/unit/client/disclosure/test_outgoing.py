@@ -18,10 +18,15 @@ from pluralllm.client.disclosure.outgoing import (
 from pluralllm.client.disclosure.policy import Policy
 from pluralllm.client.link.tasks import Scores
 from pluralllm.common.errors.tree import (
+    AnswersProtected,
     InvalidConfig,
     InvalidData,
+    LedgerBroken,
+    LedgerDiverged,
     ModelUnavailable,
+    NoisedFileLost,
     NotFinite,
+    NotReleased,
     PolicyForbids,
     TooFewQuestions,
 )
@@ -167,6 +172,11 @@ def test_progress_has_hundredths_and_known_stages() -> None:
         InvalidConfig(file="/home/ann/answers.jsonl", problems="  threads: 83"),
         ModelUnavailable(model="/home/ann/models", problem="83 is no file"),
         ValueError("shares sum to 0.97"),
+        NotReleased(file="/home/town.jsonl"),
+        NoisedFileLost(file="/home/noised-83.jsonl", sha256="0.97"),
+        AnswersProtected(file="/home/town.jsonl", ledger="/home/town.jsonl.ledger"),
+        LedgerBroken(file="/home/ledger.jsonl", problem="line 83 is no entry"),
+        LedgerDiverged(file="/home/ledger.jsonl", copy="/home/town.jsonl.ledger"),
     ],
 )
 def test_no_failure_quotes_the_private_file_or_names_a_file_of_this_machine(error: Exception) -> None:

@@ -1,12 +1,38 @@
 """The privacy loss is never below the exact one of Gaussian noise, and at most a tenth above it."""
 
+import json
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pluralllm.client.privacy.accountant import epsilon_of, rho_of, rho_of_question, rho_used, sigma_of
+
+# Exact losses of noise on many questions and of several releases, by another library; support/privacy_oracle.py makes them.
+ORACLE = json.loads((Path(__file__).parent / "exact_losses.json").read_text())
+
+
+def stated(row: dict[str, Any]) -> float:
+    """The epsilon that the accountant states for a row of the oracle: its releases add up their rho, question by question."""
+    rho = math.fsum(questions / (2 * sigma**2) for sigma, questions in row["releases"])
+    return epsilon_of(rho, row["delta"])
+
+
+@pytest.mark.parametrize("row", ORACLE["rows"], ids=lambda row: f"{row['releases']} {row['delta']}")
+def test_the_stated_loss_is_at_least_that_of_the_oracle_and_at_most_a_tenth_more(row: dict[str, Any]) -> None:
+    assert row["at_least"] <= row["at_most"] <= row["at_least"] + 0.005
+    assert row["at_most"] <= stated(row) <= 1.1 * row["at_least"]
+
+
+def test_the_oracle_is_a_library_of_somebody_else_and_names_its_version() -> None:
+    assert ORACLE["made_by"].startswith("dp-accounting 0.6.0")
+    of_one_kind = [row for row in ORACLE["rows"] if len(row["releases"]) == 1]
+    assert {questions for row in of_one_kind for _, questions in row["releases"]} == {1, 10, 50, 100, 300}
+    assert min(row["at_least"] for row in ORACLE["rows"]) < 0.5
+    assert max(row["at_most"] for row in ORACLE["rows"]) > 4
 
 
 def normal(z: float) -> float:

@@ -15,6 +15,7 @@ from support.kill_points import stopping_at
 from pluralllm.client.data.answers import ledger_beside, read_answers
 from pluralllm.client.data.counted_question import CountedQuestion
 from pluralllm.client.data.private_data import read_group, write_group
+from pluralllm.client.privacy import release as release_module
 from pluralllm.client.privacy.accountant import epsilon_of, rho_used
 from pluralllm.client.privacy.entries import Charge, Released, entries_of, question_name, totals_of
 from pluralllm.client.privacy.ledger import FILE, Ledger
@@ -118,6 +119,15 @@ def test_a_path_that_the_ledger_cannot_hold_is_refused_before_a_charge(data: Pat
     data.rename(odd)
     with pytest.raises(InvalidArgument, match="is no UTF-8"):
         released(odd, folder)
+    assert not folder.exists()
+
+
+def test_a_file_in_a_folder_that_cannot_be_written_is_refused_before_a_charge(
+    data: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(release_module, "why_not_writable", lambda path: f"{path.name} cannot be written")
+    with pytest.raises(InvalidArgument, match="needs a copy of the ledger beside it, but data cannot be written"):
+        released(data, folder)
     assert not folder.exists()
 
 
