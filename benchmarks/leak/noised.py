@@ -42,20 +42,20 @@ def from_adversarial_task(data: GroupData) -> Shares:
 
 def figures(groups: dict[str, GroupData], asked: str, epsilon: float) -> dict[str, float]:
     """Returns distances to the true answers, with the distances to the noised ones beside them. asked: group of the task."""
-    given = {name: noised(data, epsilon) for name, data in groups.items()}
-    guesses = {name: from_sums(data) for name, data in given.items()}
-    task = from_adversarial_task(given[asked])
+    partners = {name: noised(data, epsilon) for name, data in groups.items()}
+    guesses = {name: from_sums(data) for name, data in partners.items()}
+    task = from_adversarial_task(partners[asked])
 
     def mean(of: dict[str, GroupData], guess: dict[str, Shares]) -> float:
         return float(np.mean([distance(of[name], guess[name]) for name in of]))
 
-    files = {name: shares_of(data) for name, data in given.items()}
+    files = {name: shares_of(data) for name, data in partners.items()}
     measured = {
         "the noised files": mean(groups, files),
         "sums of one client": mean(groups, guesses),
-        "  their distance to the noised files": mean(given, guesses),
+        "  their distance to the noised files": mean(partners, guesses),
         f"the noised file of {asked}": distance(groups[asked], files[asked]),
         "adversarial task after consent": distance(groups[asked], task),
-        "  its distance to the noised file": distance(given[asked], task),
+        "  its distance to the noised file": distance(partners[asked], task),
     }
     return {f"epsilon {epsilon:g}: {name}": value for name, value in measured.items()}

@@ -151,14 +151,14 @@ def test_from_a_partner_with_noised_answers_a_sum_recovers_the_noised_file_and_n
 ) -> None:
     data = small_group("a", 40)
     chance = random.Random(3)
-    given = noised.noised(data, 1.0, lambda numbers, sigma: [round(chance.gauss(n, sigma)) for n in numbers])
+    partner = noised.noised(data, 1.0, lambda numbers, sigma: [round(chance.gauss(n, sigma)) for n in numbers])
     predictor = {**SUMS["predictor"], "features": 512}
     spec = small_spec({**SUMS, "predictor": predictor, "evaluation": {"holdout_share": 0.0}})
     monkeypatch.setattr(sums, "spec_of_sums", lambda _: spec)
-    guess = noised.from_sums(given)
-    lost = distance(data, shares_of(given))
+    guess = noised.from_sums(partner)
+    lost = distance(data, shares_of(partner))
     assert lost > 0.02
-    assert distance(given, guess) < 0.001
+    assert distance(partner, guess) < 0.001
     assert distance(data, guess) > lost - 0.001
     assert distance(data, noised.from_sums(data)) < 0.001, "without noise the attack recovers the true answers"
 
