@@ -1,7 +1,9 @@
 """The end of a command after an error of the operating system: one line that says what to do, and an exit code."""
 
 import errno
+import io
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -66,15 +68,26 @@ def test_other_errors_name_the_path_or_the_place_in_the_code(
 
 
 @pytest.mark.parametrize(
-    ("typed", "is_service", "seen"), [(None, False, "NONE"), ("DEBUG", False, "DEBUG"), (None, True, None)]
+    ("typed", "is_service", "is_terminal", "seen"),
+    [
+        ({}, False, False, {"GRPC_VERBOSITY": "NONE", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}),
+        ({}, False, True, {"GRPC_VERBOSITY": "NONE"}),
+        ({}, True, True, {"HF_HUB_DISABLE_PROGRESS_BARS": "1"}),
+        ({"GRPC_VERBOSITY": "DEBUG", "HF_HUB_DISABLE_PROGRESS_BARS": "0"}, False, False, None),
+    ],
 )
-def test_grpc_writes_nothing_beside_the_one_line_of_a_command(
-    typed: str | None, is_service: bool, seen: str | None, monkeypatch: pytest.MonkeyPatch
+def test_libraries_write_nothing_beside_the_one_line_of_a_command(
+    typed: dict[str, str],
+    is_service: bool,
+    is_terminal: bool,
+    seen: dict[str, str] | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("GRPC_VERBOSITY", typed or "")  # the old value comes back at the end
-    if typed is None:
-        del os.environ["GRPC_VERBOSITY"]
+    environment = dict(typed)
+    monkeypatch.setattr(os, "environ", environment)
     monkeypatch.setattr(lifetime, "_long_running", [is_service])
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
     with pytest.raises(SystemExit):
         run_command(lambda: None)
-    assert os.environ.get("GRPC_VERBOSITY") == seen
+    assert environment == (typed if seen is None else seen)

@@ -82,12 +82,16 @@ def proxies_of(configured: str | None) -> Proxies:
     return DIRECT
 
 
-def silence_grpc() -> None:
-    """Keeps gRPC's own lines off standard error, unless the environment says how much it may write.
+def silence_libraries(*, is_service: bool) -> None:
+    """Keeps the lines and bars that libraries write off standard error, unless the environment says otherwise.
 
-    gRPC reads the setting when it is imported. Its errors reach our callers by the call that fails, in our words.
+    The libraries read the settings when they are imported. gRPC's errors reach our callers by the call that fails, in our words;
+    a service leads gRPC's lines into its log. The Hub's and transformers' bars are for a terminal only.
     """
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    if not is_service:
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    if is_service or not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def _values_of_file(file: Path | None) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from pluralllm.common.errors.tree import Broken, NoAnswer, PluralError, SessionReplaced
-from pluralllm.common.process.configuration import silence_grpc
+from pluralllm.common.process.configuration import silence_libraries
 from pluralllm.common.process.files import owner_hint
 from pluralllm.common.process.lifetime import INTERRUPTED, begin_interruptible, end_with, runs_until_stopped
 from pluralllm.common.process.streams import keep_going
@@ -56,8 +56,7 @@ def run_command(command: Callable[[], object]) -> None:
     """
     output = keep_going()
     begin_interruptible()
-    if not runs_until_stopped():
-        silence_grpc()  # a service leads those lines into its log
+    silence_libraries(is_service=runs_until_stopped())
     code = 0
     try:
         _run(command)
