@@ -122,6 +122,16 @@ def test_a_new_run_of_sums_says_what_its_sums_show(there: FakeRemote, tmp_path: 
     assert list(there.created) == ["sums"]
 
 
+def test_a_new_run_that_demands_noise_says_that_nobody_checks_it(there: FakeRemote, tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text(new_spec(respondents_epsilon=2.5))
+    result = CliRunner().invoke(command_line.app, ["run", "create", "quiet", str(tmp_path / "run.toml"), "--json"])
+    assert result.exit_code == 0, result.output
+    assert "note: clients need noised answers, epsilon 2.5 at most, as they state it; nobody checks it" in result.stderr
+    demand = parse_spec(there.created["quiet"], "here").privacy
+    assert demand is not None
+    assert demand.respondents_epsilon == 2.5
+
+
 def test_a_rule_that_is_none_is_refused_under_the_name_of_the_run(there: FakeRemote) -> None:
     result = CliRunner().invoke(command_line.app, ["run", "rewards", "tuning", "first", "--rule", "median"])
     assert "The run spec of run tuning is not valid:\n  rewards.aggregation.rule: " in str(result.exception)

@@ -86,6 +86,7 @@ def test_a_dry_run_says_what_a_release_costs_and_spends_nothing(
     assert "4 questions: noise of 4.8 answers on each count, which is 0.005 on a share of 1000 respondents" in printed
     assert "Epsilon 0 -> 2 of 2 at delta 1e-06" in printed
     assert facts(settings, capsys)["epsilon_spent"] == 0
+    assert facts(settings, capsys)["declared_to_coordinator"] == "not noised"
     assert not (settings.state_dir / "privacy").exists()
 
 
@@ -94,6 +95,7 @@ def test_a_release_is_shown_with_what_it_means(settings: ClientConfig, capsys: p
     shown = facts(settings, capsys)
     assert (shown["epsilon_spent"], shown["epsilon_allowed"], shown["questions_released"]) == (1.0, 2.0, 4)
     assert (shown["releases"], shown["private_file_changed"], shown["population"]) == (1, False, "respondents")
+    assert shown["declared_to_coordinator"] == "epsilon 1, delta 1e-06, unit respondent"
     privacy(None, settings.data, settings.state_dir, as_json=False)
     assert "change by a factor of at most 2.72, except with a chance of 1e-06" in " ".join(
         capsys.readouterr().out.split()

@@ -331,7 +331,7 @@ async def test_a_run_of_a_later_release_is_refused_with_the_release_of_the_coord
     assert reason == "INVALID_SPEC"
     assert "'oracle/9' needs another release" in message
     named = f"the coordinator runs release 9.8.7, this client {__version__}"
-    assert (named in message[:400]) is is_named
+    assert (named in message[:400], "the coordinator runs release" in message) == (is_named, is_named)
 
 
 async def test_hello_declares_the_noise_and_is_said_again_after_a_release(tmp_path: Path) -> None:

@@ -8,11 +8,14 @@ from support.coordinator_harness import small_spec
 from pluralllm.common.predictor.architecture import layout_for
 from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.words.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber, RunId
+from pluralllm.common.words.noise import NoiseStatement
 from pluralllm.common.words.not_reported import NotReported
 from pluralllm.common.words.spec import GroupRole
-from pluralllm.server.observe.page_facts import Facts, History, history_facts
+from pluralllm.server.observe.page_facts import Facts, History, history_facts, run_now
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.runs.live_run import LiveRun, Progress, first_state
+from pluralllm.server.runs.overview import Participant, ParticipantState
+from pluralllm.server.runs.status import RunStatus
 from pluralllm.server.storage.store import EvaluationRecord, RunRecord
 
 R = RunId("r")
@@ -61,6 +64,20 @@ def test_a_group_that_keeps_its_score_is_on_the_page_with_the_reason_and_has_no_
     ]
     assert facts["versions"] == [0, 1]
     assert facts["fairness"] == [pytest.approx(0.973, abs=1e-4), 1.0]
+
+
+def test_the_page_shows_what_each_member_declares_about_noise() -> None:
+    noise = NoiseStatement(noised=True, epsilon=4.0, delta=1e-6, unit="respondent")
+    people = tuple(
+        Participant(ClientId(name), "g", GroupRole.TRAIN, ParticipantState.IDLE, "", "", 1.0, 0.0, "", None, statement)
+        for name, statement in (("ann", noise), ("ben", NoiseStatement(noised=False)), ("cem", None))
+    )
+    status = RunStatus(at_s=1.0, participants=people, next="", trouble="", received_bytes=0, sent_bytes=0)
+    assert [row["noise"] for row in run_now(evaluated_run(0), status)["clients"]] == [
+        "epsilon 4, delta 1e-06, unit respondent",
+        "not noised",
+        "not stated",
+    ]
 
 
 def test_the_mean_context_gain_of_the_newest_version_is_a_text_and_a_small_one_is_named() -> None:

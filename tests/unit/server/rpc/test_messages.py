@@ -9,6 +9,7 @@ from support.coordinator_harness import small_spec
 from pluralllm.common.predictor.architecture import layout_for
 from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber, RunId
+from pluralllm.common.words.noise import NoiseStatement
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import GroupRole
 from pluralllm.server.members.access import Principal
@@ -89,12 +90,14 @@ def test_a_run_shows_the_failures_and_refusals_of_a_client_to_itself_and_to_admi
 ) -> None:
     def person(client: str, reason: str, observed: str = "") -> Participant:
         state = ParticipantState.WORKING
-        return Participant(ClientId(client), "g", GroupRole.TRAIN, state, reason, observed, 1.0, 0.0, "", None)
+        noise = NoiseStatement(noised=False) if client == "ben" else None
+        return Participant(ClientId(client), "g", GroupRole.TRAIN, state, reason, observed, 1.0, 0.0, "", None, noise)
 
     late = person("cem", "silent for 9 s", "silent for 9 s")  # the coordinator itself has noticed it
     people = (person("ann", "its disk is full"), person("ben", "2 updates refused"), late)
     status = RunStatus(at_s=1.0, participants=people, next="", trouble="", received_bytes=0, sent_bytes=0)
     message = run_message(refusing_run(), status, (), (), Principal(ClientId(name), role))
     assert [shown.reason for shown in message.participants] == reasons
+    assert [shown.HasField("noise") for shown in message.participants] == [False, True, False]
     assert [refusal.reason for refusal in message.refusals] == refusals
     assert ("its size is 7" in str(message)) == ("WRONG_LAYOUT" in refusals)

@@ -31,6 +31,7 @@ from pluralllm.common.predictor.metrics import MAX_JS_DISTANCE
 from pluralllm.common.rewards.rollout_batch import Candidates
 from pluralllm.common.words.ids import ClientId, RoundNumber
 from pluralllm.common.words.names import TaskKind, TaskName
+from pluralllm.common.words.noise import NoiseStatement
 from pluralllm.server.process.instruments import UPDATES_REFUSED
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.state import Phase
@@ -462,6 +463,19 @@ async def test_the_questions_of_each_client_are_its_own(place: MemoryCoordinator
     await following.hello("ben", questions=30)
     following.tables.clients.clear()  # the session counts while it is open
     await following.announce(run, "ben", following.update(run), examples=30)
+
+
+async def test_an_update_that_comes_before_the_next_hello_has_the_noise_of_the_last_one(
+    place: MemoryCoordinator,
+) -> None:
+    await place.collecting("ann", "ben")
+    noise = NoiseStatement(noised=True, epsilon=2.0, delta=1e-6, unit="respondent")
+    await place.hello("ann", noise=NoiseStatement(noised=False))
+    await place.hello("ben", noise=noise)
+    following = await place.next_process()
+    run = following.parts.runs.get("r")
+    await following.deliver(run, "ben", following.update(run))
+    assert dict(run.noise) == {"ben": noise}
 
 
 BATCH = (Candidates("which?", ("one", "two", "three")), Candidates("who?", ("me", "you")))
