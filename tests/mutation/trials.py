@@ -249,6 +249,7 @@ class Failures:
 def _functions(path: str) -> dict[Scope, list[FunctionType]]:
     """Returns the functions of a file that are in memory, by name and first line."""
     functions: dict[Scope, list[FunctionType]] = defaultdict(list)
+    gc.unfreeze()  # the collection of the tests has frozen what it imported, and a frozen object is not listed
     for known in gc.get_objects():
         if type(known) is FunctionType and known.__code__.co_filename == path:
             functions[known.__code__.co_qualname, known.__code__.co_firstlineno].append(known)

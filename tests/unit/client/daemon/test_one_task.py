@@ -1,6 +1,7 @@
 """The daemon does one task: its work, the numbers that it hands in, and the files that it keeps when something fails."""
 
 import json
+import shutil
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +19,8 @@ from pluralllm.client.disclosure.outgoing import IN_LOG
 from pluralllm.client.disclosure.policy import METRICS, Policy, RespondentPrivacy
 from pluralllm.client.joining.partner import Partner
 from pluralllm.client.keeping.drafts import next_state
-from pluralllm.client.link.tasks import Greeting, RunOver, Scores, SignedRecord, Task
+from pluralllm.client.keeping.working_folders import WORKING_FOLDERS
+from pluralllm.client.link.tasks import Greeting, RunOver, Scores, SignedRecord, Task, Wait
 from pluralllm.client.privacy.accountant import epsilon_of
 from pluralllm.client.privacy.entries import Charge, Released, head_of, line_of
 from pluralllm.client.process.config import ClientConfig
@@ -71,6 +73,7 @@ class Coordinator:
     records: tuple[VersionRecord, ...] = (FIRST,)
     address: str = "127.0.0.1:1"
     release: str = ""
+    audit_head: Any = None
 
     async def hello(self, group: str, role: GroupRole, questions: int, changed_s: float | None, noise: Any) -> Greeting:
         self._note("hello", noise)
@@ -88,6 +91,10 @@ class Coordinator:
         self.calls.append((name, *arguments))
         if name in self.errors:
             raise self.errors[name]
+
+    async def poll(self, held: str | None, following: list[str]) -> Wait:
+        self._note("poll", held, following)
+        return Wait(1.0, "no run is open")
 
     async def run_spec(self, run: RunId) -> bytes:
         self._note("run_spec", run)
@@ -190,6 +197,20 @@ def client(tmp_path: Path) -> Client:
 
 
 # Training
+
+
+@pytest.mark.parametrize("folder", ["outbox", "models", "drafts", "history", "disclosure", "disclosure/runs", "."])
+async def test_a_folder_that_another_program_removes_is_made_again_at_the_next_poll(
+    client: Client, tmp_path: Path, folder: str
+) -> None:
+    shutil.rmtree(tmp_path / "state" / folder)
+    with capture_logs() as logs:
+        await client.daemon.ask()
+    await client.do(task())
+    assert "push_update" in client.coordinator.names()
+    lost = [line["folder"] for line in logs if line["event"] == "state.folder_lost"]
+    expected = {str(tmp_path / "state" / name) for name in WORKING_FOLDERS if folder == "." or name.startswith(folder)}
+    assert set(lost) == expected
 
 
 async def test_an_update_is_trained_stored_and_handed_in(client: Client, tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ from pluralllm.client.disclosure.seeds import load_seeds
 from pluralllm.client.joining.partner import Partner
 from pluralllm.client.keeping.drafts import Drafts
 from pluralllm.client.keeping.outbox import Entry, Outbox
+from pluralllm.client.keeping.working_folders import mend_folders
 from pluralllm.client.link.tasks import Answer, RunOver, Scores, Task, Wait
 from pluralllm.client.link.transport import Transport
 from pluralllm.client.privacy.declaration import Declaration
@@ -198,6 +199,7 @@ class Daemon:
 
     async def ask(self) -> Answer:
         """Polls, and compares the head of the audit log with the heads before."""
+        await asyncio.to_thread(mend_folders, self._state)
         held = self._work.task.name if self._work is not None and self.is_working else None
         following = {*self._runs, *self._unfinished, *(entry.run for entry in self._outbox.pending())}
         answer = await self._transport.poll(held, sorted(following))
