@@ -313,6 +313,8 @@ def test_list_of_members_shows_the_group_of_a_client_and_the_runs_of_an_observer
     lines = shown(members_table([MEMBER, observer], NOW), width=200)
     assert lines[1].split()[:3] == ["ann", "client", "G"]
     assert ("not stated" in lines[1], "not stated" in lines[2]) == (True, False)
+    noise = {"noised": True, "epsilon": 4.0, "delta": 1e-6, "unit": "respondent"}
+    assert " epsilon 4 " in shown(members_table([{**MEMBER, "noise": noise}], NOW), width=200)[1]
     assert lines[2].split()[:4] == ["eve", "observer", "a,", "b"]
 
 

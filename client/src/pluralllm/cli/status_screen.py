@@ -248,10 +248,15 @@ def members_table(members: Sequence[Mapping[str, Any]], now: datetime.datetime) 
             "yes" if member["live"] else "no",
             f"{age(member['last_seen_time'], now)} ago" if member["last_seen_time"] else "never",
             str(member["training_questions"] or "-"),
-            declared_text(member.get("noise")) if member["role"] == "client" else "-",
+            _short_noise(member) if member["role"] == "client" else "-",
             member["task"] or "-",
         )
     return table
+
+
+def _short_noise(member: Mapping[str, Any]) -> str:
+    """Returns what a client declares about noise, without delta and unit, which `members --json` has."""
+    return declared_text(member.get("noise")).split(",")[0]
 
 
 def keys_table(members: Sequence[Mapping[str, Any]], authority: str) -> Table:

@@ -336,7 +336,7 @@ async def test_a_run_that_demands_noise_is_refused_with_true_answers(client: Cli
     reason, message, permanent = client.coordinator.of("report_failure")
     assert (reason, permanent) == ("NOISE_DEMANDED", True)
     assert "epsilon 4 at most" in message
-    assert "this client uses the true answers" in message
+    assert message.startswith("This client uses the true answers; run r takes noised answers only")
 
 
 @pytest.mark.parametrize(("release", "is_named"), [("9.8.7", True), (__version__, False), ("", False)])

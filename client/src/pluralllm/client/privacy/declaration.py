@@ -59,11 +59,11 @@ def check_demand(demand: PrivacyDemand | None, run: RunId, account: Account | No
         return
     rho = None if account is None else account.rho_spent()
     if rho is None:
-        stated = "this client uses the true answers"
+        stated = "This client uses the true answers"
     elif rho <= rho_of(demand.respondents_epsilon, demand.delta) * (1 + ROUNDING):
         return
     else:
-        stated = f"this client's releases have told {epsilon_of(rho, demand.delta):.4g}"
+        stated = f"This client's releases have told {epsilon_of(rho, demand.delta):.4g}"
     raise NoiseDemanded(
         run=run, epsilon=demand.respondents_epsilon, delta=demand.delta, unit=demand.unit, stated=stated
     )

@@ -59,8 +59,8 @@ class NoiseDemanded(Refused):
     delta: float
     unit: str
     stated: str  # what this client's ledger says
-    why = "Run {run} takes noised answers only, with epsilon {epsilon:.4g} at most for one {unit} at delta {delta:.2g}; {stated}."
-    fix = "The partner can release its answers with noise: pluralllm-client data release. What was told already stays told."
+    why = "{stated}; run {run} takes noised answers only, with epsilon {epsilon:.4g} at most for one {unit} at delta {delta:.2g}."
+    fix = "A partner without a release can make one within this bound: pluralllm-client data release. What was told stays told."
 
 
 @dataclass(eq=False)
