@@ -11,7 +11,8 @@ from support.coordinator_harness import small_spec
 from support.open_policy import open_policy
 
 from pluralllm.client.daemon.work_under_way import JoinedRun
-from pluralllm.client.data.private_file import PrivateFile
+from pluralllm.client.data.answers import sha256_of
+from pluralllm.client.data.private_file import Answers, PrivateFile
 from pluralllm.client.disclosure.measurements import MeasuredTraining
 from pluralllm.client.keeping.record_chain import OwnUpdate
 from pluralllm.client.work.orders import TrainedUpdate
@@ -76,6 +77,32 @@ async def test_a_broken_file_refuses_the_task_before_anything_is_fetched_until_i
     assert victim.worker.orders == []
     write(file, 60)
     assert await victim.daemon.must_greet(), "Hello takes back the refusal"
+
+
+async def test_released_answers_are_in_the_next_hello_and_in_the_next_order(file: Path) -> None:
+    """A release changes the ledger; the daemon looks at the ledger before each task, without a restart."""
+    ledger, noised = file.with_name("ledger.jsonl"), [file.with_name(f"noised-{number}.jsonl") for number in (0, 2)]
+    for path, questions in zip(noised, (60, 61), strict=True):
+        write(path, questions)
+    ledger.write_text("one\n")
+
+    def choose() -> Answers:
+        path = noised[len(ledger.read_text().splitlines()) - 1]
+        return Answers(path, sha256_of(path), (ledger,))
+
+    (state := file.parent / "state").mkdir()
+    victim = Victim(state, open_policy(), EvilCoordinator(SPEC), PrivateFile(file, state, choose))
+    await victim.daemon.greet()
+    spoil(file)  # the private file itself is not read any more
+    assert not await victim.daemon.must_greet()
+    ledger.write_text("one\ntwo\n")
+    assert not await victim.daemon.take(victim.coordinator.task)
+    assert not victim.daemon.is_working, "no task begins with the answers of the release before"
+    assert await victim.daemon.must_greet()
+    await victim.daemon.greet()
+    assert [questions for _, _, questions, *_ in victim.coordinator.hellos] == [60, 61]
+    order = victim.daemon._orders.prepare(SPEC, SPEC.canonical_json())
+    assert (order.data, order.data_sha256) == (noised[1], sha256_of(noised[1]))
 
 
 class TrainedAtOnce:
