@@ -49,6 +49,7 @@ def test_a_change_is_told_once_with_both_numbers_and_must_be_announced(path: Pat
     assert told == ("data.changed", "warning", 3, 5)
     assert data.changed_s is not None
     assert (data.questions, data.sha256) == (5, hashlib.sha256(path.read_bytes()).hexdigest())
+    assert (path.parent / FILE).stat().st_mode & 0o077 == 0, "a hash of few answers can be guessed"
 
 
 def test_other_answers_to_as_many_questions_are_a_change(path: Path) -> None:

@@ -162,7 +162,7 @@ class PrivateFile:
     def _keep(self) -> None:
         facts = {"sha256": self.sha256, "questions": self.questions, "changed_s": self.changed_s}
         try:
-            write_durably(self._note, json.dumps(facts).encode())
+            write_durably(self._note, json.dumps(facts).encode(), mode=0o600)
         except (StorageFull, OSError) as error:
             log.warning("data.not_noted", file=str(self._note), problem=str(error))
 
