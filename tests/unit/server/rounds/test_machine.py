@@ -212,6 +212,23 @@ def test_a_client_that_comes_back_gets_its_place_again_but_not_for_ever() -> Non
     assert BOB not in run.active
 
 
+def test_a_client_that_has_lost_its_places_has_new_ones_when_the_deadline_is_extended() -> None:
+    """Its disk may have been full for a moment; without it the round would wait in vain, and the run would be aborted."""
+    run = collecting()
+    for extension in range(2):
+        deadline_s = run.deadline_s or 0.0
+        for attempt in range(MAX_SLOTS_LOST):
+            assert BOB in run.active
+            at_s = deadline_s - 5 + attempt
+            lost = ev.PlaceLost(at_s, BOB, "STORAGE_FULL", permanent=False)
+            run, _ = after(run, lost, seen(at_s + 0.5, BOB))
+        run, _ = after(run, seen(deadline_s - 1, BOB))
+        assert BOB not in run.active, "not for ever"
+        run, _ = after(run, ev.ClockTicked(deadline_s), seen(deadline_s, BOB))
+        assert run.extensions == extension + 1
+    assert BOB in run.active
+
+
 def test_a_client_that_cannot_take_part_is_left_out_until_it_says_hello_again() -> None:
     run, _ = after(collecting(), ev.PlaceLost(20, BOB, "EMBEDDING_MISMATCH", permanent=True), seen(21, BOB))
     assert BOB not in run.active

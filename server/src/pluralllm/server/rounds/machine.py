@@ -51,7 +51,8 @@ from pluralllm.server.rounds.sorted_clients import holds, inserted, receipt_of, 
 from pluralllm.server.rounds.state import Outcome, Phase, Run
 from pluralllm.server.rounds.weighting import FairnessHistory, shares_of, weigh
 
-MAX_SLOTS_LOST = 3  # by one client in one round: a client that fails at once must not be assigned a slot for ever
+# By one client until the round's deadline: a client that fails at once must not be assigned a slot again and again.
+MAX_SLOTS_LOST = 3
 MAX_REFUSALS_KEPT = 20
 MAX_REFUSALS_PER_CLIENT = 5  # in one round: a hostile client must not fill the log
 
@@ -391,9 +392,13 @@ def _willing(run: Run, clients: Sequence[ClientId]) -> list[ClientId]:
     """Returns those of the clients that may get a slot in the cohort.
 
     A client must have no slot now and must have delivered neither an update nor scores. It must also have lost fewer than
-    MAX_SLOTS_LOST slots in the round.
+    MAX_SLOTS_LOST slots since the round opened or its deadline was extended: what made a client fail may have passed, and
+    without it the round may never reach its quorum.
     """
-    losses = Counter(loss.client for loss in run.losses)
+    begun_s = (
+        None if run.phase is not Phase.COLLECTING or run.deadline_s is None else run.deadline_s - run.policy.deadline_s
+    )
+    losses = Counter(loss.client for loss in run.losses if begun_s is None or loss.at_s >= begun_s)
     taken = set(run.cohort) - set(run.away)
     return [client for client in clients if client not in taken and losses[client] < MAX_SLOTS_LOST]
 
