@@ -32,7 +32,10 @@ MODULES: dict[str, tuple[str, ...]] = {
     "server/rounds/weighting": (f"{UNIT}/server/rounds/test_weighting.py",),
     "server/rounds/clipping": (f"{UNIT}/server/rounds/test_clipping.py",),
     "server/rounds/cohort": (f"{UNIT}/server/rounds/test_cohort.py",),
-    "server/rounds/state": (f"{UNIT}/server/rounds/test_machine.py",),
+    "server/rounds/state": (
+        f"{UNIT}/server/rounds/test_machine.py",
+        f"{UNIT}/server/rounds/test_machine_limits.py",
+    ),
     "server/runs/leases": (f"{UNIT}/server/runs/test_leases.py",),
     "server/runs/sessions": (f"{UNIT}/server/runs/test_sessions.py", f"{UNIT}/server/runs/test_live_sessions.py"),
     "server/runs/refusals": (f"{UNIT}/server/runs/test_refusals.py",),

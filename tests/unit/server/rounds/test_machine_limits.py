@@ -288,6 +288,23 @@ def test_a_client_loses_three_slots_of_a_round_at_most_and_other_losses_do_not_c
         assert (BEN in run.active) == (attempt < 2)
 
 
+@pytest.mark.parametrize(("lost_s", "is_back"), [(400.0, False), (399.9, True)])
+def test_slots_lost_before_the_present_deadline_began_do_not_count(lost_s: float, is_back: bool) -> None:
+    run = collecting(deadline_s=400.0 + POLICY.deadline_s, away=(BEN,), losses=(replace(LOST, at_s=lost_s),) * 3)
+    assert (BEN in step(run, seen(401, BEN))[0].active) == is_back
+    whole = evaluating(deadline_s=400.0 + POLICY.deadline_s, away=(BEN,), losses=(replace(LOST, at_s=lost_s),) * 3)
+    assert BEN not in step(whole, seen(401, BEN))[0].active, "an evaluation has one deadline"
+
+
+def test_a_client_is_active_while_it_has_a_slot_and_has_not_delivered() -> None:
+    run = collecting(away=(BEN,), receipts=(update(ANN).receipt,))
+    everybody = (ANN, BEN, CAT, DAN)
+    assert [run.is_active(client) for client in everybody] == [False, False, True, False]
+    assert [run.has_delivered(client) for client in everybody] == [True, False, False, False]
+    assert [evaluating(reported=(ANN,)).has_delivered(client) for client in everybody] == [True, False, False, False]
+    assert run.free_slots == 3 - 1 - 1
+
+
 def test_a_client_with_a_slot_leaves_its_slot_and_one_without_leaves_the_roster() -> None:
     run, effects = step(collecting(), LOST)
     assert (run.roster, run.away, run.losses, effects) == ((ANN, BEN, CAT), (BEN,), (LOST,), ())
