@@ -103,6 +103,7 @@ def _hello(_: Situation) -> Message:
         group="group of ann",
         role=res.GROUP_ROLE_TRAIN,
         training_questions=50,
+        noise=res.NoiseStatement(noised=True, epsilon=4.0, delta=1e-6, unit="respondent"),
     )
 
 

@@ -28,6 +28,7 @@ from pluralllm.common.words.spec import GroupRole
 
 CONNECT_TIMEOUT_S = 3.0
 PROTECT = "let only the daemon's user read it: chmod 600 FILE"
+DECLARED = "the coordinator is told the epsilon spent, delta and the unit"
 MIN_FREE_BYTES = 500 * 1024**2
 
 
@@ -90,7 +91,7 @@ def _noise(config: ClientConfig) -> Check:
     """Checks the noised answers and their ledger. Warns if the policy asks for none, or if the private file has no counts."""
     privacy = load_policy(config.policy_file).privacy
     if privacy is None:
-        result = "off: updates and scores are computed from the true answers"
+        result = "off: updates and scores are computed from the true answers, and the coordinator is told so"
         return Check("noised answers", ok=True, result=result, fix="for noise, set [privacy] in policy.toml")
     facts = privacy_facts(config, privacy)
     spent = f"epsilon {facts['epsilon_spent']:g} of {facts['epsilon_allowed']:g} spent"
@@ -103,7 +104,7 @@ def _noise(config: ClientConfig) -> Check:
     # Whether the private file has changed is private, too, and a support bundle holds this line.
     unknown = _unknown_statements(config, privacy)
     fix = f"state in [privacy]: {', '.join(unknown)}" if unknown else ""
-    return Check("noised answers", ok=True, result=f"released {facts['released']}, {spent}", fix=fix)
+    return Check("noised answers", ok=True, result=f"released {facts['released']}, {spent}; {DECLARED}", fix=fix)
 
 
 def _unknown_statements(config: ClientConfig, privacy: RespondentPrivacy) -> list[str]:
