@@ -36,6 +36,7 @@ from pluralllm.server.storage.sql_rows import evaluation_values
 from pluralllm.server.storage.sql_store import SqlStore, open_store
 from pluralllm.server.storage.store import (
     Change,
+    Checkpoint,
     ClientRecord,
     EvaluationRecord,
     ReceiptRecord,
@@ -192,7 +193,8 @@ async def test_rows_of_an_older_release_are_read_as_without_moments_weights_and_
         added.append(("clients", "noise"))
         for table, column in added:
             await connection.execute(sa.text(f"ALTER TABLE {table} DROP COLUMN {column}"))
-        await connection.execute(sa.text("DROP TABLE leadership"))
+        for table in ("leadership", "checkpoints"):
+            await connection.execute(sa.text(f"DROP TABLE {table}"))
         await connection.execute(sa.text("UPDATE alembic_version SET version_num = '0002'"))
     await store.close()
     again = await open_store(database)
@@ -360,6 +362,16 @@ async def test_of_changes_in_one_transaction_the_last_one_stands(store: Store) -
     assert await store.versions(R) == [FIRST, SECOND]
     standing = [(row.score.client, row.score.alignment_score) for _, row in await store.evaluations(R, 0, 10)]
     assert standing == [("ben", 0.5), ("dan", 0.4), ("ann", 0.3)]  # in the order in which they came in
+
+
+async def test_a_run_has_its_newest_checkpoint(store: Store) -> None:
+    first, second = (Checkpoint(R, number, 1, '{"a": "ä"}', Digest("c" * 64)) for number in (1, 3))
+    assert await store.checkpoint(R) is None
+    await store.apply([change(1, checkpoint=first), change(2)])
+    assert await store.checkpoint(R) == first
+    await store.apply([change(3, checkpoint=replace(second, format=7)), change(4, checkpoint=second)])
+    await store.apply([change(5)])
+    assert await store.checkpoint(R) == second
 
 
 async def test_events_come_in_order_after_a_cursor(store: Store) -> None:

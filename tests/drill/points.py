@@ -30,7 +30,19 @@ CONTRACTS: dict[str, type] = {
 }
 READS: dict[str, frozenset[str]] = {
     "store": frozenset(
-        {"runs", "events", "round", "rounds", "receipts", "receipt", "version", "versions", "clients", "model_digests"}
+        {
+            "runs",
+            "events",
+            "checkpoint",
+            "round",
+            "rounds",
+            "receipts",
+            "receipt",
+            "version",
+            "versions",
+            "clients",
+            "model_digests",
+        }
         | {"evaluations", "latest_evaluations", "close"}
     ),
     "inbox": frozenset(),

@@ -17,6 +17,7 @@ from pluralllm.server.rounds.clipping import MAX_LENGTH
 from pluralllm.server.rounds.machine import step
 from pluralllm.server.rounds.state import Phase, Run
 from pluralllm.server.rounds.weighting import MAX_LEANING, shares_of
+from pluralllm.server.runs.checkpoints import Content, Remembered, checkpoint_of, content_of
 
 CLIENTS = [ClientId(name) for name in ("ann", "ben", "cat", "dan", "eve")]
 clients = st.sampled_from(CLIENTS)
@@ -268,6 +269,8 @@ class RoundMachine(RuleBasedStateMachine):
             effects += now
         assert replayed == self.run
         assert effects == self.effects
+        content = Content(self.run, 1.5, Remembered())
+        assert content_of(checkpoint_of(self.run.id, 1, content)) == content
 
 
 RoundMachine.TestCase.settings = settings(max_examples=200, stateful_step_count=100, deadline=None)

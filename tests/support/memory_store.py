@@ -19,6 +19,7 @@ from pluralllm.server.rounds.events import event_kind, event_to_facts
 from pluralllm.server.storage.membership import Everyone, InviteRecord, IssuedCertificate, Member, MembershipChange
 from pluralllm.server.storage.store import (
     Change,
+    Checkpoint,
     ClientRecord,
     EvaluationRecord,
     EventRecord,
@@ -81,6 +82,7 @@ class RunTables:
     receipts: dict[int, dict[ClientId, ReceiptRecord]] = field(default_factory=dict)
     evaluations: dict[tuple[ModelVersion, ClientId], tuple[int, EvaluationRecord]] = field(default_factory=dict)
     cursor: int = 0  # the cursor of the newest evaluation; the dictionary is in the order of the cursors
+    checkpoint: Checkpoint | None = None
 
 
 @dataclass(slots=True)
@@ -124,6 +126,10 @@ class MemoryStore:
         await self._before("store.events", run)
         found = self._tables.runs[run].events.after(after, limit)
         return [EventRecord(sequence, at_s, kind, json.loads(facts)) for sequence, (at_s, kind, facts) in found]
+
+    async def checkpoint(self, run: RunId) -> Checkpoint | None:
+        await self._before("store.checkpoint", run)
+        return self._tables.runs[run].checkpoint
 
     async def round(self, run: RunId, number: RoundNumber) -> RoundRecord | None:
         await self._before("store.round", number)
@@ -212,6 +218,7 @@ def _write(run: RunTables, change: Change) -> None:
         run.evaluations.pop(key, None)
         run.cursor += 1
         run.evaluations[key] = (run.cursor, evaluation)
+    run.checkpoint = change.checkpoint or run.checkpoint
 
 
 class MemoryMembership:

@@ -390,3 +390,24 @@ async def test_a_version_of_sums_that_is_not_the_solvers_is_found(unwritten: His
     await unwritten.make([2, 2])
     await unwritten.execute("UPDATE versions SET moments = '[]' WHERE version = 1")
     assert 7 in await unwritten.invariants()
+
+
+@pytest.mark.parametrize(
+    ("change", "invariant", "problem"),
+    [
+        ("content = replace(content, 'ann', 'eve')", 7, "the checkpoint of run r"),
+        ("sequence = sequence + 1000", 6, "the checkpoint has seen events that the log does not have"),
+        ("sequence = sequence - 1", 6, "is not the state that the log gives"),
+        ("format = format + 1", None, ""),
+    ],
+)
+async def test_a_checkpoint_that_is_not_what_the_log_gives_is_found(
+    unwritten: History, change: str, invariant: int | None, problem: str
+) -> None:
+    await unwritten.make([2])
+    await unwritten.execute(f"UPDATE checkpoints SET {change}")
+    report = await verify_state(
+        unwritten.store, SqlMembership(unwritten.store), unwritten.blobs, unwritten.folder / "scratch"
+    )
+    assert [finding.invariant for finding in report.findings] == ([] if invariant is None else [invariant])
+    assert all(problem in finding.problem for finding in report.findings)

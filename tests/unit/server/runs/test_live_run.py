@@ -99,18 +99,6 @@ async def test_a_run_shows_the_weakest_statement_about_noise_with_which_each_cli
     await place.stop()
 
 
-async def test_the_examples_of_an_older_version_count_over_those_of_a_newer_one(tmp_path: Path) -> None:
-    store = MemoryStore(Tables())
-    run = await a_run(store)
-    rows = store._tables.runs[run.id].versions
-    for version, examples in ((1, 40), (2, 39)):
-        updates = ((ClientId("ann"), Digest("u"), examples),)
-        number = ModelVersion(version)
-        rows.put(version, dataclasses.replace(run.first, version=number, round=RoundNumber(version), updates=updates))
-    recovered = await recover(store, run.record)
-    assert dict(recovered.examples) == {"ann": 40}
-
-
 @pytest.mark.parametrize("page", [1, 2, 3])
 async def test_the_log_of_events_is_read_page_by_page(monkeypatch: pytest.MonkeyPatch, page: int) -> None:
     monkeypatch.setattr("pluralllm.server.runs.live_run.REPLAY_PAGE", page)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pluralllm.common.errors.membership import AuditBroken
-from pluralllm.common.errors.tree import NotFound, PluralError
+from pluralllm.common.errors.tree import Corrupt, NotFound, PluralError
 from pluralllm.common.predictor.architecture import update_layout
 from pluralllm.common.trust.audit_chain import FIRST_PREVIOUS, check_chain
 from pluralllm.common.trust.version_record import VersionRecord
@@ -24,6 +24,7 @@ from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.machine import step
 from pluralllm.server.rounds.state import Phase
 from pluralllm.server.runs.changes import change_of
+from pluralllm.server.runs.checkpoints import Content, Remembered, content_of
 from pluralllm.server.runs.live_run import first_state
 from pluralllm.server.storage.blobs import Blobs, verify
 from pluralllm.server.storage.by_url import blobs_of, opened_alone
@@ -33,6 +34,7 @@ from pluralllm.server.storage.sql_membership import SqlMembership
 from pluralllm.server.storage.state_directory import StateDirectory
 from pluralllm.server.storage.store import (
     Change,
+    Checkpoint,
     EvaluationRecord,
     EventRecord,
     ReceiptRecord,
@@ -120,6 +122,7 @@ class Tables:
     rounds: dict[int, RoundRecord] = field(default_factory=dict)
     receipts: dict[tuple[int, str], ReceiptRecord] = field(default_factory=dict)
     evaluations: dict[tuple[int, str], EvaluationRecord] = field(default_factory=dict)
+    checkpoint: Checkpoint | None = None
 
     def write(self, change: Change) -> None:
         """Adds, replaces and removes rows in this object. `change` lists the new rows and the removed rows of one event."""
@@ -129,6 +132,7 @@ class Tables:
         for key in change.withdrawn:
             self.receipts.pop(key, None)
         self.evaluations |= {(row.score.version, row.score.client): row for row in change.evaluations}
+        self.checkpoint = change.checkpoint or self.checkpoint
 
     def acknowledged(self, number: int) -> tuple[tuple[ClientId, Digest, int], ...]:
         """Returns a triple for each receipt of round `number`, sorted by client.
@@ -188,6 +192,7 @@ async def _check_audit_log(report: Report, membership: MembershipStore) -> None:
 
 async def _read(store: Store, run: RunId) -> tuple[Tables, list[EventRecord]]:
     tables = Tables(versions={row.version: row for row in await store.versions(run)})
+    tables.checkpoint = await store.checkpoint(run)
     before: int | None = None
     while page := await store.rounds(run, before, PAGE):
         tables.rounds |= {row.round: row for row in page}
@@ -267,6 +272,8 @@ def _check_replay(
         return [], True
     state, replayed = first_state(record, spec, newest), Tables(versions={0: newest})
     open_round: RoundRecord | None = None
+    remembered, checked = Remembered(), tables.checkpoint is None
+    problems: list[Problem] = []
     for sequence, row in enumerate(log, 1):
         if row.sequence != sequence:
             return [(6, f"event {sequence} is missing")], True
@@ -279,13 +286,27 @@ def _check_replay(
         replayed.write(change)
         open_round = change.rounds[-1] if change.rounds else open_round
         newest = change.versions[-1] if change.versions else newest
-    problems = [
+        remembered.note(event, effects)
+        if tables.checkpoint is not None and tables.checkpoint.sequence == sequence:
+            checked = True
+            problems += _check_checkpoint(tables.checkpoint, Content(state, event.at_s, remembered))
+    if not checked:
+        problems.append((6, "the checkpoint has seen events that the log does not have"))
+    problems += [
         *_differences("version", tables.versions, replayed.versions),
         *_differences("round", tables.rounds, replayed.rounds),
         *_differences("receipt", tables.receipts, replayed.receipts),
         *_differences("evaluation", tables.evaluations, replayed.evaluations),
     ]
     return problems, state.phase is Phase.ENDED
+
+
+def _check_checkpoint(checkpoint: Checkpoint, replayed: Content) -> Iterator[Problem]:
+    try:
+        if content_of(checkpoint) not in (None, replayed):
+            yield 6, f"the checkpoint after event {checkpoint.sequence} is not the state that the log gives"
+    except Corrupt as error:
+        yield 7, str(error)
 
 
 def _differences(what: str, stored: Mapping[Any, Any], replayed: Mapping[Any, Any]) -> Iterator[Problem]:

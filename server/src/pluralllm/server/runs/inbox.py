@@ -9,13 +9,13 @@ refused one neither: the refusal may follow from an entry before it, for example
 import asyncio
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pluralllm.common.errors.tree import StoreFailed
 from pluralllm.common.words.ids import RunId
 from pluralllm.server.process.cancellation import unbroken
 from pluralllm.server.rounds import events as ev
-from pluralllm.server.runs.live_run import LiveRun, Progress, Step, next_step
+from pluralllm.server.runs.live_run import LiveRun, Step, next_step
 from pluralllm.server.storage.store import Change, Store
 
 MAX_ENTRIES = 1000  # of one transaction, so that no answer waits for a transaction without a bound
@@ -86,13 +86,13 @@ def _fold(entries: Sequence[Entry]) -> tuple[list[Step | Exception | None], list
 
     Returns the answer to each entry, and the rows to write.
     """
-    progress: dict[RunId, Progress] = {}  # of runs that have a step in this drain
+    steps_of: dict[RunId, list[Step]] = {}  # in this drain
     outcomes: list[Step | Exception | None] = []
     changes = []
     for entry in entries:
-        run = entry.run
+        run, steps = entry.run, steps_of.setdefault(entry.run.id, [])
         try:
-            made = next_step(run.record, progress.get(run.id, run.progress), entry.event)
+            made = next_step(run.record, steps[-1].after if steps else run.progress, entry.event)
         except Exception as error:  # noqa: BLE001 - it is the answer to this entry, and the others go on
             outcomes.append(error)
             continue
@@ -100,7 +100,8 @@ def _fold(entries: Sequence[Entry]) -> tuple[list[Step | Exception | None], list
             outcomes.append(None)
             continue
         step, change = made
-        progress[run.id] = step.after
+        steps.append(step)
         outcomes.append(step)
-        changes.append(change)
+        ends = step.ends_round and step.after.averaging is None
+        changes.append(replace(change, checkpoint=run.checkpoint_after(steps)) if ends else change)
     return outcomes, changes

@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.weights.chunks import Manifest
 from pluralllm.common.weights.layout import Layout, rewards_layout, write_weights
 from pluralllm.common.weights.update_format import UpdateFormat, update_format
-from pluralllm.common.words.ids import ClientId, RoundNumber, RunId
+from pluralllm.common.words.ids import ClientId, ModelVersion, RoundNumber, RunId
 from pluralllm.common.words.names import TaskKind, TaskName
 from pluralllm.common.words.noise import NoiseStatement
 from pluralllm.common.words.spec import RunSpec, parse_spec
@@ -27,7 +27,8 @@ from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.machine import step
 from pluralllm.server.rounds.state import Phase, Run
 from pluralllm.server.runs.changes import change_of
-from pluralllm.server.storage.store import Change, RoundRecord, RunRecord, Store
+from pluralllm.server.runs.checkpoints import Content, Remembered, checkpoint_of, content_of
+from pluralllm.server.storage.store import Change, Checkpoint, RoundRecord, RunRecord, Store
 
 REPLAY_PAGE = 1000
 
@@ -57,6 +58,10 @@ class Step:
     effects: tuple[ev.Effect, ...]
 
     @property
+    def ends_round(self) -> bool:
+        return any(isinstance(effect, ev.Publish | ev.Abandon | ev.EndRun) for effect in self.effects)
+
+    @property
     def ends_run(self) -> bool:
         return any(isinstance(effect, ev.EndRun) for effect in self.effects)
 
@@ -70,8 +75,7 @@ class LiveRun:
     layout: Layout
     first: VersionRecord  # row of version 0
     progress: Progress
-    _examples: dict[ClientId, int] = field(default_factory=dict)
-    _noise: dict[ClientId, NoiseStatement | None] = field(default_factory=dict)
+    _remembered: Remembered = field(default_factory=Remembered)
 
     @property
     def id(self) -> RunId:
@@ -98,12 +102,12 @@ class LiveRun:
 
         Every later update of the client must have the same number.
         """
-        return self._examples
+        return self._remembered.examples
 
     @property
     def noise(self) -> Mapping[ClientId, NoiseStatement | None]:
         """The weakest statement about noise with which each client has sent an update; None if one came without a statement."""
-        return self._noise
+        return self._remembered.noise
 
     @property
     def update_format(self) -> UpdateFormat:
@@ -142,10 +146,15 @@ class LiveRun:
     def take(self, step: Step) -> None:
         """Takes a step that has just become durable. Only the inbox calls this, in the order of the steps; a test looks."""
         object.__setattr__(self, "progress", step.after)
-        for effect in step.effects:
-            if isinstance(effect, ev.RecordReceipt):
-                self._examples.setdefault(effect.receipt.client, effect.receipt.examples)
-                _note_noise(self._noise, step.event)
+        self._remembered.note(step.event, step.effects)
+
+    def checkpoint_after(self, steps: Sequence[Step]) -> Checkpoint:
+        """Returns the checkpoint of the run after steps that it has not taken yet."""
+        remembered = self._remembered.copy()
+        for taken in steps:
+            remembered.note(taken.event, taken.effects)
+        last = steps[-1].after
+        return checkpoint_of(self.id, last.sequence, Content(last.state, last.updated_s, remembered))
 
 
 def next_step(record: RunRecord, before: Progress, event: ev.Event) -> tuple[Step, Change] | None:
@@ -168,14 +177,6 @@ def next_step(record: RunRecord, before: Progress, event: ev.Event) -> tuple[Ste
         averaging=_averaging(before.averaging, state, effects),
     )
     return Step(event, before, after, effects), change
-
-
-def _note_noise(noise: dict[ClientId, NoiseStatement | None], event: ev.Event) -> None:
-    """Notes the statement that came with an accepted update, if it is the client's first or weakest one."""
-    if isinstance(event, ev.UpdateArrived):
-        client = event.receipt.client
-        before = noise.get(client, event.noise)
-        noise[client] = None if before is None or event.noise is None else before.weaker(event.noise)
 
 
 def _averaging(before: ev.Average | None, state: Run, effects: tuple[ev.Effect, ...]) -> ev.Average | None:
@@ -201,36 +202,49 @@ def first_state(record: RunRecord, spec: RunSpec, first: VersionRecord) -> Run:
 
 
 async def recover(store: Store, record: RunRecord) -> LiveRun:
-    """Rebuilds a run: calls the round machine's function `step` for each event in the run's event log.
+    """Rebuilds a run: calls the round machine's function `step` for each event after the run's newest checkpoint.
 
-    Raises Corrupt if the stored spec does not match its recorded hash; InvalidSpec if this release does not allow the stored
-    spec.
+    Without a checkpoint, all events are replayed. Raises Corrupt if the stored spec does not match its recorded hash, or if the
+    checkpoint or a model version is not what was written; InvalidSpec if this release does not allow the stored spec.
     """
     spec_sha256 = hashlib.sha256(record.spec_json).hexdigest()  # of the bytes: a later release may know more keys
     if spec_sha256 != record.spec_sha256:
         raise Corrupt(what=f"the stored spec of run {record.id}", expected=record.spec_sha256, got=spec_sha256)
     spec = await asyncio.to_thread(parse_spec, record.spec_json, f"of run {record.id}")
-    versions = await store.versions(record.id)
-    state, sequence, averaging = first_state(record, spec, versions[0]), 0, None
-    updated_s = record.created_s
-    noise: dict[ClientId, NoiseStatement | None] = {}
+    first = await store.version(record.id, ModelVersion(0))
+    if first is None:
+        raise Corrupt(what=f"run {record.id}", expected="its first model version", got="none")
+    content, sequence = await _newest_checkpoint(store, record)
+    if content is None:
+        content = Content(first_state(record, spec, first), record.created_s, Remembered())
+    state, updated_s, remembered, averaging = content.state, content.updated_s, content.remembered, None
     while page := await store.events(record.id, sequence, REPLAY_PAGE):
         for row in page:
             event = ev.event_from_facts(row.kind, dict(row.facts))
             state, effects = step(state, event)
-            if any(isinstance(effect, ev.RecordReceipt) for effect in effects):
-                _note_noise(noise, event)
+            remembered.note(event, effects)
             sequence, updated_s = row.sequence, row.at_s
             averaging = _averaging(averaging, state, effects)
+    newest = await store.version(record.id, state.version)
+    if newest is None:
+        raise Corrupt(what=f"run {record.id}", expected=f"model version {state.version}", got="none")
     open_round = await store.round(record.id, state.round) if state.round else None
-    examples: dict[ClientId, int] = {}
-    for version in reversed(versions):
-        examples |= {client: number for client, _, number in version.updates}
-    if state.round:
-        for receipt_row in await store.receipts(record.id, RoundNumber(state.round)):
-            examples.setdefault(receipt_row.receipt.client, receipt_row.receipt.examples)
-    progress = Progress(state, versions[-1], sequence, open_round, updated_s, averaging)
-    return LiveRun(record, spec, layout_for(spec), versions[0], progress, examples, noise)
+    progress = Progress(state, newest, sequence, open_round, updated_s, averaging)
+    return LiveRun(record, spec, layout_for(spec), first, progress, remembered)
+
+
+async def _newest_checkpoint(store: Store, record: RunRecord) -> tuple[Content | None, int]:
+    """Returns the content of a run's checkpoint and the number of its last event; None and 0 if there is none to use.
+
+    Raises Corrupt if the checkpoint was changed, or if the log ends before it.
+    """
+    checkpoint = await store.checkpoint(record.id)
+    if checkpoint is None or (content := content_of(checkpoint)) is None:
+        return None, 0
+    if not await store.events(record.id, checkpoint.sequence - 1, 1):
+        expected = f"an event {checkpoint.sequence}, which its checkpoint has seen"
+        raise Corrupt(what=f"the event log of run {record.id}", expected=expected, got="an earlier end")
+    return content, checkpoint.sequence
 
 
 def write_first_version(draft: Path, spec: RunSpec) -> Manifest:

@@ -24,6 +24,16 @@ events = Table(
     Column("facts", Text, nullable=False),  # JSON
 )
 
+checkpoints = Table(
+    "checkpoints",
+    metadata,
+    Column("run", String(40), primary_key=True),
+    Column("sequence", BigInteger, nullable=False),
+    Column("format", Integer, nullable=False),
+    Column("content", Text, nullable=False),  # JSON
+    Column("sha256", String(64), nullable=False),
+)
+
 rounds = Table(
     "rounds",
     metadata,

@@ -3,6 +3,7 @@
 import contextlib
 import json
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from pluralllm.server.storage import sql_rows as rows
 from pluralllm.server.storage.sql_engine import failure, is_broken, migrate, new_engine
 from pluralllm.server.storage.store import (
     Change,
+    Checkpoint,
     ClientRecord,
     EvaluationRecord,
     EventRecord,
@@ -155,6 +157,7 @@ class SqlStore:
         versions = [rows.version_values(version) for change in changes for version in change.versions]
         rounds = {(row.run, row.round): rows.round_values(row) for change in changes for row in change.rounds}
         evaluations = rows.evaluations_after(changes)
+        checkpoints = {change.run: asdict(change.checkpoint) for change in changes if change.checkpoint is not None}
         async with self._only_writer(), self.writing() as connection:
             await connection.execute(sa.insert(t.events), events)
             await delete_rows(connection, t.receipts, withdrawn)
@@ -163,12 +166,17 @@ class SqlStore:
                     await connection.execute(sa.insert(table), values)
             await replace_rows(connection, t.rounds, ("run", "round"), list(rounds.values()))
             await replace_rows(connection, t.evaluations, ("run", "version", "client"), evaluations)
+            await replace_rows(connection, t.checkpoints, ("run",), list(checkpoints.values()))
 
     async def events(self, run: RunId, after: int, limit: int) -> Sequence[EventRecord]:
         table = t.events
         query = sa.select(table).where(table.c.run == run, table.c.sequence > after)
         selected = await self._rows(query.order_by(table.c.sequence).limit(limit))
         return [EventRecord(row.sequence, row.at_s, row.kind, json.loads(row.facts)) for row in selected]
+
+    async def checkpoint(self, run: RunId) -> Checkpoint | None:
+        row = await self._first(sa.select(t.checkpoints).where(t.checkpoints.c.run == run))
+        return None if row is None else Checkpoint(run, row.sequence, row.format, row.content, Digest(row.sha256))
 
     async def round(self, run: RunId, number: RoundNumber) -> RoundRecord | None:
         row = await self._first(sa.select(t.rounds).where(t.rounds.c.run == run, t.rounds.c.round == number))

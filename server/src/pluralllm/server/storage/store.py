@@ -66,6 +66,17 @@ class EventRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A run's state after one of its events. The event log is the truth; the state saves a start the events before it."""
+
+    run: RunId
+    sequence: int  # number of the last event that the state has seen
+    format: int  # of the content: checkpoints.py
+    content: str  # JSON
+    sha256: Digest  # of the content in UTF-8
+
+
+@dataclass(frozen=True, slots=True)
 class ClientRecord:
     """A client that has called Hello. The record is kept for ever; a call of Hello with other facts updates it."""
 
@@ -91,6 +102,7 @@ class Change:
     withdrawn: tuple[tuple[RoundNumber, ClientId], ...] = ()  # receipts deleted: their members were revoked
     evaluations: tuple[EvaluationRecord, ...] = ()  # inserted or replaced
     versions: tuple[VersionRecord, ...] = ()  # inserted
+    checkpoint: Checkpoint | None = None  # replaces the run's checkpoint
 
 
 class Store(Protocol):
@@ -119,6 +131,10 @@ class Store(Protocol):
 
     async def events(self, run: RunId, after: int, limit: int) -> Sequence[EventRecord]:
         """Returns at most `limit` of a run's events whose sequence number is above `after`, in order."""
+        ...
+
+    async def checkpoint(self, run: RunId) -> Checkpoint | None:
+        """Returns a run's newest checkpoint, or None if no round has ended yet."""
         ...
 
     async def round(self, run: RunId, number: RoundNumber) -> RoundRecord | None: ...
