@@ -20,7 +20,7 @@ import psutil
 
 from pluralllm.common.weights.layout import Layout, layout_of, write_weights
 from pluralllm.common.words.spec import Aggregation
-from pluralllm.server.aggregation.arithmetic import server_optimizer, weighted_mean
+from pluralllm.server.aggregation.arithmetic import server_optimizer
 from pluralllm.server.aggregation.update_files import StoredWeights, average
 
 SAMPLE_EVERY_S = 0.005
@@ -87,7 +87,7 @@ def measure(folder: Path, updates: int, layout: Layout) -> tuple[int, float]:
     started_s = time.monotonic()
     weights = np.arange(1.0, len(stored))
     optimizer = server_optimizer(Aggregation())
-    average(stored[0], (), stored[1:], weights, layout, weighted_mean, optimizer, [folder / "out"])
+    average(stored[0], (), stored[1:], weights, layout, optimizer, [folder / "out"])
     took_s = time.monotonic() - started_s
     done.set()
     sampler.join()

@@ -11,7 +11,7 @@ STARTS = {"create_task", "ensure_future", "run_coroutine_threadsafe"}
 AWAITED = {
     ("server/composition.py", "serve"),
     ("server/process/cancellation.py", "run"),
-    ("server/runs/coordinator.py", "_drive"),
+    ("server/runs/coordinator.py", "_rest"),
     ("server/runs/intake.py", "commit"),
     ("server/runs/uploads.py", "put"),
     ("server/storage/leadership.py", "alone"),

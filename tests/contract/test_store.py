@@ -410,6 +410,14 @@ async def test_a_member_is_updated_and_keeps_its_first_day(store: Store) -> None
     assert await store.clients() == [MEMBER]
 
 
+async def test_the_times_of_many_members_are_updated_at_once_and_nothing_else_of_them(store: Store) -> None:
+    ben = replace(MEMBER, client=ClientId("ben"))
+    for member in (MEMBER, ben):
+        await store.save_client(member)
+    await store.save_last_seen({MEMBER.client: 77.0, ClientId("nobody"): 78.0})
+    assert await store.clients() == sorted([replace(MEMBER, last_seen_s=77.0), ben], key=lambda row: row.client)
+
+
 async def test_everything_is_there_after_reopening(opener: Opener, store: Store) -> None:
     await store.apply([change(1, rounds=(ROUND,), receipts=(RECEIPT,))])
     await store.close()
@@ -566,3 +574,29 @@ async def test_a_process_whose_memory_lacks_an_event_of_the_database_ends(databa
 async def test_a_database_that_cannot_be_reached_is_said_to_be() -> None:
     with pytest.raises(StoreFailed, match=r"127\.0\.0\.1"):
         await open_store(f"postgresql+psycopg://nobody:secret@127.0.0.1:{free_port()}/nothing")
+
+
+async def test_a_read_does_not_wait_for_a_writer_of_another_process(tmp_path: Path) -> None:
+    store = await open_store(url(tmp_path))
+    await store.create_run(RUN, FIRST)
+    with contextlib.closing(sqlite3.connect(tmp_path / "test.sqlite3")) as other:
+        other.execute("BEGIN IMMEDIATE")
+        assert await asyncio.wait_for(store.runs(), 2) == [RUN]
+    await store.close()
+
+
+async def test_a_transaction_that_reads_sees_what_was_written_before_it(store: Store) -> None:
+    for sequence in range(1, 6):
+        await store.apply([change(sequence)])
+        assert len(await store.events(R, 0, 10)) == sequence
+
+
+async def test_in_postgresql_a_read_goes_on_beside_a_write(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    store = await open_store(new_database("postgresql", request, tmp_path))
+    await store.take_over()
+    await store.create_run(RUN, FIRST)
+    async with store.writing() as connection:
+        await connection.execute(sa.text("UPDATE runs SET created_s = 99"))
+        assert await asyncio.wait_for(store.runs(), 5) == [RUN], "what is not committed is not seen"
+    assert (await store.runs())[0].created_s == 99
+    await store.close()

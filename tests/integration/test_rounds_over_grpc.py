@@ -494,27 +494,6 @@ async def test_the_status_shows_the_weight_of_each_member_in_the_newest_version(
         }
 
 
-async def test_an_evaluation_that_ends_while_the_run_is_read_is_in_the_answer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with serving(tmp_path / "state") as served:
-        ann, ben = await served.client("ann"), await served.client("ben")
-        await served.create("r", SPEC)
-        await ann.evaluate(await ann.task())
-        last, read = await ben.task(), served.parts.store.latest_evaluations
-
-        async def read_and_evaluate(run: RunId, versions: int) -> Any:
-            rows = await read(run, versions)
-            monkeypatch.undo()
-            await ben.evaluate(last)
-            return rows
-
-        monkeypatch.setattr(served.parts.store, "latest_evaluations", read_and_evaluate)
-        run = await served.run("r")
-    assert run.phase != rpb.RUN_PHASE_EVALUATING
-    assert sorted(evaluation.client for evaluation in run.evaluations) == ["ann", "ben"]
-
-
 async def test_where_no_group_reports_its_score_there_is_no_fairness(tmp_path: Path) -> None:
     async with serving(tmp_path / "state") as served:
         ann, ben = await served.client("ann"), await served.client("ben")

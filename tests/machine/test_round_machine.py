@@ -14,6 +14,7 @@ from pluralllm.common.words.not_reported import NotReported
 from pluralllm.common.words.spec import Aggregation, GroupRole, RoundPolicy
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.clipping import MAX_LENGTH
+from pluralllm.server.rounds.looking import needs_look, sightings
 from pluralllm.server.rounds.machine import step
 from pluralllm.server.rounds.state import Phase, Run
 from pluralllm.server.rounds.weighting import MAX_LEANING, shares_of
@@ -83,8 +84,18 @@ class RoundMachine(RuleBasedStateMachine):
 
     @rule()
     def everyone_free_is_idle(self) -> None:
-        idle = [client for client in CLIENTS if client not in self.run.active]
-        self.feed(ev.ClientsSeen(self.now_s, tuple(idle[:4]), tuple(idle[4:])))
+        idle = tuple(client for client in CLIENTS if client not in self.run.active)
+        everyone, _ = step(self.run, ev.ClientsSeen(self.now_s, idle[:4], idle[4:]))
+        before = self.run
+        for event in sightings(self.run, self.now_s, idle[:4], idle[4:]):
+            self.feed(event)
+        if before.phase is Phase.WAITING:
+            assert self.run == everyone, "a report of everybody says no more"
+        elif needs_look(before):
+            assert replace(self.run, roster=()) == replace(everyone, roster=()), "the others do not matter"
+        else:
+            assert self.run is before
+            assert replace(everyone, roster=()) == replace(before, roster=()), "nobody is waited for"
 
     @precondition(lambda self: self.run.active)
     @rule(which=st.integers(0, 4), distance=distances, count=examples, norm=norms)

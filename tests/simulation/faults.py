@@ -55,7 +55,7 @@ OF_STORE = (K.STORE_FAILED, K.STORE_FULL, K.STORE_UNCLEAR)
 HARMLESS = (*OF_CALLS, *OF_TRAINING, *OF_PROCESS, *OF_DISK, K.SYNC_FAILED, *OF_STORE, K.BASE_SPOILT)
 # The number of operations or calls of a kind that every round has; a fault strikes within that number.
 SURELY = {K.SYNC_FAILED: 3, **dict.fromkeys(OF_CALLS, 4), **dict.fromkeys(OF_DISK, 8), **dict.fromkeys(OF_STORE, 3)}
-SURELY |= {**dict.fromkeys(OF_PROCESS, 15), K.STORE_FAILED: 8}
+SURELY |= dict.fromkeys(OF_PROCESS, 15)
 WRITES = frozenset({"blobs.put", "disk.begin", "disk.put", "disk.average"})  # the operations that a full disk refuses
 FULL_FOR_S = 2.0
 SECOND_FAULT = 0.3  # the share of rounds that have two faults
@@ -249,7 +249,7 @@ def _concerns(fault: Armed, operation: str, *, after: bool) -> bool:
         case K.STORE_FAILED:
             return not after and target == "store"
         case K.STORE_FULL:
-            return not after and operation in ("store.apply", "store.save_client")
+            return not after and operation in ("store.apply", "store.save_client", "store.save_last_seen")
         case K.STORE_UNCLEAR:
             return after and operation == "store.apply"
         case _:

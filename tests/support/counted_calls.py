@@ -1,24 +1,37 @@
 """Counts the calls that a piece of work makes, to show how its work grows. Calls do not depend on the machine, as seconds do."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
 
 GROWTH = 2.2  # most times as many calls for twice as many clients; work that grows with their square makes four times as many
 
 
-def calls_of(work: Callable[[], object]) -> int:
-    """Returns the number of calls that the work makes in this thread. Each step of a generator counts as a call."""
-    calls = 0
+@dataclass(slots=True)
+class Counted:
+    calls: int = 0
+
+
+@contextmanager
+def counted_calls() -> Iterator[Counted]:
+    """Counts the calls in this thread within the block. Each step of a generator counts as a call."""
+    counted = Counted()
 
     def count(_: FrameType, event: str, __: object) -> None:
-        nonlocal calls
-        calls += event in ("call", "c_call")
+        counted.calls += event in ("call", "c_call")
 
     before = sys.getprofile()
     sys.setprofile(count)
     try:
-        work()
+        yield counted
     finally:
         sys.setprofile(before)
-    return calls
+
+
+def calls_of(work: Callable[[], object]) -> int:
+    """Returns the number of calls that the work makes."""
+    with counted_calls() as counted:
+        work()
+    return counted.calls

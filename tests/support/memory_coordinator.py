@@ -30,7 +30,7 @@ from pluralllm.server.runs.sessions import Session
 from pluralllm.server.runs.uploads import Uploads
 from pluralllm.server.storage.store import ReceiptRecord
 
-TIMING = Timing(lease_s=20.0, silence_s=5.0, tick_s=0.25, keep_updates=3)
+TIMING = Timing(lease_s=20.0, silence_s=5.0, tick_s=0.25, keep_updates=3, look_s=0.0)
 
 
 class MemoryCoordinator:

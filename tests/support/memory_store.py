@@ -6,7 +6,7 @@ immutable values; the facts of an event are kept as text, as in a database.
 
 import bisect
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
@@ -178,6 +178,13 @@ class MemoryStore:
         found = client if known is None else replace(client, created_s=known.created_s)
         self._tables.clients[client.client] = found
         await self._after("store.save_client", client)
+
+    async def save_last_seen(self, times_s: Mapping[ClientId, float]) -> None:
+        await self._before("store.save_last_seen", times_s)
+        for client, at_s in times_s.items():
+            if (known := self._tables.clients.get(client)) is not None:
+                self._tables.clients[client] = replace(known, last_seen_s=at_s)
+        await self._after("store.save_last_seen", times_s)
 
     async def clients(self) -> Sequence[ClientRecord]:
         await self._before("store.clients", None)

@@ -318,6 +318,14 @@ def test_list_of_members_shows_the_group_of_a_client_and_the_runs_of_an_observer
     assert lines[2].split()[:4] == ["eve", "observer", "a,", "b"]
 
 
+def test_a_list_of_summaries_shows_the_same_means_without_the_evaluations() -> None:
+    fairness = {**run()["fairness"], "mean_alignment_score": 0.75, "reporting_groups": 7, "groups": 8}
+    assert "0.7500 over 7 of 8 groups" in shown(runs_table([run(evaluations=[], fairness=fairness)], NOW))[1]
+    assert " - " in shown(runs_table([run(evaluations=[], fairness=None)], NOW))[1]
+    of_earlier_release = {**fairness, "mean_alignment_score": 0.0, "reporting_groups": 0, "groups": 0}
+    assert "0.7500 over 8 groups" in shown(runs_table([run(fairness=of_earlier_release)], NOW))[1]
+
+
 def test_list_of_runs_shows_outcome_and_mean_alignment() -> None:
     ended = run(phase="ended", outcome="completed")
     line = shown(runs_table([ended], NOW))[1].split("  ")

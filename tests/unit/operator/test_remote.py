@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import grpc
 import pytest
 
-from pluralllm.common.errors.tree import AnswerInvalid
+from pluralllm.common.errors.tree import AnswerInvalid, OverLimit
 from pluralllm.common.trust.identity import Membership, next_key, save_identity, stored_addresses
 from pluralllm.common.weights.pieces import transfer_s
 from pluralllm.common.wire.messages import MAX_MESSAGE_BYTES
@@ -18,6 +18,7 @@ from pluralllm.common.words.not_reported import NotReported, not_reported_text
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.operator.remote import CALL_DEADLINE_S, Remote, plain
 from pluralllm.server.members.authority import create_authority
+from pluralllm.v1 import operations_pb2
 from pluralllm.v1 import resources_pb2 as pb
 from pluralllm.v1.enrolment_pb2 import RenewResponse
 
@@ -98,10 +99,44 @@ def test_an_answer_that_may_be_large_has_time_on_the_slowest_link(
     def answer(_request: object, timeout: float) -> SimpleNamespace:
         deadlines_s.append(timeout)
         sized = SimpleNamespace(size_bytes=1)
-        return SimpleNamespace(run=pb.Run(), model=pb.ModelVersion(), manifest=sized, spec_json=b"")
+        answers = {"run": pb.Run(), "model": pb.ModelVersion(), "manifest": sized, "spec_json": b""}
+        return SimpleNamespace(**answers, next_participants_page_token="")
 
     remote = Remote("x:1", grpc.insecure_channel("127.0.0.1:1"), None)
     remote._operations = SimpleNamespace(**{method: answer})
     call(remote)
     remote.close()
     assert deadlines_s[0] >= CALL_DEADLINE_S + transfer_s(MAX_MESSAGE_BYTES)
+
+
+class PagedRun:
+    """A coordinator whose run has some participants, in pages of two."""
+
+    def __init__(self, number: int) -> None:
+        self.people = [f"client-{position}" for position in range(number)]
+        self.names: list[str] = []
+
+    def GetRun(self, request: operations_pb2.GetRunRequest, timeout: float) -> operations_pb2.GetRunResponse:  # noqa: N802
+        self.names.append(request.name)
+        first = int(request.participants_page_token or 0)
+        page = [pb.Participant(client=name) for name in self.people[first : first + 2]]
+        token = str(first + 2) if first + 2 < len(self.people) else ""
+        run = pb.Run(name="runs/newest", participants=page)
+        return operations_pb2.GetRunResponse(run=run, next_participants_page_token=token)
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 5])
+def test_a_run_has_the_participants_of_all_pages(number: int) -> None:
+    remote, coordinator = Remote.in_plain_text("127.0.0.1:1"), PagedRun(number)
+    remote._operations = coordinator
+    run = remote.get_run("-")
+    assert [person["client"] for person in run["participants"]] == coordinator.people
+    assert set(coordinator.names[1:]) <= {"runs/newest"}, "the newest run may be another one by now"
+
+
+def test_a_run_with_pages_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pluralllm.operator.remote.MAX_PAGES", 3)
+    remote = Remote.in_plain_text("127.0.0.1:1")
+    remote._operations = PagedRun(100)
+    with pytest.raises(OverLimit):
+        remote.get_run("-")

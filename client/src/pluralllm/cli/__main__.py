@@ -248,7 +248,7 @@ def runs(coordinator: CoordinatorOption = None, as_json: Json = False) -> None:
     """Lists all runs, newest first."""
     from pluralllm.cli.status_screen import runs_table  # noqa: PLC0415
 
-    listed = {"runs": remote(coordinator).runs()}
+    listed = {"runs": remote(coordinator).runs(summary=not as_json)}
     show(RUNS, listed, as_json=as_json, screen=lambda value: runs_table(value["runs"], now()))
 
 

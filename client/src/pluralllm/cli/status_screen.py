@@ -159,10 +159,20 @@ def _noise(run: Mapping[str, Any]) -> list[Text]:
 def mean_alignment(evaluations: Sequence[Mapping[str, Any]]) -> str:
     """Returns the mean alignment score over the groups that report it, and the number of groups; "-" if no group does."""
     scores = [one["alignment_score"] for one in evaluations if one["alignment_score"] is not None]
-    if not scores:
-        return "-"
-    number = str(len(scores)) if len(scores) == len(evaluations) else f"{len(scores)} of {len(evaluations)}"
-    return f"{sum(scores) / len(scores):.4f} over {number} group{'s' * (len(evaluations) > 1)}"
+    return _mean_over(sum(scores) / len(scores), len(scores), len(evaluations)) if scores else "-"
+
+
+def _mean_over(mean: float, reporting: int, groups: int) -> str:
+    number = str(reporting) if reporting == groups else f"{reporting} of {groups}"
+    return f"{mean:.4f} over {number} group{'s' * (groups > 1)}"
+
+
+def _mean_of_run(run: Mapping[str, Any]) -> str:
+    """Returns the mean alignment score of a run in a list. An earlier release's coordinator sends the evaluations instead."""
+    fairness = run["fairness"]
+    if run["evaluations"] or fairness is None or not fairness["groups"]:
+        return mean_alignment(run["evaluations"])
+    return _mean_over(fairness["mean_alignment_score"], fairness["reporting_groups"], fairness["groups"])
 
 
 def _fairness(run: Mapping[str, Any]) -> Text:
@@ -195,7 +205,7 @@ def runs_table(runs: Sequence[Mapping[str, Any]], now: datetime.datetime) -> Tab
             run["outcome"] if run["phase"] == "ended" else run["phase"],
             f"{run['round']} of {run['rounds']}",
             str(run["version"]),
-            mean_alignment(run["evaluations"]),
+            _mean_of_run(run),
             f"{age(run['create_time'], now)} ago",
         )
     return table

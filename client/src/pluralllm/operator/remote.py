@@ -141,11 +141,27 @@ class Remote:
 
     def get_run(self, run: str) -> Values:
         """Returns a run with its participants and its newest evaluations."""
-        return self._run("GetRun", pb.GetRunRequest(name=_run_name(run)))
+        request = pb.GetRunRequest(name=_run_name(run), participants_page_size=PAGE_SIZE)
+        answer = self._call("GetRun", request, MAX_MESSAGE_BYTES)
+        state, token = plain(answer.run), answer.next_participants_page_token
+        for _ in range(MAX_PAGES):
+            if not token:
+                return state
+            following = pb.GetRunRequest(
+                name=state["name"], participants_page_size=PAGE_SIZE, participants_page_token=token
+            )
+            answer = self._call("GetRun", following, MAX_MESSAGE_BYTES)
+            state["participants"] += plain(answer.run)["participants"]
+            token = answer.next_participants_page_token
+        raise OverLimit(what="pages of GetRun", got=MAX_PAGES + 1, limit=MAX_PAGES)
 
-    def runs(self) -> list[Values]:
-        """Returns all runs, newest first."""
-        return self._pages("ListRuns", lambda token: pb.ListRunsRequest(page_size=PAGE_SIZE, page_token=token), "runs")
+    def runs(self, *, summary: bool = False) -> list[Values]:
+        """Returns all runs, newest first. With `summary`, their participants, evaluations and refusals are left out."""
+        return self._pages(
+            "ListRuns",
+            lambda token: pb.ListRunsRequest(page_size=PAGE_SIZE, page_token=token, summary=summary),
+            "runs",
+        )
 
     def rounds(self, run: str, limit: int) -> list[Values]:
         """Returns the newest rounds of a run, newest first. limit: largest number of rounds to return."""

@@ -228,16 +228,24 @@ class GetRunRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
+    PARTICIPANTS_PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PARTICIPANTS_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """runs/{run}; runs/- means the newest run."""
+    participants_page_size: _builtins.int
+    """Largest number of participants in the answer, at most 500. If it is 0 and the token is empty, the answer has all of them."""
+    participants_page_token: _builtins.str
+    """next_participants_page_token of the answer before."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
+        participants_page_size: _builtins.int = ...,
+        participants_page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "participants_page_size", b"participants_page_size", "participants_page_token", b"participants_page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -251,11 +259,14 @@ class GetRunResponse(_message.Message):
     AUDIT_SEQUENCE_FIELD_NUMBER: _builtins.int
     AUDIT_SHA256_FIELD_NUMBER: _builtins.int
     AUDIT_SIGNATURE_FIELD_NUMBER: _builtins.int
+    NEXT_PARTICIPANTS_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     audit_sequence: _builtins.int
     """Sequence number of the newest audit entry. With it and audit_sha256 one can check later that the log was not rewritten."""
     audit_sha256: _builtins.str
     audit_signature: _builtins.bytes
     """Signature of the two, as in AuditHead."""
+    next_participants_page_token: _builtins.str
+    """Empty if the run has no more participants."""
     @_builtins.property
     def run(self) -> _resources_pb2.Run: ...
     def __init__(
@@ -265,10 +276,11 @@ class GetRunResponse(_message.Message):
         audit_sequence: _builtins.int = ...,
         audit_sha256: _builtins.str = ...,
         audit_signature: _builtins.bytes = ...,
+        next_participants_page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit_sequence", b"audit_sequence", "audit_sha256", b"audit_sha256", "audit_signature", b"audit_signature", "run", b"run"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit_sequence", b"audit_sequence", "audit_sha256", b"audit_sha256", "audit_signature", b"audit_signature", "next_participants_page_token", b"next_participants_page_token", "run", b"run"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -280,17 +292,21 @@ class ListRunsRequest(_message.Message):
 
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    SUMMARY_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     page_token: _builtins.str
+    summary: _builtins.bool
+    """Leaves out what grows with the number of a run's clients: participants, evaluations and refusals."""
     def __init__(
         self,
         *,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        summary: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "summary", b"summary"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -453,11 +453,20 @@ class Fairness(_message.Message):
     COEFFICIENT_OF_VARIATION_FIELD_NUMBER: _builtins.int
     MIN_ALIGNMENT_SCORE_FIELD_NUMBER: _builtins.int
     MIN_GROUP_FIELD_NUMBER: _builtins.int
+    MEAN_ALIGNMENT_SCORE_FIELD_NUMBER: _builtins.int
+    REPORTING_GROUPS_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
     index: _builtins.float
     """Jain's index of the groups' alignment scores: 1 / (1 + coefficient of variation squared)."""
     coefficient_of_variation: _builtins.float
     min_alignment_score: _builtins.float
     min_group: _builtins.str
+    mean_alignment_score: _builtins.float
+    """Over the groups that report their scores; reporting_groups is their number, and groups counts those that keep theirs, too.
+    The three are absent, and so 0, in answers of a coordinator of an earlier release.
+    """
+    reporting_groups: _builtins.int
+    groups: _builtins.int
     def __init__(
         self,
         *,
@@ -465,10 +474,13 @@ class Fairness(_message.Message):
         coefficient_of_variation: _builtins.float = ...,
         min_alignment_score: _builtins.float = ...,
         min_group: _builtins.str = ...,
+        mean_alignment_score: _builtins.float = ...,
+        reporting_groups: _builtins.int = ...,
+        groups: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["coefficient_of_variation", b"coefficient_of_variation", "index", b"index", "min_alignment_score", b"min_alignment_score", "min_group", b"min_group"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["coefficient_of_variation", b"coefficient_of_variation", "groups", b"groups", "index", b"index", "mean_alignment_score", b"mean_alignment_score", "min_alignment_score", b"min_alignment_score", "min_group", b"min_group", "reporting_groups", b"reporting_groups"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -150,7 +150,9 @@ async def _serve_plain(
     server, address = bind_main(config, MainDoor(by_word, audit_log, PLAIN_TEXT_CALLS), fail_stop, None, room.main)
     signatures = Signatures(lambda: audit_log.head, None)
     operations = operations_of(parts, audit_log, None, Addresses(address, ""), signatures)
-    federation = federation_of(parts, config.poll_hold_s, config.chunk_idle_s, signatures)
+    federation = federation_of(
+        parts, config.poll_hold_s, config.chunk_idle_s, signatures, max_held_polls=config.max_held_polls
+    )
     parts.tasks.keep("the health service", await start_main(server, federation, operations, None, parts.pulse))
     stack.push_async_callback(server.stop, STOP_GRACE_S)
     return address, ""
@@ -176,7 +178,9 @@ async def _serve_members(stack: contextlib.AsyncExitStack, ports: Ports) -> tupl
     signer = RecordSigner(authority.federation, record_key_of(authority.folder))
     signatures = Signatures(lambda: ports.audit_log.head, signer)
     operations = operations_of(ports.parts, ports.audit_log, ports.registry, invited_to, signatures)
-    federation = federation_of(ports.parts, config.poll_hold_s, config.chunk_idle_s, signatures, invited_to)
+    federation = federation_of(
+        ports.parts, config.poll_hold_s, config.chunk_idle_s, signatures, invited_to, config.max_held_polls
+    )
     tend_health = await start_main(server, federation, operations, enrolment, ports.parts.pulse)
     ports.parts.tasks.keep("the health service", tend_health)
     stack.push_async_callback(server.stop, STOP_GRACE_S)
@@ -200,12 +204,13 @@ def federation_of(
     chunk_idle_s: float,
     signatures: Signatures,
     addresses: Addresses | None = None,
+    max_held_polls: int = 16_384,
 ) -> Federation:
     """Makes the service for clients from the objects in `parts`.
 
     poll_hold_s: the longest time in seconds that a poll stays open. chunk_idle_s: the longest wait in seconds for the next chunk
     of an upload. signatures: signs version records and the audit log's head. addresses: the addresses that clients learn; None
-    in plain text.
+    in plain text. max_held_polls: the largest number of polls that are held at the same time.
     """
     polls = Polls(
         coordinator=parts.coordinator,
@@ -216,6 +221,7 @@ def federation_of(
         clock=parts.clock,
         generation=parts.generation,
         hold_s=poll_hold_s,
+        max_held=max_held_polls,
         signatures=signatures,
     )
     return Federation(
@@ -257,6 +263,7 @@ def operations_of(
         coordinator=parts.coordinator,
         runs=parts.runs,
         status=parts.status,
+        evaluations=parts.evaluations,
         store=parts.store,
         models=parts.models,
         rewards=parts.rewards,

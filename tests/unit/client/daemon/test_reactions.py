@@ -37,7 +37,7 @@ REFUSED = {  # only what the partner, or the run's owner, must change
 }
 INTERRUPTED = {
     *("LinkTooSlow", "ProxyFailed", "WrongPort"),
-    *("Unreachable", "ForeignAnswer", "StaleSession", "SessionReplaced", "ProtocolUnsupported", "Unidentified"),
+    *("Unreachable", "Busy", "ForeignAnswer", "StaleSession", "SessionReplaced", "ProtocolUnsupported", "Unidentified"),
     *("AwaitingApproval", "IdentityMismatch", "RoleForbids", "TooManyAttempts", "TooManyCalls"),
     *("CertificateExpired", "CertificateForeign", "CertificateInvalid", "CertificateNotYetValid"),
     *("CertificateRevoked", "CertificateUnknown", "CertificateWrongUse"),

@@ -92,6 +92,15 @@ def test_a_reason_that_this_release_does_not_know_is_shown_with_its_text(
     assert "No space left for the update" in str(received)
 
 
+def test_a_call_above_grpcs_own_limit_meets_a_busy_coordinator_and_a_message_that_is_too_large_does_not() -> None:
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    busy = status.from_rpc_error(failed_call(code, "Concurrent RPC limit exceeded!"), "here:7443")
+    assert type(busy) is errors.Busy
+    assert "here:7443 has no room for another call now: Concurrent RPC limit exceeded!" in str(busy)
+    large = status.from_rpc_error(failed_call(code, "Received message larger than max"), "here:7443")
+    assert type(large) is errors.ForeignAnswer
+
+
 def test_only_failures_without_an_answer_have_the_exit_code_of_an_unreachable_coordinator() -> None:
     unreachable = {leaf.__name__ for leaf in leaves().values() if exit_code_of(leaf) == UNREACHABLE}
-    assert unreachable == {"Unreachable", "ForeignAnswer", "LinkTooSlow", "ProxyFailed", "WrongPort"}
+    assert unreachable == {"Unreachable", "Busy", "ForeignAnswer", "LinkTooSlow", "ProxyFailed", "WrongPort"}

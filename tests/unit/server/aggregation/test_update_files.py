@@ -16,7 +16,7 @@ from pluralllm.common.weights.layout import Layout, flat_values, layout_of, writ
 from pluralllm.common.weights.update_format import SLICE, update_format, write_update
 from pluralllm.common.words.spec import Aggregation, UpdateEncoding
 from pluralllm.server.aggregation import update_files
-from pluralllm.server.aggregation.arithmetic import first_moments, server_optimizer, weighted_mean
+from pluralllm.server.aggregation.arithmetic import add_weighted, first_moments, server_optimizer, weighted_mean
 from pluralllm.server.aggregation.update_files import StoredWeights, average, check_update, norm_of
 
 LAYOUT = layout_of([("a.weight", (1_000, 700)), ("b.bias", (13,)), ("c", (2, 3))])  # nearly three chunks
@@ -40,7 +40,7 @@ def test_the_average_of_files_is_the_naive_one_bit_for_bit(tmp_path: Path) -> No
     updates = [stored(tmp_path, f"u{index}", delta) for index, delta in enumerate(deltas)]
     out = tmp_path / "next"
     start = stored(tmp_path, "base", base)
-    (manifest,) = average(start, (), updates, weights, LAYOUT, weighted_mean, FEDAVG, [out])
+    (manifest,) = average(start, (), updates, weights, LAYOUT, FEDAVG, [out])
     total = np.zeros(LAYOUT.values)
     for delta, weight in zip(deltas, weights, strict=True):
         total = total + weight * delta.astype(np.float64)
@@ -55,8 +55,8 @@ def test_updates_are_multiplied_by_their_factors_before_they_are_averaged(tmp_pa
     shorter = [stored(tmp_path, "s0", deltas[0]), stored(tmp_path, "s1", deltas[1] * np.float32(0.3))]
     base, weights = stored(tmp_path, "base", random_values(0)), np.array([3.0, 4.0])
     outs = [tmp_path / "next", tmp_path / "same"]
-    average(base, (), updates, weights, LAYOUT, weighted_mean, FEDAVG, outs[:1], scales=(1.0, 0.3))
-    average(base, (), shorter, weights, LAYOUT, weighted_mean, FEDAVG, outs[1:])
+    average(base, (), updates, weights, LAYOUT, FEDAVG, outs[:1], scales=(1.0, 0.3))
+    average(base, (), shorter, weights, LAYOUT, FEDAVG, outs[1:])
     assert outs[0].read_bytes() == outs[1].read_bytes()
 
 
@@ -75,7 +75,7 @@ def test_a_header_longer_than_a_chunk_is_averaged_too(tmp_path: Path) -> None:
     update = stored(tmp_path, "u", values, layout)
     base = stored(tmp_path, "base", np.zeros_like(values), layout)
     out = tmp_path / "next"
-    average(base, (), [update], np.ones(1), layout, weighted_mean, FEDAVG, [out])
+    average(base, (), [update], np.ones(1), layout, FEDAVG, [out])
     assert flat_values(out, layout).tobytes() == values.tobytes()
 
 
@@ -87,7 +87,7 @@ def test_a_flipped_bit_in_a_stored_update_is_found_and_nothing_is_written(tmp_pa
         file.seek(1_500_000)
         file.write(bytes([byte[0] ^ 1]))
     with pytest.raises(Corrupt, match=update.digest):
-        average(base, (), [update], np.ones(1), LAYOUT, weighted_mean, FEDAVG, [tmp_path / "next"])
+        average(base, (), [update], np.ones(1), LAYOUT, FEDAVG, [tmp_path / "next"])
     assert not (tmp_path / "next").exists()
 
 
@@ -102,7 +102,7 @@ def test_moments_are_files_of_the_models_layout_and_what_the_whole_arrays_give(t
         delta = random_values(number)
         outs = [tmp_path / f"v{number}{end}" for end in ("", *(f".m{index}" for index in range(len(first))))]
         update = stored(tmp_path, f"u{number}", delta)
-        manifests = average(base, moments, [update], np.ones(1), LAYOUT, weighted_mean, step, outs)
+        manifests = average(base, moments, [update], np.ones(1), LAYOUT, step, outs)
         values, kept = step(values, delta.astype(np.float64), kept)
         for out, manifest, whole in zip(outs, manifests, (values, *kept), strict=True):
             assert manifest_of(out) == manifest
@@ -119,7 +119,7 @@ def test_a_flipped_bit_in_a_moment_is_found_and_nothing_is_written(tmp_path: Pat
     moment.path.write_bytes(content)
     outs = [tmp_path / "next", tmp_path / "next.m"]
     with pytest.raises(Corrupt, match=moment.digest):
-        average(base, [moment], [update], np.ones(1), LAYOUT, weighted_mean, step, outs)
+        average(base, [moment], [update], np.ones(1), LAYOUT, step, outs)
     assert not any(out.exists() for out in outs)
 
 
@@ -211,7 +211,7 @@ def test_encoded_updates_are_averaged_as_they_are_read(encoding: UpdateEncoding,
         updates.append(StoredWeights(path, manifest.digest))
         read.append(values.astype(np.float64))
     out = tmp_path / "next"
-    average(base, (), updates, np.array([1.0, 3.0]), LAYOUT, weighted_mean, FEDAVG, [out], encoding)
+    average(base, (), updates, np.array([1.0, 3.0]), LAYOUT, FEDAVG, [out], encoding)
     naive = (random_values(0).astype(np.float64) + (read[0] + 3 * read[1]) / 4).astype(np.float32)
     assert flat_values(out, LAYOUT).tobytes() == naive.tobytes()
 
@@ -232,31 +232,55 @@ def test_an_update_in_another_encoding_or_with_a_broken_scale_is_refused(
         check_update(path, form, 100.0)
 
 
-def test_the_arithmetic_sees_views_of_two_slices_of_each_file_by_turns(tmp_path: Path) -> None:
+def test_memory_holds_two_blocks_of_updates_by_turns_however_many_updates_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(update_files, "AT_ONCE", 2)
     layout = layout_of([("a", (5 * SLICE // 2,))])
     base = stored(tmp_path, "base", np.full(layout.values, 5, np.float32), layout)
     updates = [stored(tmp_path, f"{n}", np.full(layout.values, n, np.float32), layout) for n in (1, 2, 3)]
-    outs, seen = [tmp_path / "next", tmp_path / "next.m1", tmp_path / "next.m2"], []
+    outs, blocks, starts = [tmp_path / "next", tmp_path / "next.m1", tmp_path / "next.m2"], [], []
 
-    def aggregate(deltas: NDArray[np.float32], weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        seen.append(deltas)
-        assert deltas[:, 0].tolist() == deltas[:, -1].tolist() == [1, 2, 3]
-        return weighted_mean(deltas, weights)
+    def add(total: NDArray[np.float64], deltas: NDArray[np.float32], weights: NDArray[np.float64]) -> None:
+        blocks.append(deltas)
+        expected = [1, 2] if len(blocks) % 2 else [3]
+        assert deltas[:, 0].tolist() == deltas[:, -1].tolist() == weights.tolist() == expected
+        add_weighted(total, deltas, weights)
 
     def optimize(
         start: NDArray[np.float32], mean: NDArray[np.float64], moments: NDArray[np.float32]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        starts.append(start)
         assert (start[0], start[-1]) == (5, 5)
         assert moments[:, 0].tolist() == moments[:, -1].tolist() == [7, 8]
-        assert np.shares_memory(start.base, seen[-1].base), "views of one buffer"
         return (start + mean).astype(np.float32), moments + np.float32(1)
 
-    average(base, (7.0, 8.0), updates, np.ones(3), layout, aggregate, optimize, outs)
-    assert [deltas.shape for deltas in seen] == [(3, SLICE), (3, SLICE), (3, SLICE // 2)]
-    assert np.shares_memory(seen[0], seen[2]), "the third slice is read where the first one was"
-    assert not np.shares_memory(seen[0], seen[1])
-    for out, value in zip(outs, (7, 8, 9), strict=True):
+    monkeypatch.setattr(update_files, "add_weighted", add)
+    average(base, (7.0, 8.0), updates, np.array([1.0, 2.0, 3.0]), layout, optimize, outs)
+    widths = [SLICE, SLICE, SLICE // 2]
+    assert [block.shape for block in blocks] == [(rows, width) for width in widths for rows in (2, 1)]
+    for kept in (blocks, starts):
+        assert np.shares_memory(kept[0], kept[2]), "the third one is read where the first one was"
+        assert not np.shares_memory(kept[0], kept[1]), "one is read while the other one is added"
+    mean = np.float32(5 + (1 + 4 + 9) / 6)
+    for out, value in zip(outs, (mean, 8, 9), strict=True):
         assert np.array_equal(flat_values(out, layout), np.full(layout.values, value, np.float32))
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3, 4, 32])
+def test_the_bits_do_not_depend_on_how_many_updates_are_read_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    monkeypatch.setattr(update_files, "AT_ONCE", at_once)
+    layout = layout_of([("w", (50,))])
+    deltas = [np.random.default_rng(seed).normal(0, 10.0**seed, 50).astype(np.float32) for seed in range(6)]
+    updates = [stored(tmp_path, f"u{index}", delta, layout) for index, delta in enumerate(deltas)]
+    weights, scales = np.array([3.0, 0.1, 7.0, 1e-3, 11.0, 5.0]), (1.0, 0.3, 1.0, 0.7, 0.9, 1.0)
+    out = tmp_path / "next"
+    base = stored(tmp_path, "base", np.zeros(50, np.float32), layout)
+    average(base, (), updates, weights, layout, FEDAVG, [out], scales=scales)
+    shorter = np.stack([delta * np.float32(scale) for delta, scale in zip(deltas, scales, strict=True)])
+    assert flat_values(out, layout).tobytes() == weighted_mean(shorter, weights).astype(np.float32).tobytes()
 
 
 def test_all_bad_values_are_counted_and_the_first_one_is_named(tmp_path: Path) -> None:
@@ -289,7 +313,7 @@ def test_the_disk_starts_to_write_after_some_slices(
     monkeypatch.setattr(update_files, "sync_data", synced.append)
     base, update = (stored(tmp_path, name, np.ones(layout.values, np.float32), layout) for name in ("v", "u"))
     out = tmp_path / "next"
-    average(base, (), [update], np.ones(1), layout, weighted_mean, FEDAVG, [out])
+    average(base, (), [update], np.ones(1), layout, FEDAVG, [out])
     assert synced == [out]
 
 
@@ -301,7 +325,7 @@ def test_a_disk_that_fails_meanwhile_fails_the_average(tmp_path: Path, monkeypat
     monkeypatch.setattr(update_files, "sync_data", fails)
     base, update = stored(tmp_path, "v", random_values(0)), stored(tmp_path, "u", random_values(1))
     with pytest.raises(OSError, match="broken"):
-        average(base, (), [update], np.ones(1), LAYOUT, weighted_mean, FEDAVG, [tmp_path / "next"])
+        average(base, (), [update], np.ones(1), LAYOUT, FEDAVG, [tmp_path / "next"])
     assert not (tmp_path / "next").exists()
 
 
@@ -309,4 +333,4 @@ def test_a_file_that_cannot_be_read_is_named_although_nothing_is_written_yet(tmp
     base, update = stored(tmp_path, "v", random_values(0)), stored(tmp_path, "u", random_values(1))
     base.path.write_bytes(b"")
     with pytest.raises(Corrupt, match="stored weights v"):
-        average(base, (), [update], np.ones(1), LAYOUT, weighted_mean, FEDAVG, [tmp_path / "next"])
+        average(base, (), [update], np.ones(1), LAYOUT, FEDAVG, [tmp_path / "next"])

@@ -10,7 +10,8 @@ from pluralllm.common.words.ids import ClientId, Digest, GroupName, ModelVersion
 from pluralllm.common.words.not_reported import NotReported
 from pluralllm.common.words.spec import Aggregation, GroupRole, RoundPolicy
 from pluralllm.server.rounds import events as ev
-from pluralllm.server.rounds.machine import MAX_SLOTS_LOST, step
+from pluralllm.server.rounds.looking import MAX_SLOTS_LOST
+from pluralllm.server.rounds.machine import step
 from pluralllm.server.rounds.state import Outcome, Phase, Run
 
 ALICE, BOB, CAROL, DAVE = (ClientId(name) for name in ("alice", "bob", "carol", "dave"))

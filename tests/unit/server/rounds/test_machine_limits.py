@@ -12,12 +12,8 @@ from pluralllm.common.words.reward_weights import RewardAggregation
 from pluralllm.common.words.spec import Aggregation, GroupRole
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.clipping import clip_scales
-from pluralllm.server.rounds.machine import (
-    MAX_REFUSALS_KEPT,
-    MAX_REFUSALS_PER_CLIENT,
-    MAX_SLOTS_LOST,
-    step,
-)
+from pluralllm.server.rounds.looking import MAX_SLOTS_LOST
+from pluralllm.server.rounds.machine import MAX_REFUSALS_KEPT, MAX_REFUSALS_PER_CLIENT, step
 from pluralllm.server.rounds.state import Outcome, Phase, Run
 
 ANN, BEN, CAT, DAN = (ClientId(name) for name in ("ann", "ben", "cat", "dan"))

@@ -64,10 +64,11 @@ HOLD_S, CHUNK_IDLE_S = 20.0, 0.05
 class Service:
     """The service of one coordinator, with its objects."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, max_held_polls: int = 100) -> None:
         self.place = MemoryCoordinator(folder)
+        signatures = Signatures(lambda: (7, "head"), None)
         self.federation: Federation = federation_of(
-            self.place.parts, HOLD_S, CHUNK_IDLE_S, Signatures(lambda: (7, "head"), None)
+            self.place.parts, HOLD_S, CHUNK_IDLE_S, signatures, max_held_polls=max_held_polls
         )
 
     async def call(self, method: str, request: Any, name: str = "ann", **principal: Any) -> Any:
@@ -789,3 +790,33 @@ async def test_rollouts_are_for_the_client_that_holds_the_task(service: Service)
     service.place.coordinator.release(ANN)
     with pytest.raises(LeaseLost):
         await service.call("GetRollouts", pb.GetRolloutsRequest(task=task))
+
+
+async def test_a_poll_above_the_limit_is_answered_at_once_with_the_reason(tmp_path: Path) -> None:
+    service = Service(tmp_path, max_held_polls=1)
+    for name in ("ann", "ben"):
+        await service.hello(name)
+    held = asyncio.create_task(service.poll("ann", hold_s=HOLD_S))
+    await settle()
+    answer = await service.poll("ben", hold_s=HOLD_S)
+    assert "holds 1 polls, as many as max_held_polls" in answer.wait.reason
+    assert 2.0 <= answer.wait.after.ToMilliseconds() / 1000 <= 4.0
+    assert answer.HasField("audit_head")
+    assert (await service.poll("ben")).wait.reason == "no run is open", "it did not ask to be held"
+    service.place.coordinator.drain()
+    assert (await held).wait.reason == "the coordinator is stopping"
+    assert not held.cancelled()
+
+
+async def test_a_poll_above_the_limit_has_its_task_all_the_same_and_its_slot_is_free_afterwards(tmp_path: Path) -> None:
+    service = Service(tmp_path, max_held_polls=1)
+    await service.place.collecting("ann", "ben")
+    held = asyncio.create_task(service.poll("ann", hold_s=HOLD_S, held_task="runs/r/rounds/1/tasks/train-ann"))
+    await settle()
+    assert (await service.poll("ben", hold_s=HOLD_S)).task.name == "runs/r/rounds/1/tasks/train-ben"
+    service.place.coordinator.release(ClientId("ann"))
+    assert (await held).HasField("wait")
+    waiting = asyncio.create_task(service.poll("ben", hold_s=HOLD_S, held_task="runs/r/rounds/1/tasks/train-ben"))
+    await settle()
+    assert not waiting.done(), "there is room for one again"
+    waiting.cancel()

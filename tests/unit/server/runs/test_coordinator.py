@@ -3,6 +3,7 @@
 import asyncio
 import errno
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -203,7 +204,7 @@ async def test_one_look_ends_after_some_steps_although_each_step_changes_the_run
     run = await place.new_run()
     asked = 0
 
-    def observations(_: LiveRun) -> tuple[ev.Event, ...]:
+    def observations(_: LiveRun, __: object) -> tuple[ev.Event, ...]:
         nonlocal asked
         asked += 1
         return (ev.RunPaused(0.0) if asked % 2 else ev.RunResumed(0.0),)
@@ -219,7 +220,7 @@ async def test_a_look_ends_with_the_first_reports_that_change_nothing(
     run = await place.new_run()
     looks: list[LiveRun] = []
 
-    def observations(seen: LiveRun) -> tuple[ev.Event, ...]:
+    def observations(seen: LiveRun, _: object) -> tuple[ev.Event, ...]:
         looks.append(seen)
         return ()
 
@@ -604,7 +605,7 @@ async def test_a_trouble_without_words_is_named_by_its_kind(place: MemoryCoordin
 
 
 def test_the_times_of_the_loop_are_those_of_the_documentation() -> None:
-    assert Timing() == Timing(lease_s=60.0, silence_s=5.0, tick_s=0.25, keep_updates=3)
+    assert Timing() == Timing(lease_s=60.0, silence_s=5.0, tick_s=0.25, keep_updates=3, look_s=0.05)
     assert RETRY_S == 5.0
 
 
@@ -693,6 +694,32 @@ async def test_the_loop_beats_once_for_itself_and_once_for_each_run_and_leaves_n
     await until(lambda: len(beats) == 18)
     await settle()
     assert len(asyncio.all_tasks()) == tasks
+    await place.stop()
+
+
+async def test_clients_that_come_at_the_same_time_cause_one_look_and_a_change_of_slots_causes_one_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = MemoryCoordinator(tmp_path, timing=replace(TIMING, look_s=3600.0))
+    await place.collecting("ann", "ben")
+    looks: list[str] = []
+
+    async def advance(looked: LiveRun) -> None:
+        looks.append(looked.id)
+
+    monkeypatch.setattr(place.coordinator, "advance", advance)
+    await place.coordinator.start()
+    await until(lambda: looks == ["r"])
+    for number in range(100):
+        await place.hello(f"client-{number}")
+    await settle()
+    assert len(looks) == 1
+    run = place.parts.runs.get("r")
+    await place.deliver(run, "ann", place.update(run))
+    await settle()
+    assert len(looks) == 1, "nobody needs the slot of an update that has come"
+    await place.coordinator.dispatch(run, ev.PlaceLost(place.clock.now_s(), BEN, "silent", permanent=False))
+    await until(lambda: len(looks) == 2)
     await place.stop()
 
 

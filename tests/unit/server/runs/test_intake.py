@@ -158,8 +158,9 @@ async def test_after_a_restart_the_number_of_questions_comes_from_the_database(p
         await begin(following, run, update, examples=51)
     assert await begin(following, run, update, examples=50)
     following.tables.clients.clear()
+    without = await following.next_process()
     with pytest.raises(InvalidArgument, match="at most 0"):
-        await begin(following, run, update, examples=50)
+        await begin(without, without.parts.runs.get("r"), update, examples=50)
 
 
 async def test_a_client_without_a_slot_may_neither_announce_nor_send(place: MemoryCoordinator) -> None:
@@ -395,10 +396,55 @@ async def test_an_update_of_a_client_with_a_receipt_in_the_machine_alone_is_refu
     update, task = place.update(run), run.task_name(ANN)
     await place.deliver(run, "ann", update)
     place.tables.runs[run.id].receipts.clear()
-    await place.announce(run, "ann", update)
-    await place.send(run, "ann", update)
+    following = await place.next_process()
+    run = following.parts.runs.get("r")
+    await following.announce(run, "ann", update)
+    await following.send(run, "ann", update)
     with pytest.raises(RoundClosed):
-        await place.intake.commit(task, update.manifest.digest)
+        await following.intake.commit(task, update.manifest.digest)
+
+
+async def test_an_update_asks_the_store_for_nothing_and_writes_once(place: MemoryCoordinator) -> None:
+    run, hooks = await place.collecting("ann", "ben"), Hooks()
+    update = place.update(run)
+    place.before = hooks
+    receipt = await place.deliver(run, "ann", update)
+    assert await place.announce(run, "ann", update) == receipt, "a repeated call has the same receipt, with its time"
+    assert await place.intake.commit(run.task_name(ANN), update.manifest.digest) == receipt
+    assert [operation for operation, _ in hooks.calls if operation.startswith("store.")] == ["store.apply"]
+
+
+async def test_receipts_are_the_same_after_a_restart_and_in_later_rounds(place: MemoryCoordinator) -> None:
+    run = await place.collecting("ann", "ben")
+    task, update = run.task_name(ANN), place.update(run)
+    place.clock.advance(1)
+    receipt = await place.deliver(run, "ann", update)
+    following = await place.next_process()
+    following.clock.advance(1)
+    run = following.parts.runs.get("r")
+    assert await following.intake.commit(task, update.manifest.digest) == receipt
+    assert await run.receipt(following.parts.store, task.round, BEN) is None
+    assert await run.receipt(following.parts.store, RoundNumber(task.round + 1), ANN) is None
+    await following.coordinator.dispatch(run, ev.RunCancelled(following.clock.now_s(), "enough"))
+    assert await following.intake.commit(task, update.manifest.digest) == receipt
+
+
+async def test_a_withdrawn_receipt_is_gone_and_another_round_begins_without_receipts(place: MemoryCoordinator) -> None:
+    run = await place.collecting("ann", "ben", round={"on_missed_quorum": "skip", "deadline_s": 10, "min_clients": 2})
+    first = run.state.round
+    await place.deliver(run, "ann", place.update(run))
+    await place.coordinator.dispatch(run, ev.MemberRevoked(place.clock.now_s(), ANN))
+    assert await run.receipt(place.parts.store, first, ANN) is None
+    await place.deliver(run, "ben", place.update(run, 2))
+    place.clock.advance(10)
+    for name in ("ann", "ben"):
+        await place.hello(name)
+    await place.look(run)
+    assert (run.state.phase, run.state.round) == (Phase.COLLECTING, first + 1)
+    assert await run.receipt(place.parts.store, RoundNumber(first + 1), BEN) is None
+    old = await run.receipt(place.parts.store, first, BEN)
+    assert old is not None
+    assert old.round == first
 
 
 async def test_what_is_known_of_an_update_is_forgotten_with_its_end(place: MemoryCoordinator) -> None:

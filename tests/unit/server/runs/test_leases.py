@@ -1,3 +1,5 @@
+from support.counted_calls import calls_of
+
 from pluralllm.common.words.ids import ClientId, RunId
 from pluralllm.common.words.names import TaskName
 from pluralllm.server.runs.leases import Lease, Leases
@@ -82,3 +84,27 @@ def test_expired_leases_are_those_of_one_run_sorted_by_client() -> None:
         leases.grant(client, run, TaskName.parse(f"runs/{run}/rounds/1/tasks/train-{client}"), 0)
     assert leases.expired(RUN, 9.999) == ()
     assert leases.expired(RUN, 10) == (ANN, BEN)
+
+
+def test_leases_are_counted_by_run() -> None:
+    leases = Leases(duration_s=10)
+    assert leases.count_in(RUN) == 0
+    leases.grant(ANN, RUN, TASK, 0)
+    leases.grant(ANN, RUN, TASK, 0)
+    leases.grant(BEN, RUN, TaskName.parse("runs/r/rounds/1/tasks/train-ben"), 0)
+    assert leases.count_in(RUN) == 2
+    leases.grant(ANN, RunId("other"), TaskName.parse("runs/other/rounds/1/tasks/train-ann"), 0)
+    leases.release(BEN)
+    assert (leases.count_in(RUN), leases.count_in(RunId("other"))) == (0, 1)
+
+
+def test_leases_are_looked_at_only_when_one_can_have_expired() -> None:
+    leases = Leases(duration_s=10)
+    for number in range(400):
+        client = ClientId(f"client-{number:03}")
+        leases.grant(client, RUN, TaskName.parse(f"runs/r/rounds/1/tasks/train-{client}"), float(number))
+        leases.renew(client, 500.0 + number)
+    leases.expired(RUN, 505.0)
+    assert calls_of(lambda: leases.expired(RUN, 509.9)) < 10
+    assert leases.expired(RUN, 510.0) == ("client-000",)
+    assert leases.expired(RUN, 510.5) == ("client-000",), "its lease is not ended yet"

@@ -90,7 +90,7 @@ async def test_a_run_shows_the_weakest_statement_about_noise_with_which_each_cli
     assert dict((await recover(place.parts.store, run.record)).noise) == dict(run.noise)
     await place.hello("ann", noise=nothing)
     await place.hello("cat", noise=nothing)
-    status = await place.parts.status.of(run)
+    status = place.parts.status.of(run)
     assert {person.client: person.noise for person in status.participants} == {
         "ann": eight,
         "ben": None,

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from support.coordinator_harness import small_spec
+from support.counted_calls import GROWTH, calls_of
 
 from pluralllm.common.predictor.architecture import layout_for
 from pluralllm.common.trust.version_record import VersionRecord
@@ -13,7 +14,7 @@ from pluralllm.common.words.spec import Aggregation, GroupRole
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.state import Phase
 from pluralllm.server.runs.live_run import LiveRun, Progress, first_state
-from pluralllm.server.runs.overview import COMES_AND_GOES, participants, weights_in
+from pluralllm.server.runs.overview import COMES_AND_GOES, ParticipantState, participants, states_of, weights_in
 from pluralllm.server.runs.sessions import Session
 from pluralllm.server.storage.store import ClientRecord, RunRecord
 
@@ -65,6 +66,43 @@ def collecting_run(examples: dict[ClientId, int] | None = None) -> LiveRun:
         losses=(lost,),
     )
     return LiveRun(record, spec, layout_for(spec), first, Progress(state, first), examples or {})
+
+
+def test_a_look_at_twice_as_many_clients_costs_twice_as_many_calls() -> None:
+    def cost(number: int) -> int:
+        names = tuple(ClientId(f"client-{position:03}") for position in range(number))
+        run = collecting_run()
+        lost = tuple(ev.PlaceLost(1.0, name, "silent", permanent=False) for name in names[::4])
+        receipts = tuple(ev.Receipt(name, Digest(name), 5) for name in names[1::2])
+        excluded = tuple(dataclasses.replace(loss, permanent=True) for loss in lost[::4])
+        changes: dict[str, Any] = {
+            "cohort": names,
+            "away": names[::4],
+            "losses": lost,
+            "receipts": receipts,
+            "excluded": excluded,
+        }
+        state = dataclasses.replace(run.state, **changes)
+        run = dataclasses.replace(run, progress=dataclasses.replace(run.progress, state=state))
+        members = [ClientRecord(name, GroupName(name), GroupRole.TRAIN, 5, "1", 0.0, 0.0) for name in names]
+        return calls_of(lambda: participants(run, members, {}, {}, 9.0))
+
+    assert cost(400) <= GROWTH * cost(200)
+
+
+def test_each_client_has_one_state() -> None:
+    ann, ben, cat, dan, eve = (ClientId(name) for name in ("ann", "ben", "cat", "dan", "eve"))
+    changes: dict[str, Any] = {
+        "cohort": (ann, ben, cat, dan),
+        "away": (cat,),
+        "receipts": (ev.Receipt(ann, Digest("u"), 5),),
+        "reported": (dan,),
+        "excluded": (ev.PlaceLost(1.0, eve, "no", permanent=True), ev.PlaceLost(1.0, ann, "no", permanent=True)),
+    }
+    state = dataclasses.replace(collecting_run().state, **changes)
+    done, lost = ParticipantState.DONE, ParticipantState.LOST
+    expected = {ann: done, ben: ParticipantState.ASSIGNED, cat: lost, dan: done, eve: lost}
+    assert states_of(state) == expected
 
 
 def session(**facts: Any) -> Session:

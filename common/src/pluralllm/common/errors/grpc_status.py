@@ -101,6 +101,7 @@ CODES: dict[type[e.PluralError], grpc.StatusCode] = {
     e.Unreachable: grpc.StatusCode.UNAVAILABLE,
     e.ForeignAnswer: grpc.StatusCode.UNAVAILABLE,
     e.ProxyFailed: grpc.StatusCode.UNAVAILABLE,
+    e.Busy: grpc.StatusCode.RESOURCE_EXHAUSTED,
     e.WrongPort: grpc.StatusCode.UNIMPLEMENTED,
     e.LinkTooSlow: grpc.StatusCode.UNAVAILABLE,
     e.StorageFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -123,6 +124,8 @@ CODES: dict[type[e.PluralError], grpc.StatusCode] = {
 NOTHING_ANSWERED = frozenset(
     {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}
 )
+# gRPC's own text for a call above the server's limit of open calls. A message that is too large has the same code.
+TOO_MANY_CALLS = "concurrent rpc limit"
 
 # A status travels as metadata, and peers refuse metadata of more than 8 KiB (gRPC's soft limit): the caller would then see a
 # broken stream instead of the reason of the refusal. A fact may repeat a long text that the caller sent, so long facts and long
@@ -196,13 +199,15 @@ def from_rpc_error(error: grpc.RpcError, address: str) -> e.PluralError:
     """Returns the typed error for a failed RPC. address: the coordinator's address, for the error's text.
 
     If the status carries no typed error of this release, the result is a subclass of NoAnswer: Unreachable if nothing answered,
-    otherwise ForeignAnswer with the status code.
+    Busy if the server has too many open calls, otherwise ForeignAnswer with the status code.
     """
     call = typing.cast(grpc.Call, error)  # grpc raises its calls
     code: Callable[[], grpc.StatusCode] = call.code
     if (typed_error := _typed_error(call)) is not None:
         return typed_error
     details = printable(call.details() or "", lines=True)
+    if code() is grpc.StatusCode.RESOURCE_EXHAUSTED and TOO_MANY_CALLS in details.lower():
+        return e.Busy(address=address, problem=details)
     if code() in NOTHING_ANSWERED:
         return e.Unreachable(address=address, problem=details or code().name)
     return e.ForeignAnswer(address=address, code=code().name, problem=details or "no text")

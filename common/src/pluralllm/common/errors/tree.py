@@ -41,6 +41,7 @@ PluralError
 |  |- NoAnswer             the call has no answer of the coordinator; the same call may succeed later
 |  |  |- Unreachable       nothing answers
 |  |  |- ProxyFailed       the HTTP proxy does not answer, or does not connect to the coordinator
+|  |  |- Busy              the coordinator has as many open calls as it may have
 |  |  |- WrongPort         what answers is not the port of the coordinator that was asked for
 |  |  |- LinkTooSlow       the network carries less than the slowest speed that is supported
 |  |  `- ForeignAnswer     gRPC, a proxy or another server has ended the call
@@ -387,6 +388,14 @@ class ProxyFailed(NoAnswer):
     problem: str
     why = "The proxy {proxy} does not connect to {address}: {problem}."
     fix = "Ask who runs the proxy to allow this address, or correct `proxy` in client.toml, https_proxy or no_proxy."
+
+
+@dataclass(eq=False)
+class Busy(NoAnswer):
+    address: str
+    problem: str
+    why = "The coordinator at {address} has no room for another call now: {problem}."
+    fix = "Try again in some seconds. If that does not help, its operator can raise max_concurrent_rpcs."
 
 
 @dataclass(eq=False)

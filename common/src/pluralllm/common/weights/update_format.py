@@ -106,7 +106,8 @@ def _encoded(
 class SliceReader:
     """Reads and decodes the numbers of an update, slice by slice, from front to back.
 
-    The reader keeps the scales of the whole update in memory. For bf16 and int8, the reader also keeps the bytes of one slice.
+    The reader keeps the scales of the whole update in memory. Of the numbers it keeps nothing between two slices, because a
+    thousand readers may be open at the same time.
     """
 
     def __init__(self, form: UpdateFormat, read_into: ReadInto) -> None:
@@ -117,7 +118,6 @@ class SliceReader:
         self._encoding = form.encoding
         self._read_into = read_into
         self._scales = np.empty(form.blocks, "<f4")
-        self._raw = np.empty(0 if form.encoding == "fp32" else SLICE * VALUE_BYTES[form.encoding], np.uint8)
         self._block = 0  # the first block of the next slice
         read_into(self._scales.view(np.uint8))
 
@@ -130,7 +130,7 @@ class SliceReader:
         if self._encoding == "fp32":
             self._read_into(row.view(np.uint8))
             return
-        raw = self._raw[: row.size * VALUE_BYTES[self._encoding]]
+        raw = np.empty(row.size * VALUE_BYTES[self._encoding], np.uint8)
         self._read_into(raw)
         following = self._block + SLICE // BLOCK
         decode(raw, self._scales[self._block : following], self._encoding, row)

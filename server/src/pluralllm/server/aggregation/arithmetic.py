@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 
 from pluralllm.common.words.spec import Aggregation
 
-# [clients, slice] float32 deltas and [clients] float64 weights -> [slice] float64
-Aggregator = Callable[[NDArray[np.float32], NDArray[np.float64]], NDArray[np.float64]]
 # [slice] float32 base, [slice] float64 mean delta, [moments, slice] float32 moments
 # -> [slice] float32 next version, [moments, slice] float32 next moments
 ServerOptimizer = Callable[
@@ -24,16 +22,31 @@ def weighted_mean(deltas: NDArray[np.float32], weights: NDArray[np.float64]) -> 
     """Returns the mean of the clients' deltas, weighted by `weights` (FedAvg).
 
     Shapes: deltas (clients, slice), weights (clients,), result (slice,). clients: number of clients. slice: number of values in
-    the slice. The function adds one client after the other, so that the sum has a fixed order. A matrix product does not
-    guarantee an order.
+    the slice.
     Source: McMahan et al. 2017 (arXiv 1602.05629), Algorithm 1, last line of the server's loop.
     """
-    total, term = np.zeros(deltas.shape[1]), np.empty(deltas.shape[1])  # (slice,) each
+    total = np.zeros(deltas.shape[1])  # (slice,)
+    add_weighted(total, deltas, weights)
+    return mean_of(total, weights)
+
+
+def add_weighted(total: NDArray[np.float64], deltas: NDArray[np.float32], weights: NDArray[np.float64]) -> None:
+    """Adds the weighted deltas of some clients to a total, in place.
+
+    Shapes: total (slice,), deltas (clients, slice), weights (clients,). The function adds one client after the other, so that
+    the sum has a fixed order, and a sum over blocks of clients has the bits of the sum over all of them. A matrix product does
+    not guarantee an order.
+    """
+    term = np.empty_like(total)
     for delta, weight in zip(deltas, weights, strict=True):
         np.multiply(delta, weight, out=term, dtype=np.float64)  # exact float64 of each number, times the weight
         total += term
-    total /= sum(weights.tolist())
-    return total
+
+
+def mean_of(total: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Returns the mean that belongs to a total over all clients. Shapes: total (slice,), weights (clients,), result (slice,)."""
+    mean: NDArray[np.float64] = total / sum(weights.tolist())
+    return mean
 
 
 def shorten(deltas: NDArray[np.float32], scales: Sequence[float]) -> None:

@@ -17,7 +17,7 @@ from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.weights.chunks import Manifest
 from pluralllm.common.words.ids import Digest
 from pluralllm.common.words.spec import RunSpec
-from pluralllm.server.aggregation.arithmetic import first_moments, server_optimizer, weighted_mean
+from pluralllm.server.aggregation.arithmetic import first_moments, server_optimizer
 from pluralllm.server.aggregation.reward_files import write_aggregate
 from pluralllm.server.aggregation.sums_files import state_files, write_next_sum
 from pluralllm.server.aggregation.update_files import StoredWeights, average
@@ -111,7 +111,6 @@ async def _write(
         updates,
         np.array(weights_of(receipts, aggregation, weights), dtype=np.float64),
         layout_for(spec),
-        weighted_mean,
         server_optimizer(aggregation),
         outs,
         spec.updates.encoding,

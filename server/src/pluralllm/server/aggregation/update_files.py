@@ -1,11 +1,12 @@
 """Checks the files of updates and averages them slice by slice. The functions block; the coordinator calls them in a thread.
 
 A slice is a range of the model's values.
-Memory holds two slices of every update at a time, however large the model is: one slice is read while the other slice is
-averaged. Files are read, not mapped into memory. Mapped pages would count as the coordinator's own memory, and the process
-would die if a mapped file became shorter.
+Memory holds one slice of twice AT_ONCE updates at a time, however large the model is and however many updates there are: some
+updates are read while the ones before them are added. Files are read, not mapped into memory. Mapped pages would count as the
+coordinator's own memory, and the process would die if a mapped file became shorter.
 """
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,14 +24,16 @@ from pluralllm.common.weights.layout import Layout, check_header
 from pluralllm.common.weights.update_format import SLICE, SliceReader, UpdateFormat, update_format
 from pluralllm.common.words.ids import Digest
 from pluralllm.common.words.spec import UpdateEncoding
-from pluralllm.server.aggregation.arithmetic import Aggregator, ServerOptimizer, shorten
+from pluralllm.server.aggregation.arithmetic import ServerOptimizer, add_weighted, mean_of, shorten
 
 SHORT = 64  # values in one float32 sum; the relative error of 1e-6 is small enough for a comparison with a limit
 NORM_DIGITS = 6  # significant ones; the last bits of a sum differ between machines
 SLICES_TO_FLUSH = 16  # that is 16 MiB
+AT_ONCE = 32  # updates of which memory holds a slice, that is 1 MiB each; as many more are read meanwhile
 READERS = 4  # threads that read, hash and decode in parallel; all three release the interpreter's lock
 
 Floats = NDArray[np.float32]
+Readers = Sequence["SliceReader | EqualValues"]
 
 
 def check_update(path: Path, form: UpdateFormat, max_delta_norm: float) -> float:
@@ -117,29 +120,18 @@ class EqualValues:
         row.fill(self.value)
 
 
-@dataclass(frozen=True, slots=True)
-class Slices:
-    """One slice (range of the model's values) of every file that is averaged. The arrays are views of one buffer."""
-
-    start: int  # position of the slice in the model's values
-    base: Floats  # (slice,)
-    moments: Floats  # (moments, slice)
-    deltas: Floats  # (clients, slice)
-
-
 def average(
     base: StoredWeights,
     moments: Sequence[StoredWeights | float],
     updates: Sequence[StoredWeights],
     weights: NDArray[np.float64],
     layout: Layout,
-    aggregator: Aggregator,
     optimizer: ServerOptimizer,
     outs: Sequence[Path],
     encoding: UpdateEncoding = "fp32",
     scales: Sequence[float] = (),
 ) -> tuple[Manifest, ...]:
-    """Writes optimizer(base, aggregator(updates, weights), moments) to `outs`: the next version, then each new moment.
+    """Writes optimizer(base, weighted_mean(updates, weights), moments) to `outs`: the next version, then each new moment.
 
     base: the model version that the round trains from.
     moments: the server optimizer's state. Each moment is a file, or, before the first round, one number for all its values.
@@ -155,22 +147,19 @@ def average(
     files: list[HashingReader] = []
     try:
         with ExitStack() as stack, storage_errors("the next model version"):
-            readers = [
-                *(_reader_of(source, whole, stack, files) for source in (base, *moments)),
-                *(_reader_of(update, sent, stack, files) for update in updates),
-            ]
+            start = [_reader_of(source, whole, stack, files) for source in (base, *moments)]
+            readers = [_reader_of(update, sent, stack, files) for update in updates]
+            groups = [start, *(readers[first : first + AT_ONCE] for first in range(0, len(readers), AT_ONCE))]
             writers = [stack.enter_context(HashingWriter(out, layout.size_bytes)) for out in outs]
             for writer in writers:
                 writer.write(layout.header)
             threads = stack.enter_context(ThreadPoolExecutor(READERS))
             flushes: list[Future[None]] = []
-            for slices in _read_together(readers, len(moments), layout.values, threads):
-                shorten(slices.deltas, scales)
-                mean = aggregator(slices.deltas, weights)
-                following, kept = optimizer(slices.base, mean, slices.moments)
+            slices = _next_slices(_read_ahead(groups, layout.values, threads), groups, weights, scales, optimizer)
+            for number, (following, kept) in enumerate(slices, start=1):
                 for writer, values in zip(writers, (following, *kept), strict=True):
                     writer.write(np.ascontiguousarray(values, dtype="<f4").data)
-                if (slices.start // SLICE + 1) % SLICES_TO_FLUSH == 0:  # the disk starts while more is computed
+                if number % SLICES_TO_FLUSH == 0:  # the disk starts while more is computed
                     flushes += [threads.submit(sync_data, out) for out in outs]
             for file in files:
                 file.check()
@@ -199,27 +188,55 @@ def _reader_of(
     return SliceReader(form, file.read_into)
 
 
-def _read_together(
-    readers: Sequence[SliceReader | EqualValues], moments: int, values: int, threads: ThreadPoolExecutor
-) -> Iterator[Slices]:
-    """Yields the slices in order, each with the values of all readers.
+def _next_slices(
+    blocks: Iterator[Floats],
+    groups: Sequence[Readers],
+    weights: NDArray[np.float64],
+    scales: Sequence[float],
+    optimizer: ServerOptimizer,
+) -> Iterator[tuple[Floats, Floats]]:
+    """Yields the slices of the next version and of its moments, in order. The other arguments are those of `average`.
 
-    Threads read the next slice while the caller works on the current slice.
-    readers: the readers of the base version (the model version that the round trains from), the moments and the updates, in
-    this order. moments: number of moments. values: number of values in the model.
+    blocks: the blocks of each slice, in the order of `groups`. The total over the updates goes on from block to block, in the
+    order of the updates, so that its bits do not depend on AT_ONCE.
+    Shapes: version (slice,), moments (moments, slice).
     """
-    buffers = [np.empty((len(readers), SLICE), np.float32) for _ in range(2)]
+    for start in blocks:
+        base, moments = start[0], start[1:]
+        total, first = np.zeros(base.size), 0
+        for block in itertools.islice(blocks, len(groups) - 1):
+            some = slice(first, first + len(block))
+            shorten(block, scales[some])
+            add_weighted(total, block, weights[some])
+            first = some.stop
+        yield optimizer(base, mean_of(total, weights), moments)
 
-    def begin(start: int) -> tuple[Slices, list[Future[None]]]:
-        rows = buffers[start // SLICE % 2][:, : min(SLICE, values - start)]
-        reading = [threads.submit(reader.read, row) for reader, row in zip(readers, rows, strict=True)]
-        return Slices(start, rows[0], rows[1 : 1 + moments], rows[1 + moments :]), reading
 
-    ahead = begin(0)
-    for following in (*range(SLICE, values, SLICE), None):
-        slices, reading = ahead
+def _read_ahead(groups: Sequence[Readers], values: int, threads: ThreadPoolExecutor) -> Iterator[Floats]:
+    """Yields for every slice (range of the model's values), in order, one block for each group of readers: (readers, slice).
+
+    Threads read the next block while the caller works on the current block. A later block uses the memory again: that of
+    updates after the next block, that of the base version and the moments after the next slice.
+    groups: the readers of the base version (the model version that the round trains from) and of the moments, then the readers
+    of updates. values: number of values in the model.
+    """
+    largest = max(len(group) for group in groups[1:])
+    of_start = [np.empty((len(groups[0]), SLICE), np.float32) for _ in range(2)]
+    of_updates = [np.empty((largest, SLICE), np.float32) for _ in range(2)]
+    number = itertools.count()
+
+    def begin(start: int, group: int) -> tuple[Floats, list[Future[None]]]:
+        readers = groups[group]
+        buffer = of_updates[next(number) % 2] if group else of_start[start // SLICE % 2]
+        rows = buffer[: len(readers), : min(SLICE, values - start)]
+        return rows, [threads.submit(reader.read, row) for reader, row in zip(readers, rows, strict=True)]
+
+    first, *others = itertools.product(range(0, values, SLICE), range(len(groups)))
+    ahead = begin(*first)
+    for following in (*others, None):
+        block, reading = ahead
         for pending in reading:
             pending.result()
         if following is not None:
-            ahead = begin(following)
-        yield slices
+            ahead = begin(*following)
+        yield block

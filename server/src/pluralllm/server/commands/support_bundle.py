@@ -63,7 +63,7 @@ async def read_database(config: ServerConfig) -> dict[str, Any]:
 
 
 async def _run(store: SqlStore, run: RunRecord) -> dict[str, Any]:
-    async with store.writing("read") as connection:
+    async with store.reading() as connection:
         newest = sa.select(sa.func.max(t.events.c.sequence)).where(t.events.c.run == run.id)
         events = (await connection.execute(newest)).scalar() or 0
     return {

@@ -158,7 +158,7 @@ class Page:
         yield "retry: 1000\n\n"
         while not self._run_bell.closed:
             heard = self._run_bell.rings
-            facts = run_now(run, await self._status.of(run))
+            facts = run_now(run, self._status.of(run))
             yield event_of(facts)
             await asyncio.sleep(AT_MOST_EVERY_S)
             await self._run_bell.wait(heard, LOOK_EVERY_S)

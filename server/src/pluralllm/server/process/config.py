@@ -67,7 +67,9 @@ class ServerConfig(ProcessConfig):
     keep_updates: PositiveInt = 3  # rounds whose updates stay on disk, for `verify`
     # Limit of connections on the main port. The limit of open files may lower it: half of them are for connections.
     max_connections: Annotated[int, Field(ge=8, le=1_000_000)] = 16_384
-    max_concurrent_rpcs: Annotated[int, Field(ge=16, le=100_000)] = 4096  # each connected client holds one Poll
+    # Limit of polls that are held open; each connected client holds one. A poll above it is answered at once, with its reason.
+    max_held_polls: Annotated[int, Field(ge=16, le=1_000_000)] = 16_384
+    max_concurrent_rpcs: Annotated[int, Field(ge=16, le=100_000)] = 4096  # limit of all other open calls
     # host:port of the operator's page, read-only and without certificates, so on loopback: 127.0.0.1:7446; default: no page.
     page_listen: ListenAddress | None = None
     # OpenTelemetry collector (OTLP over HTTP) for spans; needs pluralllm-common[tracing]; default: no spans.

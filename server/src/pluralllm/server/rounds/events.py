@@ -89,8 +89,16 @@ class CoordinatorStarted:
 
 
 @dataclass(frozen=True, slots=True)
+class ClientsJoined:
+    """Clients of this run have connected that the run did not know to be connected. The list is sorted by id."""
+
+    at_s: float
+    clients: tuple[ClientId, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ClientsSeen:
-    """Clients of this run are connected and have no task.
+    """Clients of this run are connected and have no task. Clients that do not matter to the run's next step may be left out.
 
     `trainers` are clients that train, `held_out` are clients of held-out groups. Each list is sorted by id.
     """
@@ -205,6 +213,7 @@ Event = (
     | RunResumed
     | RunCancelled
     | CoordinatorStarted
+    | ClientsJoined
     | ClientsSeen
     | RolloutsAsked
     | UpdateArrived

@@ -3,6 +3,7 @@
 Each line of the table holds the phase, the event with its condition, the next phase, and the effects.
 
     CREATED      --RunStarted-->                              WAITING
+    any but CREATED, ENDED --ClientsJoined-->                 the same     (the roster grows)
     WAITING      --ClientsSeen, enough, first time-->         EVALUATING   (version 0)
     WAITING      --ClientsSeen, enough, not paused-->         COLLECTING   OpenRound
     WAITING      --RolloutsAsked, not paused-->               COLLECTING   OpenRound    (a run that asks for rewards)
@@ -36,7 +37,6 @@ If an event is not allowed, `step` raises an error and the state stays as it was
 returns (state, ()).
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import assert_never
@@ -47,12 +47,11 @@ from pluralllm.common.words.reward_weights import remember, weigh_groups
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.clipping import clip_scales
 from pluralllm.server.rounds.cohort import draw_cohort
+from pluralllm.server.rounds.looking import willing
 from pluralllm.server.rounds.sorted_clients import holds, inserted, receipt_of, removed, with_receipt
 from pluralllm.server.rounds.state import Outcome, Phase, Run
 from pluralllm.server.rounds.weighting import FairnessHistory, shares_of, weigh
 
-# By one client until the round's deadline: a client that fails at once must not be assigned a slot again and again.
-MAX_SLOTS_LOST = 3
 MAX_REFUSALS_KEPT = 20
 MAX_REFUSALS_PER_CLIENT = 5  # in one round: a hostile client must not fill the log
 
@@ -73,6 +72,8 @@ def step(run: Run, event: ev.Event) -> Step:
             return _cancel(run, event)
         case ev.CoordinatorStarted():
             return _restart_deadlines(run, event.at_s), ()
+        case ev.ClientsJoined():
+            return _join(run, event), ()
         case ev.ClientsSeen():
             return _meet(run, event)
         case ev.RolloutsAsked():
@@ -128,8 +129,16 @@ def _cancel(run: Run, event: ev.RunCancelled) -> Step:
 # Clients come, go, deliver
 
 
+def _join(run: Run, event: ev.ClientsJoined) -> Run:
+    """Adds newcomers to the roster (the clients that the run believes to be connected)."""
+    if run.phase in (Phase.CREATED, Phase.ENDED):
+        return run
+    roster = tuple(sorted({*run.roster, *_without_excluded(run, event.clients)}))
+    return run if roster == run.roster else replace(run, roster=roster)
+
+
 def _meet(run: Run, event: ev.ClientsSeen) -> Step:
-    """Adds idle clients to the roster (the clients that the run believes to be connected). Returns the next state and effects.
+    """Adds idle clients to the roster, as `_join` does. Returns the next state and effects.
 
     A waiting run may then open a round or its first evaluation. In an open round the clients may get free slots. In an open
     evaluation each new client gets a slot.
@@ -144,7 +153,7 @@ def _meet(run: Run, event: ev.ClientsSeen) -> Step:
         return _gather(run, event.at_s, trainers)
     if run.phase is Phase.COLLECTING:
         return _fill_free_slots(run, trainers if run.rewards is None else seen), ()
-    if run.phase is Phase.EVALUATING and (newcomers := _willing(run, seen)):
+    if run.phase is Phase.EVALUATING and (newcomers := willing(run, seen)):
         return _assign_slots(run, newcomers), ()
     return run, ()
 
@@ -383,24 +392,9 @@ def _fill_free_slots(run: Run, clients: Sequence[ClientId]) -> Run:
 
     The run's seed decides which clients get the slots if there are more clients than slots.
     """
-    if run.free_slots <= 0 or not (willing := _willing(run, clients)):
+    if run.free_slots <= 0 or not (candidates := willing(run, clients)):
         return run
-    return _assign_slots(run, draw_cohort(run.seed, run.round, willing, run.free_slots))
-
-
-def _willing(run: Run, clients: Sequence[ClientId]) -> list[ClientId]:
-    """Returns those of the clients that may get a slot in the cohort.
-
-    A client must have no slot now and must have delivered neither an update nor scores. It must also have lost fewer than
-    MAX_SLOTS_LOST slots since the round opened or its deadline was extended: what made a client fail may have passed, and
-    without it the round may never reach its quorum.
-    """
-    begun_s = (
-        None if run.phase is not Phase.COLLECTING or run.deadline_s is None else run.deadline_s - run.policy.deadline_s
-    )
-    losses = Counter(loss.client for loss in run.losses if begun_s is None or loss.at_s >= begun_s)
-    taken = set(run.cohort) - set(run.away)
-    return [client for client in clients if client not in taken and losses[client] < MAX_SLOTS_LOST]
+    return _assign_slots(run, draw_cohort(run.seed, run.round, candidates, run.free_slots))
 
 
 def _assign_slots(run: Run, clients: Sequence[ClientId]) -> Run:

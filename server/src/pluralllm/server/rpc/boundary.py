@@ -18,6 +18,7 @@ from pluralllm.common.wire.chunk_messages import PUT_CHUNKS, chunk_reader
 from pluralllm.server.process.fail_stop import FailStop
 from pluralllm.server.process.instruments import note_call
 from pluralllm.server.rpc.incoming import check_request, forgiving
+from pluralllm.server.rpc.open_calls import OpenCalls
 from pluralllm.v1 import federation_pb2 as pb
 
 log = structlog.get_logger()
@@ -44,9 +45,19 @@ class Boundary(grpc.aio.ServerInterceptor):
     this id.
     """
 
-    def __init__(self, door: Door, fail_stop: FailStop, unknown: Callable[[str], PluralError] | None = None) -> None:
-        """Stores the arguments. unknown: the error for a method that this port does not have; None leaves gRPC's own answer."""
+    def __init__(
+        self,
+        door: Door,
+        fail_stop: FailStop,
+        unknown: Callable[[str], PluralError] | None = None,
+        open_calls: OpenCalls | None = None,
+    ) -> None:
+        """Stores the arguments. unknown: the error for a method that this port does not have; None leaves gRPC's own answer.
+
+        open_calls: counts and limits the open calls; None if the port needs no limit.
+        """
         self._door, self._fail_stop, self._unknown = door, fail_stop, unknown
+        self._open_calls = open_calls or OpenCalls(None)
 
     async def intercept_service(
         self,
@@ -82,8 +93,9 @@ class Boundary(grpc.aio.ServerInterceptor):
         async def answer(request: Any, context: Any) -> Any:
             try:
                 self._check_alive()
-                async with self._door.enter(method, context, request) as check:
-                    response = await inner(_checked(request, check), context)
+                with self._open_calls.enter(method):
+                    async with self._door.enter(method, context, request) as check:
+                        response = await inner(_checked(request, check), context)
             except Exception as error:
                 await self._abort(context, error, method)
                 raise
@@ -96,14 +108,15 @@ class Boundary(grpc.aio.ServerInterceptor):
         async def answer(request: Any, context: Any) -> AsyncIterator[Any]:
             try:
                 self._check_alive()
-                async with self._door.enter(method, context, request) as check:
-                    answers = inner(_checked(request, check), context)
-                    if inspect.isawaitable(answers):  # grpc's own health service writes to the context
-                        await answers
-                    else:
-                        async for message in answers:
-                            check()
-                            yield message
+                with self._open_calls.enter(method):
+                    async with self._door.enter(method, context, request) as check:
+                        answers = inner(_checked(request, check), context)
+                        if inspect.isawaitable(answers):  # grpc's own health service writes to the context
+                            await answers
+                        else:
+                            async for message in answers:
+                                check()
+                                yield message
             except Exception as error:
                 await self._abort(context, error, method)
                 raise

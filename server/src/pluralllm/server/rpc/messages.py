@@ -88,8 +88,28 @@ def run_message(
     `latest` has the evaluations of the newest evaluated model version, and `previous` has the evaluations of the evaluated
     version before it.
     """
+    message = summary_message(run, status, latest)
+    message.participants.extend(participant_message(person, reader) for person in status.participants)
+    message.evaluations.extend(evaluation_message(record) for record in latest)
+    message.previous_evaluations.extend(evaluation_message(record) for record in previous)
+    for refused in (refusal for refusal in run.state.refusals if may_know(reader, refusal.client)):
+        message.refusals.add(
+            time=timestamp(refused.at_s),
+            client=refused.client,
+            round=refused.round,
+            reason=refused.reason,
+            message=refused.message[:MAX_TEXT],
+        )
+    return message
+
+
+def summary_message(run: LiveRun, status: RunStatus, latest: Sequence[EvaluationRecord]) -> pb.Run:
+    """Returns the message of a run without what grows with the number of its clients.
+
+    `latest` has the evaluations of the newest evaluated model version.
+    """
     state = run.state
-    message = pb.Run(
+    return pb.Run(
         name=str(RunName(run.id)),
         spec_sha256=run.record.spec_sha256,
         phase=PHASES[state.phase],
@@ -104,24 +124,12 @@ def run_message(
         update_time=timestamp(run.progress.updated_s),
         phase_start_time=timestamp(state.since_s or run.record.created_s),
         phase_deadline=None if state.deadline_s is None else timestamp(state.deadline_s),
-        participants=[participant_message(person, reader) for person in status.participants],
-        evaluations=[evaluation_message(record) for record in latest],
-        previous_evaluations=[evaluation_message(record) for record in previous],
         fairness=fairness_message(latest),
         next=status.next,
         received_bytes=status.received_bytes,
         sent_bytes=status.sent_bytes,
         sequence=run.sequence,
     )
-    for refused in (refusal for refusal in state.refusals if may_know(reader, refusal.client)):
-        message.refusals.add(
-            time=timestamp(refused.at_s),
-            client=refused.client,
-            round=refused.round,
-            reason=refused.reason,
-            message=refused.message[:MAX_TEXT],
-        )
-    return message
 
 
 def participant_message(person: Participant, reader: Principal) -> pb.Participant:
@@ -170,6 +178,9 @@ def fairness_message(latest: Sequence[EvaluationRecord]) -> pb.Fairness | None:
         coefficient_of_variation=coefficient_of_variation(values),
         min_alignment_score=min_score,
         min_group=min_group,
+        mean_alignment_score=sum(values) / len(values),
+        reporting_groups=len(values),
+        groups=len(latest),
     )
 
 

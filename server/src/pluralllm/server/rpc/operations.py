@@ -21,15 +21,16 @@ from pluralllm.server.rpc.messages import (
     rewards_message,
     round_message,
     run_message,
+    summary_message,
     withheld_message,
 )
 from pluralllm.server.rpc.shared_runs import SharedRuns
 from pluralllm.server.rpc.signatures import Signatures
 from pluralllm.server.runs.bell import Bell
 from pluralllm.server.runs.coordinator import Coordinator
+from pluralllm.server.runs.ended_evaluations import EndedEvaluations
 from pluralllm.server.runs.live_run import LiveRun
 from pluralllm.server.runs.live_runs import Runs
-from pluralllm.server.runs.overview import ended_evaluations
 from pluralllm.server.runs.reward_queue import RewardQueue
 from pluralllm.server.runs.status import Status
 from pluralllm.server.storage.model_reader import ModelReader
@@ -57,6 +58,7 @@ class Operations(pb_grpc.OperationsServiceServicer):
         coordinator: Coordinator,
         runs: Runs,
         status: Status,
+        evaluations: EndedEvaluations,
         store: Store,
         models: ModelReader,
         rewards: RewardQueue,
@@ -67,6 +69,7 @@ class Operations(pb_grpc.OperationsServiceServicer):
         signatures: Signatures,
     ) -> None:
         self._coordinator, self._shared, self._status, self._store = coordinator, SharedRuns(runs), status, store
+        self._evaluations = evaluations
         self._models, self._rewards, self._members, self._audit = models, rewards, members, audit
         self._clock, self._run_bell, self._signatures = clock, run_bell, signatures
 
@@ -110,14 +113,24 @@ class Operations(pb_grpc.OperationsServiceServicer):
 
     async def GetRun(self, request: pb.GetRunRequest, context: Context) -> pb.GetRunResponse:
         head = self._signatures.audit_head()
-        run = await self._describe(self._shared.named(request.name))
+        run, token = await self._describe(self._shared.named(request.name)), ""
+        if request.participants_page_size or request.participants_page_token:
+            people = list(run.participants)
+            page, token = page_of(people, request.participants_page_size, request.participants_page_token)
+            del run.participants[:]
+            run.participants.extend(page)
         return pb.GetRunResponse(
-            run=run, audit_sequence=head.sequence, audit_sha256=head.sha256, audit_signature=head.signature
+            run=run,
+            audit_sequence=head.sequence,
+            audit_sha256=head.sha256,
+            audit_signature=head.signature,
+            next_participants_page_token=token,
         )
 
     async def ListRuns(self, request: pb.ListRunsRequest, context: Context) -> pb.ListRunsResponse:
         page, token = page_of(self._shared.newest_first(), request.page_size, request.page_token)
-        return pb.ListRunsResponse(runs=[await self._describe(run) for run in page], next_page_token=token)
+        runs = [await self._describe(run, is_summary=request.summary) for run in page]
+        return pb.ListRunsResponse(runs=runs, next_page_token=token)
 
     async def GetRound(self, request: pb.GetRoundRequest, context: Context) -> pb.GetRoundResponse:
         name = RoundName.parse(request.name)
@@ -198,16 +211,16 @@ class Operations(pb_grpc.OperationsServiceServicer):
     def _now_s(self) -> float:
         return self._clock.now_s()
 
-    async def _describe(self, run: LiveRun) -> resources_pb2.Run:
-        for _ in range(TRIES):  # the run may go on between the reads; a run that never rests is described all the same
+    async def _describe(self, run: LiveRun, *, is_summary: bool = False) -> resources_pb2.Run:
+        for _ in range(TRIES):  # the run may go on during the read; a run that never rests is described all the same
             sequence = run.sequence
-            # One version more than the message has, because the newest may still be in evaluation.
-            records = await self._store.latest_evaluations(run.id, 3)
-            status = await self._status.of(run)
+            records = await self._evaluations.of(run)
             if run.sequence == sequence:
                 break
-        latest, previous = split_by_version(ended_evaluations(run, records))
-        return run_message(run, status, latest, previous, caller())
+        latest, previous = split_by_version(records)
+        if is_summary:
+            return summary_message(run, self._status.of(run, with_participants=False), latest)
+        return run_message(run, self._status.of(run), latest, previous, caller())
 
     async def _describe_round(self, record: RoundRecord) -> resources_pb2.Round:
         return round_message(record, await self._store.receipts(record.run, record.round))

@@ -21,6 +21,8 @@ from pluralllm.server.runs.sessions import Session, Sessions
 from pluralllm.server.runs.what_now import DoTask, RunOver, Wait, reason_to_wait, spread_of, what_now
 from pluralllm.v1 import federation_pb2 as pb
 
+# Pause of a client whose poll is not held, and up to twice as long: shorter than the time after which it counts as silent.
+BUSY_AFTER_S = 2.0
 MAX_FOLLOWED = 1000  # runs in one poll; the open poll looks at them whenever a run changes
 TASK_KINDS = {
     TaskKind.TRAIN: pb.TASK_KIND_TRAIN,
@@ -46,12 +48,18 @@ class Polls:
         clock: Clock,
         generation: str,
         hold_s: float,
+        max_held: int,
         signatures: Signatures,
     ) -> None:
-        """Stores the arguments. `hold_s` is the longest time in seconds that the server holds a poll open."""
+        """Stores the arguments.
+
+        `hold_s` is the longest time in seconds that the server holds a poll open. `max_held` is the largest number of polls that
+        it holds at the same time.
+        """
         self._coordinator, self._runs, self._sessions, self._leases = coordinator, runs, sessions, leases
         self._client_bells, self._clock = client_bells, clock
         self.generation, self.hold_s, self._signatures = generation, hold_s, signatures
+        self._max_held, self._held = max_held, 0
 
     async def answer(self, request: pb.PollRequest, client: ClientId) -> pb.PollResponse:
         """Waits until there is an answer to the client's poll, and returns the answer.
@@ -70,12 +78,21 @@ class Polls:
         hold_s = min(self.hold_s, max(0.0, request.hold.seconds + request.hold.nanos / 1e9))
         if not session.is_live(self._clock.now_s()):
             self._coordinator.wake()  # a silent client has come back
+        is_full = self._held >= self._max_held
         session.polls_open += 1
+        self._held += 1
         try:
-            response = await self._hold(request, session, hold_s)
+            response = await self._hold(request, session, 0.0 if is_full else hold_s)
         finally:
+            self._held -= 1
             session.polls_open -= 1
             session.last_seen_s = self._clock.now_s()
+        if is_full and hold_s > 0 and response.HasField("wait"):
+            after_s = BUSY_AFTER_S * (1 + spread_of(client, session.last_seen_s))
+            reason = (
+                f"the coordinator holds {self._max_held} polls, as many as max_held_polls in its configuration allows"
+            )
+            response.wait.CopyFrom(pb.Wait(after=duration(after_s), reason=reason))
         response.audit_head.CopyFrom(self._signatures.audit_head())
         return response
 

@@ -30,6 +30,7 @@ from pluralllm.server.rpc.boundary import Boundary, Door
 from pluralllm.server.rpc.enrolment import Enrolment
 from pluralllm.server.rpc.federation import Federation
 from pluralllm.server.rpc.first_message import FirstMessage
+from pluralllm.server.rpc.open_calls import OpenCalls
 from pluralllm.server.rpc.operations import Operations
 from pluralllm.v1 import (
     enrolment_pb2,
@@ -103,9 +104,13 @@ def bind_main(
         ("grpc.max_connection_age_grace_ms", CONNECTION_GRACE_MS),
     )
     server = grpc.aio.server(
-        interceptors=[FirstMessage(MESSAGE_S, LARGE_MESSAGES_S), Boundary(door, fail_stop)],
+        interceptors=[
+            FirstMessage(MESSAGE_S, LARGE_MESSAGES_S),
+            Boundary(door, fail_stop, open_calls=OpenCalls(config.max_concurrent_rpcs)),
+        ],
         options=[*OPTIONS, *age, (CEILING, max_connections)],
-        maximum_concurrent_rpcs=config.max_concurrent_rpcs,
+        # gRPC counts every call, also one whose message has not come. The two limits in the configuration are checked first.
+        maximum_concurrent_rpcs=2 * config.max_concurrent_rpcs + config.max_held_polls,
     )
     return server, _bind(server, config.listen, credentials)
 

@@ -8,7 +8,9 @@ from pluralllm.common.process.pulse import Pulse
 from pluralllm.common.process.watched_tasks import WatchedTasks
 from pluralllm.server.process.fail_stop import FailStop
 from pluralllm.server.runs.bell import Bell, ClientBells
+from pluralllm.server.runs.client_rows import ClientRows
 from pluralllm.server.runs.coordinator import Coordinator, Timing
+from pluralllm.server.runs.ended_evaluations import EndedEvaluations
 from pluralllm.server.runs.inbox import Inbox
 from pluralllm.server.runs.intake import Intake
 from pluralllm.server.runs.leases import Leases
@@ -54,6 +56,7 @@ class Assembly:
         self.runs, self.traffic, self.troubles, self.refusals = Runs(), Traffic(), Troubles(), Refusals()
         self.sessions, self.leases = Sessions(timing.silence_s), Leases(timing.lease_s)
         self.presence = Presence(self.sessions, self.leases)
+        self.clients = ClientRows(store, clock)
         self.run_bell, self.client_bells = Bell(), ClientBells()
         self.manifests, self.retention = Manifests(store, blobs), Retention(store, blobs, timing.keep_updates)
         self.models = ModelReader(self.manifests, blobs)
@@ -71,6 +74,7 @@ class Assembly:
             sessions=self.sessions,
             leases=self.leases,
             presence=self.presence,
+            clients=self.clients,
             manifests=self.manifests,
             retention=self.retention,
             troubles=self.troubles,
@@ -86,6 +90,7 @@ class Assembly:
             uploads=uploads,
             sessions=self.sessions,
             leases=self.leases,
+            clients=self.clients,
             clock=clock,
             traffic=self.traffic,
             run_bell=self.run_bell,
@@ -93,8 +98,9 @@ class Assembly:
             refusals=self.refusals,
         )
         self.rewards = self._reward_queue(scratch, poll_hold_s)
+        self.evaluations = EndedEvaluations(store)
         self.status = Status(
-            store, self.sessions, self.leases, self.presence, clock, self.troubles, self.traffic, self.refusals
+            self.clients, self.sessions, self.leases, self.presence, clock, self.troubles, self.traffic, self.refusals
         )
 
     def _reward_queue(self, scratch: Path, hold_s: float) -> RewardQueue:

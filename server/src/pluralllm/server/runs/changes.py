@@ -69,10 +69,10 @@ def change_of(
                 round_row = _closed(round_row, RoundOutcome.ABANDONED, event.at_s, reason=reason)
             case ev.Average() | ev.EndRun():
                 pass
-    if round_row is not None and round_row.outcome is RoundOutcome.OPEN and round_row.round == after.round:
-        cohort = tuple(sorted({*round_row.cohort, *after.cohort})) if after.slots else round_row.cohort
-        if cohort != round_row.cohort:
-            round_row = replace(round_row, cohort=cohort, updated_s=event.at_s)
+    is_open = round_row is not None and round_row.outcome is RoundOutcome.OPEN and round_row.round == after.round
+    # The cohort of an open round only grows. Most events leave it as it is, and equal tuples are compared fast.
+    if round_row is not None and is_open and after.slots and after.cohort != round_row.cohort:
+        round_row = replace(round_row, cohort=after.cohort, updated_s=event.at_s)
     return change if round_row is None or round_row == open_round else replace(change, rounds=(round_row,))
 
 

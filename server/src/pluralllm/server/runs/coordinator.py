@@ -5,6 +5,8 @@ round machine and carries out the effects that the round machine returns.
 """
 
 import asyncio
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,12 +33,14 @@ from pluralllm.server.process.cancellation import unbroken
 from pluralllm.server.process.fail_stop import FailStop
 from pluralllm.server.process.instruments import AGGREGATION_SECONDS
 from pluralllm.server.rounds import events as ev
+from pluralllm.server.rounds.looking import needs_look, sightings
 from pluralllm.server.rounds.state import Phase
+from pluralllm.server.runs.assignments import Assignments, change_slots
 from pluralllm.server.runs.bell import Bell, ClientBells
 from pluralllm.server.runs.client_rows import ClientRows
 from pluralllm.server.runs.inbox import Inbox
 from pluralllm.server.runs.leases import Leases
-from pluralllm.server.runs.live_run import LiveRun, recover
+from pluralllm.server.runs.live_run import LiveRun, Step, recover
 from pluralllm.server.runs.live_runs import Runs
 from pluralllm.server.runs.new_run import make_run
 from pluralllm.server.runs.presence import Presence
@@ -63,6 +67,7 @@ class Timing:
     silence_s: float = 5.0
     tick_s: float = 0.25
     keep_updates: int = 3
+    look_s: float = 0.05  # least time between two looks at all clients, unless slots have changed
 
 
 class Coordinator:
@@ -88,6 +93,7 @@ class Coordinator:
         sessions: Sessions,
         leases: Leases,
         presence: Presence,
+        clients: ClientRows,
         manifests: Manifests,
         retention: Retention,
         troubles: Troubles,
@@ -104,13 +110,14 @@ class Coordinator:
         self._clock, self._timing, self._fail_stop = clock, timing, fail_stop
         self._tasks, self._pulse = tasks, pulse
         self._runs, self._sessions, self._leases, self._presence = runs, sessions, leases, presence
+        self._clients = clients
         self._manifests, self._retention, self._troubles = manifests, retention, troubles
         self._run_bell, self._client_bells = run_bell, client_bells
-        self._wake = Bell()
+        self._assignments = Assignments(leases, client_bells, clock)
+        self._wake, self._hurry = Bell(), Bell()
         self._averaging: dict[RunId, asyncio.Task[None]] = {}
         self._started_s = clock.now_s()
         self._creating = asyncio.Lock()
-        self._clients = ClientRows(store)
         self._removed: set[ClientId] = set()  # revoked members
         self._unreadable: dict[RunId, Digest] = {}  # stored runs that are left out, with the hashes of their specs
 
@@ -139,6 +146,7 @@ class Coordinator:
             self._reconcile(run)
             log.info("run.recovered", run=run.id, phase=run.state.phase, round=run.state.round, events=run.sequence)
         self._tasks.keep("the coordinator's loop", self._drive)
+        self._tasks.keep("the times of clients", self._clients.keep_times)
         self._collect_soon()  # a stop between a round's end and its collection leaves blobs
 
     def drain(self) -> None:
@@ -149,11 +157,11 @@ class Coordinator:
     async def _drive(self) -> None:
         """Runs `advance` for every run again and again, until its task is cancelled. A run that fails does not stop the others.
 
-        The loop runs at regular intervals, and at once when `wake` is called. The setting `tick_s` in Timing is the interval in
-        seconds.
+        The loop runs at regular intervals (`tick_s` in Timing), and when something has happened: see `_rest`.
         """
+        loop = asyncio.get_running_loop()
         while True:
-            heard = self._wake.rings
+            began_s, heard, hurried = loop.time(), self._wake.rings, self._hurry.rings
             self._pulse.beat()
             for run in self._runs.all():
                 try:
@@ -161,16 +169,26 @@ class Coordinator:
                 except Exception as error:  # noqa: BLE001 - it is logged, and the run is tried again
                     self._note_trouble(run, error)
                 self._pulse.beat()
-            sleep = asyncio.ensure_future(self._clock.sleep(self._timing.tick_s))
-            ring = asyncio.ensure_future(self._wake.wait(heard, 3600))
-            try:
-                await asyncio.wait([sleep, ring], return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                sleep.cancel()
-                ring.cancel()
+            await self._rest(heard)
+            await self._hurry.wait(hurried, began_s + self._timing.look_s - loop.time())
+
+    async def _rest(self, heard: int) -> None:
+        """Waits until a run has changed or a client has come or gone, at most for one interval of the clock.
+
+        heard: the number of rings of `wake` before the loop's turn. A turn looks at all clients. So a thousand clients that come
+        or deliver at the same time cause one turn in `look_s`, and not a thousand turns; but a step that changes slots rings
+        `hurry`, and the clients that it concerns do not wait.
+        """
+        sleep = asyncio.ensure_future(self._clock.sleep(self._timing.tick_s))
+        ring = asyncio.ensure_future(self._wake.wait(heard, 3600))
+        try:
+            await asyncio.wait([sleep, ring], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            sleep.cancel()
+            ring.cancel()
 
     def wake(self) -> None:
-        """Makes the loop run at once, because a client has connected, disconnected or sent a result."""
+        """Makes the loop run soon, because a client has connected, disconnected or sent a result."""
         self._wake.ring()
 
     # Runs
@@ -218,7 +236,7 @@ class Coordinator:
         if step is None:
             return
         self._troubles.clear(run.id)
-        self._reconcile(run)
+        self._follow(run, step)
         has_ended = step.ends_run
         if has_ended or any(isinstance(effect, ev.Publish | ev.Abandon) for effect in step.effects):
             self._collect_soon()
@@ -228,6 +246,8 @@ class Coordinator:
                     self._client_bells.ring(session.client)
         self._run_bell.ring()
         self.wake()
+        if change_slots(step):
+            self._hurry.ring()
         report_step(run, step)
 
     async def advance(self, run: LiveRun) -> None:
@@ -238,49 +258,59 @@ class Coordinator:
         if not run.is_over:
             self._reconcile(run)
         for _ in range(MAX_STEPS_AT_ONCE):
-            before = run.sequence
-            for event in self._observations(run):
+            before, present = run.sequence, self._look(run)
+            for event in self._losses(run, present):
+                await self.dispatch(run, event)
+            for event in self._observations(run, present or self._look(run)):
                 await self.dispatch(run, event)
             if run.sequence == before:
                 return
 
-    def _observations(self, run: LiveRun) -> tuple[ev.Event, ...]:
+    def _look(self, run: LiveRun) -> Mapping[ClientId, Session]:
+        """Returns the sessions of the connected clients, or none of them if they do not matter to the run now."""
+        return self._presence.look(self._clock.now_s()) if needs_look(run.state) else {}
+
+    def _losses(self, run: LiveRun, present: Mapping[ClientId, Session]) -> tuple[ev.Event, ...]:
+        """Returns the events of clients that are gone. The leases of clients that were silent for too long end here."""
         if run.state.phase in (Phase.CREATED, Phase.ENDED):
             return ()
         now_s = self._clock.now_s()
-        members = {*run.state.roster, *run.state.cohort}
+        members = {*run.state.roster, *run.state.cohort} if self._removed else set()
         losses: list[ev.Event] = [ev.MemberRevoked(now_s, client) for client in sorted(self._removed & members)]
         for client in self._leases.expired(run.id, now_s):
             self.release(client)
-            losses.append(
-                ev.PlaceLost(
-                    now_s, client, f"lease expired after {self._leases.duration_s:g} s of silence", permanent=False
-                )
-            )
-        present = self._presence.look(now_s)
-        if now_s >= self._started_s + self._leases.duration_s:  # after a restart clients have this time to reconnect
+            reason = f"lease expired after {self._leases.duration_s:g} s of silence"
+            losses.append(ev.PlaceLost(now_s, client, reason, permanent=False))
+        # After a restart, clients have the time of a lease to reconnect.
+        if needs_look(run.state) and now_s >= self._started_s + self._leases.duration_s:
             for client in run.state.roster:
                 if client not in present and self._leases.of(client) is None:
                     losses.append(ev.PlaceLost(now_s, client, "disconnected", permanent=False))
-        idle = [session for session in present.values() if self._leases.of(session.client) is None]
-        trainers = tuple(s.client for s in idle if run.spec.groups.role_of(s.group, s.role) is GroupRole.TRAIN)
-        held_out = tuple(s.client for s in idle if run.spec.groups.role_of(s.group, s.role) is GroupRole.HELD_OUT)
-        return (*losses, ev.ClientsSeen(now_s, trainers, held_out), ev.ClockTicked(now_s))
+        return tuple(losses)
+
+    def _observations(self, run: LiveRun, present: Mapping[ClientId, Session]) -> tuple[ev.Event, ...]:
+        """Returns the events of the clients that are there, and of the clock."""
+        if run.state.phase in (Phase.CREATED, Phase.ENDED):
+            return ()
+        now_s, by_role = self._clock.now_s(), defaultdict[GroupRole | None, list[ClientId]](list)
+        for client, session in present.items():
+            if self._leases.of(client) is None:
+                by_role[run.spec.groups.role_of(session.group, session.role)].append(client)
+        seen = sightings(run.state, now_s, by_role[GroupRole.TRAIN], by_role[GroupRole.HELD_OUT])
+        return (*seen, ev.ClockTicked(now_s))
+
+    def _follow(self, run: LiveRun, step: Step) -> None:
+        """Makes the leases and the averaging agree with one step of the run."""
+        self._assignments.follow(run, step)
+        self._tend_averaging(run)
 
     def _reconcile(self, run: LiveRun) -> None:
-        """Makes the leases and the averaging agree with the round machine's state, whatever has become of earlier effects.
+        """Makes the leases and the averaging agree with the round machine's state, whatever has become of earlier effects."""
+        self._assignments.check(run)
+        self._tend_averaging(run)
 
-        A client that has a task in the run gets a lease on the task. A client that has no task in the run loses its lease in the
-        run. A round that waits for its average is averaged.
-        """
-        active = set(run.state.active) if run.state.phase in (Phase.COLLECTING, Phase.EVALUATING) else set()
-        for client, lease in self._leases.held_in(run.id).items():
-            if client not in active or lease.task != run.task_name(client):
-                self.release(client)
-        for client in active:
-            if self._leases.of(client) is None:
-                self._leases.grant(client, run.id, run.task_name(client), self._clock.now_s())
-                self._client_bells.ring(client)
+    def _tend_averaging(self, run: LiveRun) -> None:
+        """Starts the averaging that the run waits for, if it is not in progress."""
         averaging = self._averaging.get(run.id)
         if (effect := run.progress.averaging) is not None and (averaging is None or averaging.done()):
             work = partial(self._average_until_done, run, effect)
@@ -288,8 +318,7 @@ class Coordinator:
 
     def release(self, client: ClientId) -> None:
         """Ends the client's lease and makes the server answer the client's open poll."""
-        self._leases.release(client)
-        self._client_bells.ring(client)
+        self._assignments.release(client)
 
     # Averaging
 

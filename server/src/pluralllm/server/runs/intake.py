@@ -39,6 +39,7 @@ from pluralllm.server.process.instruments import UPDATES_REFUSED
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.state import Phase
 from pluralllm.server.runs.bell import Bell
+from pluralllm.server.runs.client_rows import ClientRows
 from pluralllm.server.runs.coordinator import Coordinator
 from pluralllm.server.runs.leases import Leases
 from pluralllm.server.runs.live_run import LiveRun
@@ -98,6 +99,7 @@ class Intake:
         uploads: Uploads,
         sessions: Sessions,
         leases: Leases,
+        clients: ClientRows,
         clock: Clock,
         traffic: Traffic,
         run_bell: Bell,
@@ -106,7 +108,8 @@ class Intake:
     ) -> None:
         self._coordinator, self._runs = coordinator, runs
         self._store, self._blobs, self._retention, self._uploads = store, blobs, retention, uploads
-        self._sessions, self._leases, self._clock, self._traffic = sessions, leases, clock, traffic
+        self._sessions, self._leases, self._clients = sessions, leases, clients
+        self._clock, self._traffic = clock, traffic
         self._run_bell, self._fail_stop, self._refusals = run_bell, fail_stop, refusals
         self._announced: dict[TaskName, Announced] = {}
         self._committing: dict[TaskName, asyncio.Task[ReceiptRecord]] = {}
@@ -136,7 +139,7 @@ class Intake:
         self._check_slot(run, task)
         try:
             self._check_announcement(run, spec_sha256, base_digest, manifest)
-            await self._check_examples(run, task.client, examples, max_examples)
+            self._check_examples(run, task.client, examples, max_examples)
             _check_distance(metrics)
         except Refused as error:
             await self._note_refusal(run, task, error)
@@ -251,7 +254,7 @@ class Intake:
 
         Raises AlreadyCommitted if the receipt belongs to an update with another digest.
         """
-        record = await self._store.receipt(run.id, task.round, task.client)
+        record = await run.receipt(self._store, task.round, task.client)
         if record is not None and record.receipt.digest != digest:
             error = AlreadyCommitted(client=task.client, round=task.round, committed=record.receipt.digest)
             await self._note_refusal(run, task, error)
@@ -285,7 +288,7 @@ class Intake:
             problem = f"its size is {manifest.size_bytes} bytes, that of an update of this run {expected_bytes}"
             raise WrongLayout(problem=problem)
 
-    async def _check_examples(self, run: LiveRun, client: ClientId, examples: int, max_examples: int | None) -> None:
+    def _check_examples(self, run: LiveRun, client: ClientId, examples: int, max_examples: int | None) -> None:
         """Checks the number of examples that an update states. The update's weight follows from this number.
 
         It is the same in every update of a run, even if the client's private file changes. In the first update of a run that
@@ -301,18 +304,18 @@ class Intake:
             return
         if max_examples is not None and examples > max_examples:
             raise OverLimit(what=f"the number of examples of {client}", got=examples, limit=max_examples)
-        if first_examples is None and examples > (questions := await self._questions_of(client)):
+        if first_examples is None and examples > (questions := self._questions_of(client)):
             problem = f"is {examples}, must be at most {questions}, the number of questions in this client's Hello"
             raise InvalidArgument(field="examples", problem=problem)
 
-    async def _questions_of(self, client: ClientId) -> int:
+    def _questions_of(self, client: ClientId) -> int:
         """Returns the number of questions that the client stated in its newest Hello.
 
-        The database has it as well, because a client may deliver its update after a restart and before its next Hello.
+        The client's row has it as well, because a client may deliver its update after a restart and before its next Hello.
         """
         if (session := self._sessions.get(client)) is not None:
             return session.training_questions
-        return next((row.training_questions for row in await self._store.clients() if row.client == client), 0)
+        return 0 if (row := self._clients.get(client)) is None else row.training_questions
 
     async def _noise_of(self, client: ClientId) -> NoiseStatement | None:
         """Returns what the client declared about noise in its newest Hello, which the database has as well."""

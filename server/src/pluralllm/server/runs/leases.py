@@ -1,5 +1,7 @@
 """The leases: a lease gives a client the right to work on one task until a given time. The current time is always an argument."""
 
+import math
+from collections import defaultdict
 from dataclasses import dataclass, replace
 
 from pluralllm.common.words.ids import ClientId, RunId
@@ -28,6 +30,8 @@ class Leases:
     def __init__(self, duration_s: float) -> None:
         self.duration_s = duration_s
         self._held: dict[ClientId, Lease] = {}
+        self._by_run: defaultdict[RunId, dict[ClientId, None]] = defaultdict(dict)  # the clients of each run's leases
+        self._earliest_s: dict[RunId, float] = {}  # no lease of the run expires before it
 
     def of(self, client: ClientId) -> Lease | None:
         """Returns the client's lease, or None if the client has no lease."""
@@ -39,7 +43,10 @@ class Leases:
         return lease is not None and lease.task == task
 
     def grant(self, client: ClientId, run: RunId, task: TaskName, now_s: float) -> None:
-        self._held[client] = Lease(run, task, now_s + self.duration_s, now_s)
+        self.release(client)
+        self._held[client] = lease = Lease(run, task, now_s + self.duration_s, now_s)
+        self._by_run[run][client] = None
+        self._earliest_s[run] = min(self._earliest_s.get(run, math.inf), lease.expires_s)
 
     def renew(self, client: ClientId, now_s: float) -> None:
         if (lease := self._held.get(client)) is not None:
@@ -59,11 +66,22 @@ class Leases:
             self._held[client] = replace(lease, fetched=True)
 
     def release(self, client: ClientId) -> None:
-        self._held.pop(client, None)
+        if (lease := self._held.pop(client, None)) is not None:
+            del self._by_run[lease.run][client]
+
+    def count_in(self, run: RunId) -> int:
+        return len(self._by_run[run])
 
     def held_in(self, run: RunId) -> dict[ClientId, Lease]:
-        return {client: lease for client, lease in self._held.items() if lease.run == run}
+        return {client: self._held[client] for client in self._by_run[run]}
 
     def expired(self, run: RunId, now_s: float) -> tuple[ClientId, ...]:
-        """Returns the clients of a run whose leases have expired at the time `now_s`, sorted by client."""
-        return tuple(sorted(client for client, lease in self.held_in(run).items() if now_s >= lease.expires_s))
+        """Returns the clients of a run whose leases have expired at the time `now_s`, sorted by client.
+
+        The leases are looked at only if one of them can have expired since the last look: a lease is only renewed for longer.
+        """
+        if now_s < self._earliest_s.get(run, math.inf):
+            return ()
+        held = self.held_in(run)
+        self._earliest_s[run] = min((lease.expires_s for lease in held.values()), default=math.inf)
+        return tuple(sorted(client for client, lease in held.items() if now_s >= lease.expires_s))

@@ -28,7 +28,7 @@ from pluralllm.server.rounds.machine import step
 from pluralllm.server.rounds.state import Phase, Run
 from pluralllm.server.runs.changes import change_of
 from pluralllm.server.runs.checkpoints import Content, Remembered, checkpoint_of, content_of
-from pluralllm.server.storage.store import Change, Checkpoint, RoundRecord, RunRecord, Store
+from pluralllm.server.storage.store import Change, Checkpoint, ReceiptRecord, RoundRecord, RunRecord, Store
 
 REPLAY_PAGE = 1000
 
@@ -76,6 +76,8 @@ class LiveRun:
     first: VersionRecord  # row of version 0
     progress: Progress
     _remembered: Remembered = field(default_factory=Remembered)
+    # The receipts of the newest round, each with the time at which it was given. They are durable.
+    _receipts: dict[ClientId, ReceiptRecord] = field(default_factory=dict)
 
     @property
     def id(self) -> RunId:
@@ -143,10 +145,26 @@ class LiveRun:
         kind = TaskKind.EVALUATE if self.state.phase is Phase.EVALUATING else self.work_kind
         return TaskName(self.id, RoundNumber(self.state.round), kind, client)
 
+    async def receipt(self, store: Store, number: RoundNumber, client: ClientId) -> ReceiptRecord | None:
+        """Returns a client's receipt in a round, or None if it has none. The store is asked for earlier rounds only."""
+        if number >= self.state.round:
+            return self._receipts.get(client) if number == self.state.round else None
+        return await store.receipt(self.id, number, client)
+
     def take(self, step: Step) -> None:
         """Takes a step that has just become durable. Only the inbox calls this, in the order of the steps; a test looks."""
         object.__setattr__(self, "progress", step.after)
         self._remembered.note(step.event, step.effects)
+        for effect in step.effects:
+            match effect:
+                case ev.OpenRound():
+                    self._receipts.clear()
+                case ev.RecordReceipt(number, receipt):
+                    self._receipts[receipt.client] = ReceiptRecord(self.id, number, receipt, step.event.at_s)
+                case ev.WithdrawReceipt(client=client):
+                    self._receipts.pop(client, None)
+                case _:
+                    pass
 
     def checkpoint_after(self, steps: Sequence[Step]) -> Checkpoint:
         """Returns the checkpoint of the run after steps that it has not taken yet."""
@@ -164,7 +182,7 @@ def next_step(record: RunRecord, before: Progress, event: ev.Event) -> tuple[Ste
     subclass of Refused if the round machine does not allow the event.
     """
     state, effects = step(before.state, event)
-    if state == before.state and not effects:
+    if not effects and state == before.state:
         return None
     sequence = before.sequence + 1
     change = change_of(record, state, sequence, event, effects, before.open_round, before.newest)
@@ -229,8 +247,10 @@ async def recover(store: Store, record: RunRecord) -> LiveRun:
     if newest is None:
         raise Corrupt(what=f"run {record.id}", expected=f"model version {state.version}", got="none")
     open_round = await store.round(record.id, state.round) if state.round else None
+    rows = await store.receipts(record.id, RoundNumber(state.round)) if state.round else ()
+    receipts = {row.receipt.client: row for row in rows}
     progress = Progress(state, newest, sequence, open_round, updated_s, averaging)
-    return LiveRun(record, spec, layout_for(spec), first, progress, remembered)
+    return LiveRun(record, spec, layout_for(spec), first, progress, remembered, receipts)
 
 
 async def _newest_checkpoint(store: Store, record: RunRecord) -> tuple[Content | None, int]:

@@ -97,6 +97,7 @@ def participants(
     that come and go too often to get a task (presence.py).
     """
     people, weights = [], weights_in(run.newest, run.spec.aggregation)
+    states, reasons = states_of(run.state), _failures(run.state)
     for member in members:
         session = sessions.get(member.client)
         role = run.spec.groups.role_of(member.group, member.role)
@@ -104,8 +105,10 @@ def participants(
             continue
         lease = leases.get(member.client)
         lease = lease if lease is not None and lease.run == run.id else None
-        state = _state(run.state, member.client, lease)
-        failure = _failure(run.state, member.client, state)
+        state = states.get(member.client, ParticipantState.IDLE)
+        if state is ParticipantState.ASSIGNED and lease is not None and lease.fetched:
+            state = ParticipantState.WORKING
+        failure = reasons.get(member.client, "") if state is ParticipantState.LOST else ""
         observed = _observed(run.state, session, lease, state, now_s)
         if not observed and member.client in kept_out and not run.is_over:
             observed = COMES_AND_GOES
@@ -135,19 +138,22 @@ def weights_in(version: VersionRecord, aggregation: Aggregation) -> dict[ClientI
     return {receipt.client: share for receipt, share in zip(receipts, shares, strict=True)}
 
 
-def _state(state: Run, client: ClientId, lease: Lease | None) -> ParticipantState:
-    if client in state.reported or any(receipt.client == client for receipt in state.receipts):
-        return ParticipantState.DONE
-    if client in state.active:
-        return ParticipantState.WORKING if lease is not None and lease.fetched else ParticipantState.ASSIGNED
-    if client in state.away or state.is_excluded(client):
-        return ParticipantState.LOST
-    return ParticipantState.IDLE
+def states_of(run: Run) -> dict[ClientId, ParticipantState]:
+    """Returns the state of every client that is not idle. A client with a slot is ASSIGNED, whether it works or not.
+
+    The states of all clients are found at once: a look at a run of a thousand clients must not look at each of them a thousand
+    times.
+    """
+    states = dict.fromkeys((loss.client for loss in run.excluded), ParticipantState.LOST)
+    states |= dict.fromkeys(run.away, ParticipantState.LOST)
+    states |= dict.fromkeys(run.active, ParticipantState.ASSIGNED)
+    states |= dict.fromkeys((*run.reported, *(receipt.client for receipt in run.receipts)), ParticipantState.DONE)
+    return states
 
 
-def _failure(run: Run, client: ClientId, state: ParticipantState) -> str:
-    losses = [loss for loss in (*run.excluded, *run.losses) if loss.client == client]
-    return losses[-1].reason if losses and state is ParticipantState.LOST else ""
+def _failures(run: Run) -> dict[ClientId, str]:
+    """Returns the newest reason for which each client has lost its slot."""
+    return {loss.client: loss.reason for loss in (*run.excluded, *run.losses)}
 
 
 def _observed(run: Run, session: Session | None, lease: Lease | None, state: ParticipantState, now_s: float) -> str:

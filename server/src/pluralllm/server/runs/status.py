@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from pluralllm.common.process.clock import Clock
 from pluralllm.common.words.spec import GroupRole
+from pluralllm.server.rounds.state import Phase
+from pluralllm.server.runs.client_rows import ClientRows
 from pluralllm.server.runs.leases import Leases
 from pluralllm.server.runs.live_run import LiveRun
 from pluralllm.server.runs.overview import Participant, participants, what_next
@@ -12,7 +14,6 @@ from pluralllm.server.runs.refusals import Refusals
 from pluralllm.server.runs.sessions import Sessions
 from pluralllm.server.runs.traffic import Traffic
 from pluralllm.server.runs.troubles import Troubles
-from pluralllm.server.storage.store import Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ class Status:
 
     def __init__(
         self,
-        store: Store,
+        clients: ClientRows,
         sessions: Sessions,
         leases: Leases,
         presence: Presence,
@@ -41,20 +42,21 @@ class Status:
         traffic: Traffic,
         refusals: Refusals,
     ) -> None:
-        self._store, self._sessions, self._leases, self._clock = store, sessions, leases, clock
+        self._clients, self._sessions, self._leases, self._clock = clients, sessions, leases, clock
         self._presence = presence
         self._troubles, self._traffic, self._refusals = troubles, traffic, refusals
 
-    async def of(self, run: LiveRun) -> RunStatus:
-        """Returns the run's current status. Raises StoreFailed if the database cannot be read."""
-        members = await self._store.clients()
+    def of(self, run: LiveRun, *, with_participants: bool = True) -> RunStatus:
+        """Returns the run's current status. Without its participants, it costs no look at every client.
+
+        with_participants: whether the status has the participants.
+        """
+        members = self._clients.all() if with_participants else ()
         now_s, trouble = self._clock.now_s(), self._troubles.of(run.id)
         sessions = {m.client: session for m in members if (session := self._sessions.get(m.client)) is not None}
         leases = {m.client: lease for m in members if (lease := self._leases.of(m.client)) is not None}
         kept_out = self._presence.kept_out
-        busy = {*leases, *kept_out}
-        idle = [session for session in self._sessions.live(now_s) if session.client not in busy]
-        trainers = sum(run.spec.groups.role_of(session.group, session.role) is GroupRole.TRAIN for session in idle)
+        trainers = self._idle_trainers(run, now_s) if run.state.phase is Phase.WAITING else 0
         return RunStatus(
             at_s=now_s,
             participants=participants(run, members, sessions, leases, now_s, self._refusals.of(run.id), kept_out),
@@ -62,4 +64,12 @@ class Status:
             trouble=trouble,
             received_bytes=self._traffic.received_bytes(run.id),
             sent_bytes=self._traffic.sent_bytes(run.id),
+        )
+
+    def _idle_trainers(self, run: LiveRun, now_s: float) -> int:
+        """Returns the number of connected clients that train in the run and have no task. Only a waiting run shows it."""
+        return sum(
+            run.spec.groups.role_of(session.group, session.role) is GroupRole.TRAIN
+            for session in self._sessions.live(now_s)
+            if self._leases.of(session.client) is None and session.client not in self._presence.kept_out
         )

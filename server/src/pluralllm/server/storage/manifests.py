@@ -1,6 +1,7 @@
 """Manifests (chunk lists) of model versions, computed from the stored bytes. Recently used manifests are cached."""
 
 import asyncio
+from typing import TypeVar
 
 from pluralllm.common.errors.tree import Corrupt, NotFound
 from pluralllm.common.trust.version_record import VersionRecord
@@ -10,21 +11,31 @@ from pluralllm.common.words.names import ModelName
 from pluralllm.server.storage.blobs import Blobs
 from pluralllm.server.storage.store import Store
 
-KEPT = 64  # chunk lists in the cache
+KEPT = 64  # chunk lists in the cache, and version records
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 
 
 class Manifests:
-    """The manifests (chunk lists) of all runs' model versions. Recently used manifests are cached by digest."""
+    """The manifests (chunk lists) and the records of all runs' model versions. Recently used ones are cached."""
 
     def __init__(self, store: Store, blobs: Blobs) -> None:
         self._store, self._blobs = store, blobs
         self._kept: dict[Digest, Manifest] = {}  # oldest first
+        self._records: dict[tuple[RunId, ModelVersion], VersionRecord] = {}  # oldest first
 
     async def record(self, run: RunId, version: ModelVersion) -> VersionRecord:
-        """Returns the version record of a model version. Raises NotFound if the version does not exist."""
+        """Returns the version record of a model version. Raises NotFound if the version does not exist.
+
+        A record never changes, so recently used ones are cached.
+        """
+        if (record := self._records.get((run, version))) is not None:
+            return record
         record = await self._store.version(run, version)
         if record is None:
             raise NotFound(what="model version", name=str(ModelName(run, version)))
+        self._records[run, version] = record
+        _forget_oldest(self._records)
         return record
 
     async def of(self, run: RunId, version: ModelVersion) -> tuple[VersionRecord, Manifest]:
@@ -43,5 +54,9 @@ class Manifests:
     def keep(self, manifest: Manifest) -> None:
         """Caches the manifest of a version that clients will soon fetch, so that the version's file is not read again."""
         self._kept[manifest.digest] = manifest
-        while len(self._kept) > KEPT:
-            del self._kept[next(iter(self._kept))]
+        _forget_oldest(self._kept)
+
+
+def _forget_oldest(kept: dict[Key, Value]) -> None:
+    while len(kept) > KEPT:
+        del kept[next(iter(kept))]

@@ -19,6 +19,7 @@ SETTINGS = (
     *("journal_mode=DELETE", "synchronous=EXTRA", "foreign_keys=ON", f"busy_timeout={BUSY_TIMEOUT_MS}"),
     "temp_store=MEMORY",  # the folder for temporary files may be full
 )
+ONLY_READS = "pluralllm_only_reads"  # the execution option of a transaction that only reads
 DISK_FULL = "53100"  # SQLSTATE, PostgreSQL's appendix A
 # Limits of a session. PostgreSQL ends a session whose client is silent, so that nobody waits for its locks. TCP keepalives
 # detect a host that has gone; the limits on idle time detect a process that is paused.
@@ -49,11 +50,22 @@ def new_engine(url: sa.URL, **limits: str) -> AsyncEngine:
     if url.get_backend_name() == "sqlite":
         engine = create_async_engine(url, pool_size=1, max_overflow=0, pool_reset_on_return=None)
         sa.event.listen(engine.sync_engine, "connect", _tune_sqlite)
-        sa.event.listen(engine.sync_engine, "begin", _begin_immediate)
+        sa.event.listen(engine.sync_engine, "begin", _begin)
         return engine
     options = " ".join(f"-c {name}={value}" for name, value in {**POSTGRES_LIMITS, **limits}.items())
     arguments = {**POSTGRES_CLIENT, "options": options}
     return create_async_engine(url, pool_size=1, max_overflow=0, pool_pre_ping=True, connect_args=arguments)
+
+
+def reading_engine(engine: AsyncEngine) -> AsyncEngine:
+    """Returns the engine for transactions that only read. They take no lock that a writer waits for.
+
+    In PostgreSQL it has a connection of its own, so that reads and writes go on at the same time. In SQLite it is the writer's
+    connection: with the rollback journal, a reader beside the writer would delay each commit until its lock is gone.
+    """
+    if engine.dialect.name == "sqlite":
+        return engine.execution_options(**{ONLY_READS: True})
+    return new_engine(engine.url)
 
 
 def failure(error: DBAPIError) -> PluralError:
@@ -114,12 +126,13 @@ def _tune_sqlite(connection: Any, _: Any) -> None:
     The connection uses the rollback journal, because the WAL mode of SQLite 3.51.2 and older can corrupt the file
     (sqlite.org/wal.html).
     """
-    connection.isolation_level = None  # _begin_immediate sends BEGIN
+    connection.isolation_level = None  # _begin sends BEGIN
     cursor = connection.cursor()
     for pragma in SETTINGS:
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
 
 
-def _begin_immediate(connection: Connection) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+def _begin(connection: Connection) -> None:
+    only_reads = connection.get_execution_options().get(ONLY_READS, False)
+    connection.exec_driver_sql("BEGIN" if only_reads else "BEGIN IMMEDIATE")

@@ -34,7 +34,7 @@ class SqlMembership:
 
     @unbroken
     async def everyone(self) -> Everyone:
-        async with self._store.writing("read") as connection:
+        async with self._store.reading() as connection:
             members = (await connection.execute(sa.select(t.members).order_by(t.members.c.name))).all()
             certificates = (await connection.execute(sa.select(t.certificates))).all()
             invites = (await connection.execute(sa.select(t.invites))).all()
@@ -105,14 +105,14 @@ class SqlMembership:
     async def audit_entries(self, after: int, limit: int) -> Sequence[tuple[AuditEntry, str]]:
         table = t.audit_log
         query = sa.select(table).where(table.c.sequence > after).order_by(table.c.sequence).limit(limit)
-        async with self._store.writing("read") as connection:
+        async with self._store.reading() as connection:
             rows = (await connection.execute(query)).mappings().all()
         fields = [field.name for field in dataclasses.fields(AuditEntry)]
         return [(AuditEntry(**{name: row[name] for name in fields}), row["sha256"]) for row in rows]
 
     @unbroken
     async def audit_head(self) -> tuple[int, str]:
-        async with self._store.writing("read") as connection:
+        async with self._store.reading() as connection:
             return await _head(connection)
 
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from pluralllm.server.process.fail_stop import FailStop
 from pluralllm.server.process.instruments import STORE_SECONDS
 from pluralllm.server.storage import schema as t
 from pluralllm.server.storage import sql_rows as rows
-from pluralllm.server.storage.sql_engine import failure, is_broken, migrate, new_engine
+from pluralllm.server.storage.sql_engine import failure, is_broken, migrate, new_engine, reading_engine
 from pluralllm.server.storage.store import (
     Change,
     Checkpoint,
@@ -59,17 +59,18 @@ async def open_store(url: str | sa.URL, fail_stop: FailStop | None = None) -> "S
 
 
 class SqlStore:
-    """The store in SQL. The protocol store.Store describes the methods. Transactions wait for one another on the one connection.
+    """The store in SQL. The protocol store.Store describes the methods. Writes wait for one another on the one connection.
 
     The generation is the number of the coordinator that may write, in one row of the database. Every transaction first
-    checks the generation, which locks that row. So if two coordinators use one database, their transactions run one after
-    the other, and the older coordinator's transactions are refused.
+    checks the generation. A write locks that row. So if two coordinators use one database, their writes run one after the
+    other, and the older coordinator's transactions are refused. A read takes no lock: what it returns is durable.
     """
 
     def __init__(self, engine: AsyncEngine, fail_stop: FailStop) -> None:
-        self._engine = engine
+        self._engine, self._reader = engine, reading_engine(engine)
         self._fail_stop = fail_stop
         self._turns = Turns()
+        self._read_turns = self._turns if engine.dialect.name == "sqlite" else Turns()  # one for each connection
         self._generation = 0  # 0 = not checked: the store is only read, or a command has the database to itself
 
     async def take_over(self) -> int:
@@ -85,17 +86,32 @@ class SqlStore:
         return newest
 
     @contextlib.asynccontextmanager
-    async def writing(self, kind: str = "write") -> AsyncIterator[AsyncConnection]:
+    async def writing(self) -> AsyncIterator[AsyncConnection]:
         """Runs the block in one transaction, which is committed if the block ends without an error.
 
-        kind: "read" or "write", a label in the metrics. A read goes before the writes that wait. Raises StoreFailed if the
-        database fails; StorageFull if no space is left; Overtaken if a newer coordinator has taken over.
+        Raises StoreFailed if the database fails; StorageFull if no space is left; Overtaken if a newer coordinator has taken
+        over.
         """
+        with self._typed_errors(), STORE_SECONDS.labels("write").time():
+            async with self._turns.turn(), self._engine.begin() as connection:
+                await self._check_generation(connection, locks=True)
+                yield connection
+
+    @contextlib.asynccontextmanager
+    async def reading(self) -> AsyncIterator[AsyncConnection]:
+        """Runs the block in one transaction that only reads. It goes before the writes that wait for the same connection.
+
+        Raises StoreFailed if the database fails; Overtaken if a newer coordinator has taken over.
+        """
+        with self._typed_errors(), STORE_SECONDS.labels("read").time():
+            async with self._read_turns.turn(reads=True), self._reader.begin() as connection:
+                await self._check_generation(connection, locks=False)
+                yield connection
+
+    @contextlib.contextmanager
+    def _typed_errors(self) -> Iterator[None]:
         try:
-            with STORE_SECONDS.labels(kind).time():
-                async with self._turns.turn(reads=kind == "read"), self._engine.begin() as connection:
-                    await self._check_generation(connection)
-                    yield connection
+            yield
         except DBAPIError as error:
             problem = failure(error)
             if is_broken(error):
@@ -115,10 +131,12 @@ class SqlStore:
                 self._fail_stop.stop(error)
             raise
 
-    async def _check_generation(self, connection: AsyncConnection) -> None:
+    async def _check_generation(self, connection: AsyncConnection, *, locks: bool) -> None:
+        """Raises Overtaken if this store's generation is not the newest. With `locks`, the generation stays until the end."""
         if not self._generation:
             return
-        newest = (await connection.execute(sa.select(t.leadership.c.generation).with_for_update())).scalar_one()
+        chosen = sa.select(t.leadership.c.generation)
+        newest = (await connection.execute(chosen.with_for_update() if locks else chosen)).scalar_one()
         if newest != self._generation:
             error = Overtaken(generation=self._generation)
             self._fail_stop.stop(error)
@@ -126,7 +144,7 @@ class SqlStore:
 
     @unbroken
     async def _rows(self, query: sa.Select[Any]) -> Sequence[Row[Any]]:
-        async with self.writing("read") as connection:
+        async with self.reading() as connection:
             selected: Sequence[Row[Any]] = (await connection.execute(query)).all()
             return selected
 
@@ -240,6 +258,13 @@ class SqlStore:
             if (await connection.execute(update)).rowcount == 0:
                 await connection.execute(sa.insert(t.clients).values(values))
 
+    @unbroken
+    async def save_last_seen(self, times_s: Mapping[ClientId, float]) -> None:
+        table = t.clients
+        update = sa.update(table).where(table.c.client == sa.bindparam("who")).values(last_seen_s=sa.bindparam("at_s"))
+        async with self.writing() as connection:
+            await connection.execute(update, [{"who": client, "at_s": at_s} for client, at_s in times_s.items()])
+
     async def clients(self) -> Sequence[ClientRecord]:
         selected = await self._rows(sa.select(t.clients).order_by(t.clients.c.client))
         return [rows.client_row(row) for row in selected]
@@ -247,6 +272,8 @@ class SqlStore:
     async def close(self) -> None:
         async with self._turns.turn():  # waits for transactions whose callers were cancelled
             await self._engine.dispose()
+        async with self._read_turns.turn():
+            await self._reader.dispose()
 
 
 async def replace_rows(

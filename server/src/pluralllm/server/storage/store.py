@@ -185,6 +185,10 @@ class Store(Protocol):
         """Inserts a client's record, or updates all fields except created_s if the client has a record."""
         ...
 
+    async def save_last_seen(self, times_s: Mapping[ClientId, float]) -> None:
+        """Updates the field last_seen_s of clients that have a record, in one transaction. Other clients are left out."""
+        ...
+
     async def clients(self) -> Sequence[ClientRecord]:
         """Returns the records of all clients, sorted by name."""
         ...

@@ -1,0 +1,65 @@
+"""Decides which of the connected clients a run has to know about, after a look at them.
+
+A look finds every client that is connected and has no task. Most of them are no news for the run. The event log keeps each
+event for ever, so an event names only clients that matter: newcomers, clients that may take a free slot, and the clients of whom
+the next round is drawn.
+
+phase of the run                       what a look reports
+----------------------------------------------------------------------------------------------------------------------
+WAITING                                ClientsJoined with the newcomers; ClientsSeen with all clients that train, unless
+                                       the run is paused or asks for rewards
+COLLECTING, a slot is free             ClientsSeen with the clients that may take the slot
+EVALUATING                             ClientsSeen with the clients that have not been asked yet
+any other phase                        nothing: the look is not needed
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from pluralllm.common.words.ids import ClientId
+from pluralllm.server.rounds import events as ev
+from pluralllm.server.rounds.state import Phase, Run
+
+# By one client until the round's deadline: a client that fails at once must not be assigned a slot again and again.
+MAX_SLOTS_LOST = 3
+
+
+def needs_look(run: Run) -> bool:
+    """Returns whether it matters to the run which clients are connected and have no task."""
+    return run.phase in (Phase.WAITING, Phase.EVALUATING) or (run.phase is Phase.COLLECTING and run.free_slots > 0)
+
+
+def sightings(
+    run: Run, at_s: float, trainers: Sequence[ClientId], held_out: Sequence[ClientId]
+) -> tuple[ev.Event, ...]:
+    """Returns the events that report a look at the connected clients without a task.
+
+    `trainers` are the clients that train in this run, and `held_out` are those of held-out groups. Both are sorted.
+    """
+    if not needs_look(run):
+        return ()
+    if run.phase is Phase.WAITING:
+        excluded, known = {loss.client for loss in run.excluded}, set(run.roster)
+        newcomers = tuple(sorted({*trainers, *held_out} - known - excluded))
+        joined = (ev.ClientsJoined(at_s, newcomers),) if newcomers else ()
+        return joined if run.paused or run.rewards is not None else (*joined, ev.ClientsSeen(at_s, tuple(trainers), ()))
+    takes_held_out = run.phase is Phase.EVALUATING or run.rewards is not None
+    seen = ev.ClientsSeen(at_s, willing(run, trainers), willing(run, held_out) if takes_held_out else ())
+    return (seen,) if seen.trainers or seen.held_out else ()
+
+
+def willing(run: Run, clients: Sequence[ClientId]) -> tuple[ClientId, ...]:
+    """Returns those of the clients that may get a slot in the cohort.
+
+    A client must have no slot now and must have delivered neither an update nor scores. It must also have lost fewer than
+    MAX_SLOTS_LOST slots since the round opened or its deadline was extended: what made a client fail may have passed, and
+    without it the round may never reach its quorum. And it must not be excluded from the run.
+    """
+    begun_s = (
+        None if run.phase is not Phase.COLLECTING or run.deadline_s is None else run.deadline_s - run.policy.deadline_s
+    )
+    has_slot = set(run.cohort) - set(run.away)
+    losses = Counter(loss.client for loss in run.losses if begun_s is None or loss.at_s >= begun_s)
+    failing = {client for client, number in losses.items() if number >= MAX_SLOTS_LOST}
+    left_out = has_slot | failing | {loss.client for loss in run.excluded}
+    return tuple(client for client in clients if client not in left_out)

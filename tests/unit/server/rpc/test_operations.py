@@ -1,0 +1,168 @@
+"""Lists and states of runs: what they have of the clients, and what they cost."""
+
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from support.counted_calls import counted_calls
+from support.memory_coordinator import Hooks, MemoryCoordinator, as_caller
+from support.memory_store import nothing
+
+from pluralllm.common.errors.tree import InvalidArgument
+from pluralllm.common.words.ids import ClientId, GroupName
+from pluralllm.common.words.roles import MemberRole
+from pluralllm.server.members.access import Principal
+from pluralllm.server.rounds import events as ev
+from pluralllm.server.rounds.state import Phase
+from pluralllm.server.rpc.operations import Operations
+from pluralllm.server.rpc.signatures import Signatures
+from pluralllm.v1 import operations_pb2 as pb
+from pluralllm.v1 import resources_pb2
+
+ADMIN = Principal(ClientId("root"), MemberRole.ADMIN)
+
+
+class NoSignatures:
+    """Signs nothing, for answers whose signature does not matter."""
+
+    def audit_head(self) -> Any:
+        return resources_pb2.AuditHead()
+
+
+def names(number: int) -> list[str]:
+    return [f"client-{position:03}" for position in range(number)]
+
+
+def operations_of(place: MemoryCoordinator) -> Operations:
+    parts, unused = place.parts, cast("Any", None)
+    return Operations(
+        coordinator=parts.coordinator,
+        runs=parts.runs,
+        status=parts.status,
+        evaluations=parts.evaluations,
+        store=parts.store,
+        models=parts.models,
+        rewards=parts.rewards,
+        members=unused,
+        audit=unused,
+        clock=parts.clock,
+        run_bell=parts.run_bell,
+        signatures=cast("Signatures", NoSignatures()),
+    )
+
+
+async def listed(operations: Operations, **fields: Any) -> Any:
+    with as_caller(ADMIN):
+        return await operations.ListRuns(pb.ListRunsRequest(**fields), None)
+
+
+async def state_of(operations: Operations, **fields: Any) -> Any:
+    with as_caller(ADMIN):
+        return await operations.GetRun(pb.GetRunRequest(name="runs/r", **fields), None)
+
+
+async def test_a_list_of_summaries_has_no_clients_and_the_mean_of_their_scores(tmp_path: Path) -> None:
+    place = MemoryCoordinator(tmp_path)
+    run = await place.collecting("ann", "ben")
+    refused = ev.UpdateRefused(1.0, run.state.round, ClientId("ann"), "NOT_FINITE", "NaN")
+    await place.coordinator.dispatch(run, refused)
+    operations = operations_of(place)
+    (full,) = (await listed(operations)).runs
+    (summary,) = (await listed(operations, summary=True)).runs
+    assert [len(full.participants), len(full.evaluations), len(full.refusals)] == [2, 2, 1]
+    fairness = summary.fairness
+    assert [fairness.mean_alignment_score, fairness.reporting_groups, fairness.groups] == [0.5, 2, 2]
+    for field in ("participants", "evaluations", "previous_evaluations", "refusals"):
+        full.ClearField(field)
+    assert summary == full
+
+
+async def test_a_summary_costs_the_same_for_twice_as_many_clients(tmp_path: Path) -> None:
+    async def cost(number: int) -> int:
+        place = MemoryCoordinator(tmp_path)
+        await place.new_run(round={"min_clients": 1, "target_clients": 2})
+        for name in names(number):
+            await place.hello(name)
+        operations = operations_of(place)
+        await place.look(run := place.parts.runs.get("r"))
+        for name in run.state.active:
+            score = ev.Score(name, GroupName(name), place.parts.sessions.of(name).role, 0, 0.5, 0.5, None, 9)  # type: ignore[arg-type]
+            await place.coordinator.dispatch(run, ev.EvaluationArrived(1.0, score))
+        await place.look(run)
+        await listed(operations, summary=True)
+        with counted_calls() as counted:
+            await listed(operations, summary=True)
+        return counted.calls
+
+    few = await cost(20)
+    assert await cost(40) < few + 300, "only the mean is taken over the clients"
+
+
+async def test_participants_come_in_pages(tmp_path: Path) -> None:
+    place = MemoryCoordinator(tmp_path)
+    await place.collecting(*names(5))
+    operations = operations_of(place)
+    whole = await state_of(operations)
+    assert (len(whole.run.participants), whole.next_participants_page_token) == (5, "")
+    people, token = [], ""
+    for expected in (2, 2, 1):
+        answer = await state_of(operations, participants_page_size=2, participants_page_token=token)
+        assert len(answer.run.participants) == expected
+        people += answer.run.participants
+        token = answer.next_participants_page_token
+    assert token == ""
+    assert people == list(whole.run.participants)
+    with pytest.raises(InvalidArgument):
+        await state_of(operations, participants_page_token="mine")
+
+
+async def test_evaluations_that_have_ended_are_read_once(tmp_path: Path) -> None:
+    place, hooks = MemoryCoordinator(tmp_path), Hooks()
+    run = await place.collecting("ann", "ben")
+    operations = operations_of(place)
+    place.before = hooks
+    answers = [(await state_of(operations)).run.evaluations for _ in range(3)]
+    assert [operation for operation, _ in hooks.calls] == ["store.latest_evaluations"]
+    assert [len(evaluations) for evaluations in answers] == [2, 2, 2]
+    assert run.state.evaluated == 0
+
+
+async def test_the_scores_of_an_open_evaluation_are_not_kept(tmp_path: Path) -> None:
+    place = MemoryCoordinator(tmp_path)
+    run = await place.new_run()
+    for name in ("ann", "ben"):
+        await place.hello(name)
+    await place.look(run)
+    operations = operations_of(place)
+    for name in run.state.active:
+        assert list((await state_of(operations)).run.evaluations) == []
+        score = ev.Score(
+            name, GroupName(name), place.parts.sessions.of(name).role, run.state.version, 0.5, 0.5, None, 9
+        )
+        await place.coordinator.dispatch(run, ev.EvaluationArrived(1.0, score))
+    assert len((await state_of(operations)).run.evaluations) == 2
+
+
+async def test_an_evaluation_that_ends_while_the_run_is_read_is_in_the_answer(tmp_path: Path) -> None:
+    place = MemoryCoordinator(tmp_path)
+    run = await place.collecting("ann", "ben", rounds=3, round={"evaluate_every": 1})
+    for seed, name in enumerate(("ann", "ben")):
+        await place.deliver(run, name, place.update(run, seed))
+    await place.coordinator.until_averaged(run)
+    await place.look(run)
+    assert (run.state.phase, run.state.active) == (Phase.EVALUATING, ("ann", "ben"))
+
+    async def evaluate(operation: str, _: object) -> None:
+        if operation == "store.latest_evaluations":
+            place.before = nothing
+            for name in run.state.active:
+                role = place.parts.sessions.of(name).role
+                score = ev.Score(name, GroupName(name), role, run.state.version, 0.6, 0.5, None, 9)
+                await place.coordinator.dispatch(run, ev.EvaluationArrived(1.0, score))
+
+    operations, place.before = operations_of(place), evaluate
+    state = (await state_of(operations)).run
+    assert state.phase != resources_pb2.RUN_PHASE_EVALUATING
+    assert [(row.client, row.version) for row in state.evaluations] == [("ann", 1), ("ben", 1)]
+    assert [(row.client, row.version) for row in state.previous_evaluations] == [("ann", 0), ("ben", 0)]
+    await place.stop()
