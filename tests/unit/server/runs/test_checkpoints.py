@@ -71,8 +71,8 @@ async def test_a_run_that_starts_from_its_checkpoint_is_the_run_that_the_whole_l
         assert recovered.progress == run.progress
         assert dict(recovered.examples) == dict(run.examples) == {"ann": 40, "ben": 41}
         assert dict(recovered.noise) == dict(run.noise)
-    assert run.noise["ann"] is None
-    assert run.noise["ben"] == NoiseStatement(True, 3.0, 1e-6, "respondent")
+    assert run.noise[ClientId("ann")] is None
+    assert run.noise[ClientId("ben")] == NoiseStatement(True, 3.0, 1e-6, "respondent")
 
 
 async def test_a_start_reads_as_many_events_after_ten_rounds_as_after_two(tmp_path: Path) -> None:

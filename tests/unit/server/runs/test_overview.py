@@ -13,6 +13,7 @@ from pluralllm.common.words.ids import ClientId, Digest, GroupName, ModelVersion
 from pluralllm.common.words.spec import Aggregation, GroupRole
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.state import Phase
+from pluralllm.server.runs.checkpoints import Remembered
 from pluralllm.server.runs.live_run import LiveRun, Progress, first_state
 from pluralllm.server.runs.overview import COMES_AND_GOES, ParticipantState, participants, states_of, weights_in
 from pluralllm.server.runs.sessions import Session
@@ -65,7 +66,7 @@ def collecting_run(examples: dict[ClientId, int] | None = None) -> LiveRun:
         away=(ClientId("ann"),),
         losses=(lost,),
     )
-    return LiveRun(record, spec, layout_for(spec), first, Progress(state, first), examples or {})
+    return LiveRun(record, spec, layout_for(spec), first, Progress(state, first), Remembered(examples or {}))
 
 
 def test_a_look_at_twice_as_many_clients_costs_twice_as_many_calls() -> None:
