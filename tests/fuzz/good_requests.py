@@ -125,6 +125,7 @@ def _begin(now: Situation) -> Message:
         manifest=manifest_message(now.manifest),
         examples=50,
         metrics={"base_distance": 0.5, "loss": 0.1},
+        noise=res.NoiseStatement(noised=False),
     )
 
 

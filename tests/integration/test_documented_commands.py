@@ -156,10 +156,11 @@ def write_script(shell: Shell) -> None:
 
     # The commands of rewards.md, with the model that the README has trained.
     shell.copy(lines_of("rewards.md", "A published version as a model"), ("first@30", "first@6"))
-    shell.copy(lines_of("rewards.md", "Groups whose answers stay where they are"))
+    # After six rounds a model may predict the same for every group.
+    reward = lines_of("rewards.md", "Groups whose answers stay where they are")
+    shell.copy(reward, ("--start", "--start --accept-no-context-gain"))
     shell.add("head -60 survey/northmark.jsonl > answers.jsonl; tail -20 survey/northmark.jsonl > in.jsonl")
     score, pairs, serve = lines_of("rewards.md", "Files and other programs")
-    # After six rounds a model may predict the same for every group.
     accepting = '--embedding-model-path "$MODEL" --accept-no-context-gain'
     embedding = ("answers.jsonl", f"answers.jsonl {accepting}")
     shell.copy((score, pairs), embedding)

@@ -30,9 +30,10 @@ from pluralllm.common.errors.tree import (
     Unreachable,
 )
 from pluralllm.common.weights.chunks import manifest_of
-from pluralllm.common.wire.messages import manifest_message, timestamp
+from pluralllm.common.wire.messages import manifest_message, noise_in, timestamp
 from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RunId, TaskId
 from pluralllm.common.words.names import ModelName, TaskName
+from pluralllm.common.words.noise import NoiseStatement
 from pluralllm.common.words.not_reported import NotReported
 from pluralllm.server.process.fail_stop import FailStop
 from pluralllm.server.rpc.boundary import Boundary
@@ -49,6 +50,7 @@ class Scripted(federation_pb2_grpc.FederationServiceServicer):
         self._failures = failures
         self.calls: list[str] = []
         self.stored = False
+        self.noise: NoiseStatement | None = None  # of the newest announcement
         self.evaluations: list[pb.ReportEvaluationRequest] = []
         self.manifest = resources_pb2.BlobManifest()  # of every model version
         self.breaks_receipts = False  # the receipts are for the update of somebody else
@@ -76,6 +78,7 @@ class Scripted(federation_pb2_grpc.FederationServiceServicer):
 
     async def BeginUpdate(self, request: pb.BeginUpdateRequest, context: Any) -> pb.BeginUpdateResponse:
         self._play("begin")
+        self.noise = noise_in(request)
         if self.stored:
             return pb.BeginUpdateResponse()
         return pb.BeginUpdateResponse(missing=[resources_pb2.ChunkRange(first=0, last=0)])
@@ -98,6 +101,9 @@ class Scripted(federation_pb2_grpc.FederationServiceServicer):
         self._play("evaluation")
         self.evaluations.append(request)
         return pb.ReportEvaluationResponse()
+
+
+NOISE = NoiseStatement(noised=True, epsilon=2.0, delta=1e-6, unit="respondent")
 
 
 class OpenDoor:
@@ -130,7 +136,7 @@ async def push(transport: Transport, folder: Path) -> None:
     path = folder / "delta"
     await asyncio.to_thread(path.write_bytes, b"delta")
     manifest = manifest_of(path)
-    await asyncio.wait_for(transport.push_update(TASK, path, manifest, Digest("s"), Digest("b"), 5, {}), 30)
+    await asyncio.wait_for(transport.push_update(TASK, path, manifest, Digest("s"), Digest("b"), 5, {}, NOISE), 30)
 
 
 async def test_a_coordinator_that_forgot_the_announcement_is_told_again(tmp_path: Path) -> None:
@@ -138,6 +144,7 @@ async def test_a_coordinator_that_forgot_the_announcement_is_told_again(tmp_path
     async with transport_to(service) as transport:
         await push(transport, tmp_path)
     assert service.calls == ["begin", "put", "begin", "put", "commit", "begin", "commit"]
+    assert service.noise == NOISE
 
 
 async def test_a_coordinator_whose_disk_is_full_is_given_time(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from pluralllm.common.process.logs import configure_logs
 from pluralllm.common.weights.chunks import Manifest
 from pluralllm.common.wire import channels
 from pluralllm.common.words.ids import Digest, TaskId
+from pluralllm.common.words.noise import NoiseStatement
 
 SENT = "sent"  # the name of a folder in HOME
 TRAINING_S = 0.25  # the longest time
@@ -49,6 +50,7 @@ class CopyingTransport(Transport):
         base: Digest,
         examples: int,
         metrics: Mapping[str, float],
+        noise: NoiseStatement | None = None,
     ) -> None:
         facts = {"task": task, "spec_sha256": spec_sha256, "base": base, "examples": examples, "metrics": {**metrics}}
         copy = self.folder / task.replace("/", ".")
@@ -58,7 +60,7 @@ class CopyingTransport(Transport):
             copy.with_suffix(".draft").write_text(json.dumps(facts))
             # The JSON file comes last, so that its update is complete when it is there.
             copy.with_suffix(".draft").rename(copy.with_suffix(".json"))
-        await super().push_update(task, path, manifest, spec_sha256, base, examples, metrics)
+        await super().push_update(task, path, manifest, spec_sha256, base, examples, metrics, noise)
 
 
 def main() -> None:

@@ -144,10 +144,16 @@ class MemoryCoordinator:
         return Update(self.folder / f"update-{seed}", run, seed, shares)
 
     async def announce(
-        self, run: LiveRun, client: str, update: "Update", examples: int = QUESTIONS, **metrics: float
+        self,
+        run: LiveRun,
+        client: str,
+        update: "Update",
+        examples: int = QUESTIONS,
+        noise: NoiseStatement | None = None,
+        **metrics: float,
     ) -> ReceiptRecord | frozenset[int]:
         task, spec = run.task_name(ClientId(client)), run.record.spec_sha256
-        return await self.intake.begin(task, spec, run.base.digest, update.manifest, examples, metrics)
+        return await self.intake.begin(task, spec, run.base.digest, update.manifest, examples, metrics, noise=noise)
 
     async def send(self, run: LiveRun, client: str, update: "Update") -> None:
         """Sends all chunks of an announced update."""
@@ -155,11 +161,17 @@ class MemoryCoordinator:
             await self.intake.put(run.task_name(ClientId(client)), update.manifest.digest, index, update.chunk(index))
 
     async def deliver(
-        self, run: LiveRun, client: str, update: "Update", examples: int = QUESTIONS, **metrics: float
+        self,
+        run: LiveRun,
+        client: str,
+        update: "Update",
+        examples: int = QUESTIONS,
+        noise: NoiseStatement | None = None,
+        **metrics: float,
     ) -> ReceiptRecord:
         """Announces, sends and commits an update."""
         task = run.task_name(ClientId(client))
-        await self.announce(run, client, update, examples, **metrics)
+        await self.announce(run, client, update, examples, noise, **metrics)
         await self.send(run, client, update)
         return await self.intake.commit(task, update.manifest.digest)
 

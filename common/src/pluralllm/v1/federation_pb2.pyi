@@ -661,6 +661,7 @@ class BeginUpdateRequest(_message.Message):
     MANIFEST_FIELD_NUMBER: _builtins.int
     EXAMPLES_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
+    NOISE_FIELD_NUMBER: _builtins.int
     task: _builtins.str
     spec_sha256: _builtins.str
     base_digest: _builtins.str
@@ -669,6 +670,10 @@ class BeginUpdateRequest(_message.Message):
     def manifest(self) -> _resources_pb2.BlobManifest: ...
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]: ...
+    @_builtins.property
+    def noise(self) -> _resources_pb2.NoiseStatement:
+        """The partner's statement about the noise in the answers that the update was made from; absent for the one in its newest Hello."""
+
     def __init__(
         self,
         *,
@@ -678,10 +683,11 @@ class BeginUpdateRequest(_message.Message):
         manifest: _resources_pb2.BlobManifest | None = ...,
         examples: _builtins.int = ...,
         metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        noise: _resources_pb2.NoiseStatement | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["manifest", b"manifest"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["manifest", b"manifest", "noise", b"noise"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_digest", b"base_digest", "examples", b"examples", "manifest", b"manifest", "metrics", b"metrics", "spec_sha256", b"spec_sha256", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_digest", b"base_digest", "examples", b"examples", "manifest", b"manifest", "metrics", b"metrics", "noise", b"noise", "spec_sha256", b"spec_sha256", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -73,6 +73,7 @@ class Coordinator:
     records: tuple[VersionRecord, ...] = (FIRST,)
     address: str = "127.0.0.1:1"
     release: str = ""
+    noise: NoiseStatement | None = None  # of the newest update
     audit_head: Any = None
 
     async def hello(self, group: str, role: GroupRole, questions: int, changed_s: float | None, noise: Any) -> Greeting:
@@ -108,9 +109,10 @@ class Coordinator:
         target.write_bytes(b"model")  # noqa: ASYNC240 - a few bytes
 
     async def push_update(
-        self, name: str, path: Path, manifest: Any, spec: str, base: str, examples: int, metrics: Any
+        self, name: str, path: Path, manifest: Any, spec: str, base: str, examples: int, metrics: Any, noise: Any
     ) -> None:
         content = path.read_bytes()  # noqa: ASYNC240
+        self.noise = noise
         self._note("push_update", name, content, manifest.digest, spec, base, examples, dict(metrics))
 
     async def report_scores(self, name: str, scores: Scores | NotReported) -> None:
@@ -370,6 +372,22 @@ async def test_hello_declares_the_noise_and_is_said_again_after_a_release(tmp_pa
     client.coordinator.calls.clear()
     await client.daemon.greet()
     assert client.coordinator.of("hello") == (NoiseStatement(True, epsilon_of(0.1, 1e-7), 1e-7, "respondent"),)
+
+
+async def test_an_update_that_waited_for_its_receipt_keeps_the_statement_about_its_own_answers(
+    tmp_path: Path,
+) -> None:
+    client = Client(tmp_path, open_policy())
+    await client.daemon.greet()
+    client.coordinator.errors["push_update"] = Unreachable(address="a", problem="b")
+    await client.do(work := task())
+    later = Client(tmp_path, open_policy())
+    later.daemon._declaration._statement = NoiseStatement(True, 4.0, 1e-6, "respondent")  # as after a release
+    await later.daemon.greet()
+    await later.do(work)
+    assert later.coordinator.noise == NoiseStatement(noised=False)
+    await later.do(task(round_number=2))
+    assert later.coordinator.noise == NoiseStatement(True, 4.0, 1e-6, "respondent")
 
 
 async def test_a_version_that_was_made_from_too_few_updates_is_not_trained_from(tmp_path: Path) -> None:

@@ -529,6 +529,19 @@ async def test_metrics_are_few_and_finite(service: Service, metrics: dict[str, f
             await service.call("BeginUpdate", request)
 
 
+async def test_the_statement_that_comes_with_an_update_is_checked_and_kept(service: Service) -> None:
+    run = await service.place.collecting("ann", "ben")
+    update = service.place.update(run)
+    with pytest.raises(InvalidArgument, match="without noise have no epsilon"):
+        await service.call("BeginUpdate", begin_request(run, update, noise=rpb.NoiseStatement(epsilon=1.0)))
+    await service.call("BeginUpdate", begin_request(run, update, noise=rpb.NoiseStatement()))
+    await service.place.send(run, "ann", update)
+    await service.call(
+        "CommitUpdate", pb.CommitUpdateRequest(task=str(run.task_name(ANN)), digest=update.manifest.digest)
+    )
+    assert dict(run.noise) == {"ann": NoiseStatement(noised=False)}
+
+
 async def test_a_size_above_twice_the_models_is_refused_before_the_rest_is_looked_at(service: Service) -> None:
     run = await service.place.collecting("ann", "ben")
     update, size = service.place.update(run), run.update_format.size_bytes

@@ -521,7 +521,11 @@ async def test_an_update_that_comes_before_the_next_hello_has_the_noise_of_the_l
     following = await place.next_process()
     run = following.parts.runs.get("r")
     await following.deliver(run, "ben", following.update(run))
-    assert dict(run.noise) == {"ben": noise}
+    await following.hello("ann", noise=noise)
+    await following.deliver(run, "ann", following.update(run, 2), noise=NoiseStatement(noised=False))
+    assert dict(run.noise) == {"ben": noise, "ann": NoiseStatement(noised=False)}, (
+        "what comes with an update goes before"
+    )
 
 
 BATCH = (Candidates("which?", ("one", "two", "three")), Candidates("who?", ("me", "you")))

@@ -401,6 +401,7 @@ class Daemon:
                 entry.base_digest,
                 entry.examples,
                 entry.metrics,
+                entry.noise,
             )
         self._drafts.keep_states(task.run)
         self._outbox.drop(task.name)
@@ -437,6 +438,7 @@ class Daemon:
             digest=result.digest,
             examples=result.examples if first is None else first,
             metrics=metrics,
+            noise=self._declaration.said,
         )
 
     async def _evaluate(self, task: Task, run: JoinedRun) -> None:

@@ -13,6 +13,7 @@ from pluralllm.common.errors.tree import InvalidConfig
 from pluralllm.common.process.files import make_folder, publish, read_state_as, storage_errors, write_durably
 from pluralllm.common.weights.chunks import Manifest, manifest_of
 from pluralllm.common.words.ids import Digest, RunId, TaskId
+from pluralllm.common.words.noise import NoiseStatement
 
 log = structlog.get_logger()
 
@@ -32,6 +33,7 @@ class Entry:
     digest: Digest  # digest in the manifest of the delta's file
     examples: int
     metrics: Mapping[str, float]
+    noise: NoiseStatement | None = None  # about the answers behind it; an entry of an earlier release has none
 
 
 class Outbox:

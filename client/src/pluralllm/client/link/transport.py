@@ -344,11 +344,13 @@ class Transport:
         base: Digest,
         examples: int,
         metrics: Mapping[str, float],
+        noise: NoiseStatement | None = None,
     ) -> None:
         """Uploads the missing chunks of an update and commits the update. Returns when the coordinator has given its receipt.
 
         path: file of the delta. manifest: size and hashes of that file. base: digest of the model version that the update
         starts from. examples: the update's weight in the mean of all updates. metrics: numbers about the training, by name.
+        noise: the statement about the answers behind the update; None for the one in the newest Hello.
         If a call fails for a reason that may pass, the upload starts again with BeginUpdate. The coordinator's answer to
         BeginUpdate says whether there is a receipt already. An update therefore also reaches a coordinator that restarts, or
         whose disk is full for some time. Raises the errors that the proto file lists for BeginUpdate, PutChunks and
@@ -361,6 +363,7 @@ class Transport:
             manifest=manifest_message(manifest),
             examples=examples,
             metrics=metrics,
+            noise=noise_message(noise),
         )
         async for attempt in _retries(NoAnswer, ChunksMissing, StorageFull, TooManyCalls):
             with attempt:

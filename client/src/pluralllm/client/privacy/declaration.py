@@ -77,7 +77,7 @@ class Declaration:
         self._account = account
         self._stamp: Stamp | None = None
         self._statement: NoiseStatement | None = NoiseStatement(noised=False)
-        self._said: NoiseStatement | None = None  # in the newest Hello
+        self.said: NoiseStatement | None = None  # in the newest Hello, and so about the answers of the task under way
         self._is_read, self._has_said = False, False
 
     def look(self) -> bool:
@@ -87,13 +87,13 @@ class Declaration:
             if not self._is_read or stamp != self._stamp:
                 self._stamp, self._is_read = stamp, True
                 self._statement = self._read(self._account)
-        return self._has_said and self._statement != self._said
+        return self._has_said and self._statement != self.said
 
     def say(self) -> NoiseStatement | None:
         """Returns the statement for a Hello; None if the ledger cannot be read."""
         self.look()
-        self._said, self._has_said = self._statement, True
-        return self._said
+        self.said, self._has_said = self._statement, True
+        return self.said
 
     def check(self, demand: PrivacyDemand | None, run: RunId) -> None:
         """Checks a run's demand, as `check_demand` does."""

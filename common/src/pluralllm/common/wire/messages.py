@@ -14,7 +14,7 @@ from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import GroupRole
 from pluralllm.v1 import resources_pb2 as pb
 from pluralllm.v1.enrolment_pb2 import RenewResponse
-from pluralllm.v1.federation_pb2 import HelloRequest, HelloResponse
+from pluralllm.v1.federation_pb2 import BeginUpdateRequest, HelloRequest, HelloResponse
 
 PROTOCOL_MIN = 1
 PROTOCOL_MAX = 1
@@ -106,8 +106,8 @@ def noise_message(statement: NoiseStatement | None) -> pb.NoiseStatement | None:
     return None if statement is None else pb.NoiseStatement(**asdict(statement))
 
 
-def noise_in(message: HelloRequest) -> NoiseStatement | None:
-    """Returns the statement about noise in a Hello, and checks it; None if the client states nothing.
+def noise_in(message: HelloRequest | BeginUpdateRequest) -> NoiseStatement | None:
+    """Returns the statement about noise in a request, and checks it; None if the client states nothing.
 
     Raises InvalidArgument for a statement that means nothing.
     """

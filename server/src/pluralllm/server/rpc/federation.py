@@ -206,6 +206,7 @@ class Federation(pb_grpc.FederationServiceServicer):
             request.examples,
             dict(request.metrics),
             max_examples=caller().max_examples,
+            noise=noise_in(request),
         )
         if isinstance(answer, ReceiptRecord):
             return pb.BeginUpdateResponse(receipt=receipt_message(answer))

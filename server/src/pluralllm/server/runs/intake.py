@@ -80,6 +80,7 @@ class Announced:
     manifest: Manifest
     examples: int
     metrics: Mapping[str, float]
+    noise: NoiseStatement | None  # as the client declares it; None for the statement in its newest Hello
 
 
 class Intake:
@@ -124,14 +125,16 @@ class Intake:
         metrics: Mapping[str, float],
         *,
         max_examples: int | None = None,
+        noise: NoiseStatement | None = None,
     ) -> ReceiptRecord | frozenset[int]:
         """Announces an update. Returns the numbers of the missing chunks, or the receipt if the update is already committed.
 
         `spec_sha256` is the hash of the run spec that the client knows. `base_digest` is the digest of the model version that the
-        client trained from. `examples` is the client's number of training questions, and `max_examples` is the limit of its
-        membership (None if there is none). `metrics` are numbers by name, of which only UPDATE_METRICS are kept. A client may
-        repeat the call. Raises RoundClosed, LeaseLost, AlreadyCommitted, SpecMismatch, WrongBase, WrongLayout, InvalidArgument,
-        OverLimit or StorageFull.
+        client trained from. `examples` is the client's number of training questions, and `max_examples` is the limit of
+        its membership (None if there is none). `noise` is the client's statement about the answers behind the update;
+        None for the one in its newest Hello. `metrics` are numbers by name, of which only UPDATE_METRICS are kept. A
+        client may repeat the call. Raises RoundClosed, LeaseLost, AlreadyCommitted, SpecMismatch, WrongBase, WrongLayout,
+        InvalidArgument, OverLimit or StorageFull.
         """
         run = self._runs.get(task.run)
         if (receipt_row := await self._receipt(run, task, manifest.digest)) is not None:
@@ -146,7 +149,7 @@ class Intake:
             raise
         self._leases.renew(task.client, self._clock.now_s())
         known = {name: value for name, value in metrics.items() if name in UPDATE_METRICS}
-        self._announced[task] = Announced(manifest, examples, known)
+        self._announced[task] = Announced(manifest, examples, known, noise)
         return await self._uploads.begin(upload_key(task), manifest)
 
     async def put(self, task: TaskName, digest: str, index: int, data: bytes | memoryview) -> None:
@@ -223,7 +226,7 @@ class Intake:
             receipt = ev.Receipt(task.client, digest, announced.examples, distance, delta_norm)
             async with self._retention.storing():
                 await self._blobs.put(digest, path)
-                noise = await self._noise_of(task.client)
+                noise = announced.noise or await self._noise_of(task.client)
                 arrived = ev.UpdateArrived(self._clock.now_s(), task.round, base_version, receipt, noise)
                 await self._coordinator.dispatch(run, arrived)
         except StorageFull:
