@@ -36,3 +36,22 @@ def test_a_folder_in_the_place_of_the_output_is_named_before_the_work(tmp_path: 
 def test_a_cache_in_a_home_that_is_not_known_is_named() -> None:
     with pytest.raises(InvalidArgument, match="cache"):
         _folder_of("~nobody-of-this-name/cache")
+
+
+@pytest.mark.parametrize("ending", [KeyboardInterrupt, MemoryError])
+def test_scoring_that_breaks_off_leaves_the_output_as_it_was_and_no_part(
+    ending: type[BaseException], tmp_path: Path
+) -> None:
+    class Breaking:
+        only_group = "g"
+
+        def predict(self, _: object) -> None:
+            raise ending
+
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text('{"prompt": "Q", "options": ["a", "b"]}\n')
+    out.write_text("old")
+    reward: Any = Breaking()
+    with pytest.raises(ending):
+        score_rows(reward, source, out, lambda _: None)
+    assert (out.read_text(), sorted(tmp_path.iterdir())) == ("old", [source, out])

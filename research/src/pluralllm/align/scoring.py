@@ -1,5 +1,6 @@
 """Scores a file of questions, preferences or completions for one group, in batches of rows."""
 
+import contextlib
 import json
 import math
 from collections import Counter
@@ -115,13 +116,18 @@ def _rewrite(
     temporary = out.with_name(f".{out.name}.part")
     with storage_errors("the scores"):
         make_folder(out.parent, 0o755)
-        with temporary.open("w", encoding="utf-8") as file:
-            keep_rights(file.fileno(), out)  # the rows of the source may have true shares
-            for lines, done in _batches(source):
-                for row in written(lines, _answers(reward, lines)):
-                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
-                seen(done)
-        publish(temporary, out)
+        try:
+            with temporary.open("w", encoding="utf-8") as file:
+                keep_rights(file.fileno(), out)  # the rows of the source may have true shares
+                for lines, done in _batches(source):
+                    for row in written(lines, _answers(reward, lines)):
+                        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                    seen(done)
+            publish(temporary, out)
+        except BaseException:  # Ctrl-C as well
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
 
 
 def _answers(reward: GroupReward, lines: Sequence[Line]) -> list[PredictedAnswer | None]:

@@ -2,6 +2,7 @@
 
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -153,3 +154,31 @@ def test_an_error_that_is_no_damage_leaves_the_file_as_it_is(tmp_path: Path) -> 
     with pytest.raises(sqlite3.OperationalError):
         cache._begin_anew(sqlite3.OperationalError("database is locked"))
     assert kept(cache, range(5)) == [0, 1, 2]
+
+
+def test_a_full_disk_stops_no_embedding_and_is_reported_once(tmp_path: Path) -> None:
+    cache = VectorCache(tmp_path)
+    fill(cache, 0, 3)
+    cache._file.execute("PRAGMA max_page_count = 8")
+    with capture_logs() as logs:
+        fill(cache, 3, 100)
+        fill(cache, 100, 200)
+    assert [line["event"] for line in logs] == ["embeddings.not_kept"]
+    assert list(cache.look_up([key(1), key(50)])) == [key(1)]
+
+
+def test_a_cache_that_cannot_be_begun_is_kept_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    connect = sqlite3.connect
+
+    def without_room(path: Path | str, **options: Any) -> sqlite3.Connection:
+        file: sqlite3.Connection = connect(path, **options)
+        if path != ":memory:":
+            file.execute("PRAGMA max_page_count = 1")
+        return file
+
+    monkeypatch.setattr(sqlite3, "connect", without_room)
+    with capture_logs() as logs:
+        cache = VectorCache(tmp_path)
+        fill(cache, 0, 3)
+    assert [line["event"] for line in logs] == ["embeddings.not_kept"]
+    assert list(cache.look_up([key(1), key(5)])) == [key(1)]

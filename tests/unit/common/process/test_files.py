@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from pluralllm.common.errors.tree import InvalidConfig, StorageFull
+from pluralllm.common.process import files
 from pluralllm.common.process.files import (
     can_others_read,
     create_file,
@@ -279,3 +280,18 @@ def test_a_file_that_others_can_reach_and_read_is_noticed(tmp_path: Path, monkey
 def test_whatever_limits_a_file_is_one_error_with_its_remedies(number: int) -> None:
     with pytest.raises(StorageFull, match="quota, ulimit -f"), storage_errors("the model"):
         raise OSError(number, "no")
+
+
+@pytest.mark.parametrize("write", [write_durably, write_private])
+def test_a_write_that_fails_leaves_no_draft(
+    write: Callable[[Path, bytes], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    file = tmp_path / "file"
+    file.write_bytes(b"old")
+    monkeypatch.setattr(files, "publish", full)
+    with pytest.raises(StorageFull):
+        write(file, b"new")
+    assert (file.read_bytes(), list(tmp_path.iterdir())) == (b"old", [file])

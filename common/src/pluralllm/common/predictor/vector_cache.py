@@ -15,6 +15,8 @@ log = structlog.get_logger()
 
 FILE = "embeddings.sqlite3"
 TABLE = "CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, vector BLOB NOT NULL)"
+# The file cannot take more; the vectors are made again by the next process that needs them.
+NO_PLACE = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
 MAX_BYTES = 1 << 30  # about 600,000 vectors of 384 numbers
 
 
@@ -26,13 +28,23 @@ class VectorCache:
     """
 
     def __init__(self, folder: Path, max_bytes: int = MAX_BYTES) -> None:
-        """Opens the file in this folder, or creates both. max_bytes: the limit for rows and index together."""
+        """Opens the file in this folder, or creates both. max_bytes: the limit for rows and index together.
+
+        If the disk is full, the vectors are kept in memory, for this object only.
+        """
         self._folder, self._max_bytes = folder, max_bytes
+        self._has_reported = False
         self._file = self._opened()
         try:
             self._file.execute(TABLE)
         except sqlite3.DatabaseError as error:
-            self._begin_anew(error)
+            if _code(error) not in NO_PLACE:
+                self._begin_anew(error)
+                return
+            self._report_no_place(error)
+            self.close()
+            self._file = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+            self._file.execute(TABLE)
 
     def close(self) -> None:
         self._file.close()
@@ -58,7 +70,7 @@ class VectorCache:
 
         Another process that has the old file open goes on with it; nothing is lost but the time to make the vectors again.
         """
-        if getattr(error, "sqlite_errorcode", 0) & 0xFF not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        if _code(error) not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
             raise error
         self.close()
         log.warning("embeddings.damaged", file=str(self._folder / FILE), effect="the texts are embedded anew")
@@ -83,10 +95,16 @@ class VectorCache:
         return rows
 
     def keep(self, vectors: Mapping[bytes, NDArray[np.float32]]) -> None:
-        """Writes vectors by their keys, and removes the oldest rows if the file has more than its bytes."""
+        """Writes vectors by their keys, and removes the oldest rows if the file has more than its bytes.
+
+        If the disk is full, the log says so and nothing is kept: a cache is no reason to stop.
+        """
         try:
             self._keep(vectors)
         except sqlite3.DatabaseError as error:
+            if _code(error) in NO_PLACE:
+                self._report_no_place(error)
+                return
             self._begin_anew(error)
             self._keep(vectors)
 
@@ -120,3 +138,14 @@ class VectorCache:
             "SELECT (SELECT MIN(rowid) FROM vectors), (SELECT MAX(rowid) FROM vectors)"
         ).fetchone()
         return oldest or 0, newest or 0
+
+    def _report_no_place(self, error: sqlite3.DatabaseError) -> None:
+        if not self._has_reported:
+            file, effect = str(self._folder / FILE), "texts are embedded again when they are needed again"
+            log.warning("embeddings.not_kept", file=file, problem=str(error), effect=effect)
+        self._has_reported = True
+
+
+def _code(error: sqlite3.DatabaseError) -> int:
+    """Returns SQLite's primary result code of an error; 0 if the error has none."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF

@@ -11,7 +11,7 @@ import pwd
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -91,12 +91,8 @@ def write_durably(target: Path, content: bytes, mode: int = 0o644) -> None:
     The file has the access rights `mode` from the beginning, so other users can never read a secret (mode 0o600).
     Raises StorageFull if the disk is full.
     """
-    with storage_errors(target.name):
-        draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        draft.unlink(missing_ok=True)
-        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-            file.write(content)
-        publish(draft, target)
+    with _draft_of(target, mode) as file:
+        file.write(content)
 
 
 def write_private(target: Path, content: bytes) -> None:
@@ -104,13 +100,28 @@ def write_private(target: Path, content: bytes) -> None:
 
     Raises StorageFull if the disk is full.
     """
+    with _draft_of(target, 0o600) as file:
+        keep_rights(file.fileno(), target)
+        file.write(content)
+
+
+@contextlib.contextmanager
+def _draft_of(target: Path, mode: int) -> Iterator[BinaryIO]:
+    """Opens a draft for the block, and publishes it at the block's end. An OSError removes the draft.
+
+    Raises StorageFull if the disk is full.
+    """
     with storage_errors(target.name):
         draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         draft.unlink(missing_ok=True)
-        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            keep_rights(file.fileno(), target)
-            file.write(content)
-        publish(draft, target)
+        try:
+            with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+                yield file
+            publish(draft, target)
+        except OSError:
+            with contextlib.suppress(OSError):
+                draft.unlink()
+            raise
 
 
 def keep_rights(handle: int, target: Path) -> None:
