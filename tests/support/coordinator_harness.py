@@ -4,6 +4,7 @@ import asyncio
 import base64
 import contextlib
 import dataclasses
+import itertools
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from pathlib import Path
@@ -40,6 +41,7 @@ from pluralllm.v1 import federation_pb2 as pb
 from pluralllm.v1 import federation_pb2_grpc, operations_pb2, operations_pb2_grpc, resources_pb2
 
 DEADLINE_S = 20.0
+PATIENCE_S = 5.0  # until a client must have a task: the coordinator's loop may be late, and looks every 50 ms at most
 QUESTIONS = 50  # of a hand-driven client, as its Hello states
 BOOTSTRAP = Principal(ClientId("bootstrap"), MemberRole.ADMIN)
 
@@ -196,11 +198,14 @@ class HandClient:
         return response
 
     async def task(self, hold_s: float = 10.0) -> pb.Task:
-        """Polls until the coordinator gives a task."""
-        for _ in range(20):
+        """Polls until the coordinator gives a task: at least twenty times, and at least for some seconds."""
+        until_s = time.monotonic() + PATIENCE_S
+        for polls in itertools.count(1):
             answer = await self.poll(hold_s=hold_s)
             if answer.WhichOneof("answer") == "task":
                 return answer.task
+            if polls >= 20 and time.monotonic() >= until_s:
+                break
         raise AssertionError("no task came")
 
     async def begin(
