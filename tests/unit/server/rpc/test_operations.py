@@ -166,3 +166,20 @@ async def test_an_evaluation_that_ends_while_the_run_is_read_is_in_the_answer(tm
     assert [(row.client, row.version) for row in state.evaluations] == [("ann", 1), ("ben", 1)]
     assert [(row.client, row.version) for row in state.previous_evaluations] == [("ann", 0), ("ben", 0)]
     await place.stop()
+
+
+async def test_the_scores_of_a_newer_version_replace_those_that_were_read(tmp_path: Path) -> None:
+    place = MemoryCoordinator(tmp_path)
+    run = await place.collecting("ann", "ben", rounds=3, round={"evaluate_every": 1})
+    operations = operations_of(place)
+    assert [row.version for row in (await state_of(operations)).run.evaluations] == [0, 0]
+    for seed, name in enumerate(("ann", "ben")):
+        await place.deliver(run, name, place.update(run, seed))
+    await place.coordinator.until_averaged(run)
+    await place.look(run)
+    for name in run.state.active:
+        role = place.parts.sessions.of(name).role
+        score = ev.Score(name, GroupName(name), role, run.state.version, 0.6, 0.5, None, 9)
+        await place.coordinator.dispatch(run, ev.EvaluationArrived(1.0, score))
+    assert [row.version for row in (await state_of(operations)).run.evaluations] == [1, 1]
+    await place.stop()
