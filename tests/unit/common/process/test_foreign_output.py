@@ -6,7 +6,7 @@ import sys
 
 from structlog.testing import capture_logs
 
-from pluralllm.common.process.foreign_output import LINES_AT_ONCE, MAX_LINE_BYTES, ForeignLines
+from pluralllm.common.process.foreign_output import LINES_AT_ONCE, MAX_KNOWN_LINES, MAX_LINE_BYTES, ForeignLines
 
 
 def logged(*pieces: bytes) -> list[object]:
@@ -45,6 +45,35 @@ def test_a_library_that_repeats_a_line_does_not_fill_the_log() -> None:
         lines.take(b"x\n" * (LINES_AT_ONCE + 5), 0.0)
         lines.take(b"later\n", 1.0)
     assert [event.get("lines", event.get("text")) for event in events[-2:]] == [5, "later"]
+
+
+def grpc_lines(minute: int) -> bytes:
+    """The lines that gRPC writes with each connection that a proxy refuses."""
+    head = f"E1129 19:{minute:02}:06.099100   {21_000 + minute} http_connect.cc:114] HTTP proxy returned 407\n"
+    return f"{head}=== Source Location Trace: ===\nsrc/core/util/status_helper.cc:68\n\n".encode()
+
+
+def test_what_grpc_repeats_with_each_try_to_connect_is_logged_once_in_ten_minutes() -> None:
+    lines = ForeignLines()
+    with capture_logs() as events:
+        for minute in range(12):
+            lines.take(grpc_lines(minute), 60.0 * minute)
+        lines.take(b"  File x\n  File x\n", 720.0)
+    texts = [event.get("text", event.get("lines")) for event in events]
+    assert [str(text)[:12] for text in texts] == [
+        *("E1129 19:00:", "=== Source L", "src/core/uti"),
+        *("27", "E1129 19:10:", "=== Source L", "src/core/uti"),
+        *("3", "File x", "File x"),
+    ]
+
+
+def test_the_known_lines_are_few() -> None:
+    lines = ForeignLines()
+    with capture_logs() as events:
+        for number in range(3 * MAX_KNOWN_LINES):
+            lines.take(f"I1129 19:42:06.09   21 a.cc:1] peer {number}\n".encode(), float(number))
+            assert len(lines._logged_s) <= MAX_KNOWN_LINES
+    assert len(events) == 3 * MAX_KNOWN_LINES
 
 
 PROCESS = """

@@ -9,6 +9,7 @@ import faulthandler
 import fcntl
 import logging
 import os
+import re
 import sys
 import threading
 import time
@@ -23,18 +24,22 @@ log = structlog.get_logger()
 PIPE_BYTES = 1024 * 1024
 MAX_LINE_BYTES = 4096  # the rest of a longer line is left out
 LINES_AT_ONCE, LINES_PER_S = 100, 10  # a library that repeats a line does not fill the log
+# A line of gRPC, without its time and thread. With each try to connect, gRPC writes the same lines again.
+GRPC_LINE = re.compile(r"[IWEF]\d{4} [\d:.]+ +\d+ (.*)|(=== Source Location Trace.*|src/core/\S+:\d+)")
+REPEATED_AFTER_S, MAX_KNOWN_LINES = 600.0, 100
 LAST_LINES_S = 1.0  # time for the last lines when the process ends
 # Events whose texts are not ours: they may quote whatever the library was given, for example a private question.
 FOREIGN_EVENTS = frozenset({"process.printed", "library.logged"})
 
 
 class ForeignLines:
-    """Cuts output into lines and logs each of them, at a bounded rate."""
+    """Cuts output into lines and logs each of them, at a bounded rate. A line of gRPC is logged once in REPEATED_AFTER_S."""
 
     def __init__(self) -> None:
         self._rest = b""
         self._is_too_long = False
         self._bucket = TokenBucket(LINES_AT_ONCE, 1 / LINES_PER_S)
+        self._logged_s: dict[str, float] = {}  # when each line of gRPC was logged
         self._left_out = 0
 
     def take(self, content: bytes, now_s: float) -> None:
@@ -58,11 +63,23 @@ class ForeignLines:
         text = line[:MAX_LINE_BYTES].decode("utf-8", "backslashreplace").strip()
         if not text:
             return
-        if self._bucket.wait_s(now_s):
+        if self._is_known(text, now_s) or self._bucket.wait_s(now_s):
             self._left_out += 1
             return
         self._report_left_out()
         log.warning("process.printed", text=text)
+
+    def _is_known(self, text: str, now_s: float) -> bool:
+        line = GRPC_LINE.fullmatch(text)
+        if line is None:
+            return False
+        words = line[1] or line[2]
+        if now_s - self._logged_s.get(words, -REPEATED_AFTER_S) < REPEATED_AFTER_S:
+            return True
+        if len(self._logged_s) >= MAX_KNOWN_LINES:
+            self._logged_s.clear()
+        self._logged_s[words] = now_s
+        return False
 
     def _report_left_out(self) -> None:
         if self._left_out:
