@@ -53,7 +53,7 @@ READS: dict[str, frozenset[str]] = {
 # The functions of files.py that write nothing.
 NO_WRITERS = frozenset(
     {"storage_errors", "owner_hint", "read_state", "read_state_as", "as_state", "damaged", "is_special"}
-    | {"open_at_once", "why_not_writable"}
+    | {"open_at_once", "why_not_writable", "can_others_read"}
 )
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "averaging.write_next": write_next,
