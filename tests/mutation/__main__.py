@@ -31,6 +31,10 @@ UNIT = "tests/unit"
 MODULES: dict[str, tuple[str, ...]] = {
     "server/rounds/weighting": (f"{UNIT}/server/rounds/test_weighting.py",),
     "server/rounds/clipping": (f"{UNIT}/server/rounds/test_clipping.py",),
+    "server/rounds/looking": (
+        f"{UNIT}/server/rounds/test_looking.py",
+        f"{UNIT}/server/rounds/test_machine_limits.py",
+    ),
     "server/rounds/cohort": (f"{UNIT}/server/rounds/test_cohort.py",),
     "server/rounds/state": (
         f"{UNIT}/server/rounds/test_machine.py",

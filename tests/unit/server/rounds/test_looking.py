@@ -102,3 +102,9 @@ def test_the_cost_of_finding_willing_clients_grows_with_their_number() -> None:
         return calls_of(lambda: willing(run, clients))
 
     assert cost(400) <= GROWTH * cost(200)
+
+
+def test_a_round_that_no_longer_collects_needs_no_look_though_a_slot_is_free() -> None:
+    run = a_run(Phase.AGGREGATING, slots=3, cohort=(ANN, BEN), away=(BEN,))
+    assert run.free_slots > 0
+    assert not needs_look(run)

@@ -292,6 +292,15 @@ def test_slots_lost_before_the_present_deadline_began_do_not_count(lost_s: float
     assert BEN not in step(whole, seen(401, BEN))[0].active, "an evaluation has one deadline"
 
 
+def test_newcomers_join_the_roster_of_a_run_that_goes_on() -> None:
+    joined = ev.ClientsJoined(20, (CAT, ANN, BEN))
+    run, effects = step(a_run(roster=(DAN,), excluded=(LOST,)), joined)
+    assert (run.roster, effects) == ((ANN, CAT, DAN), ())
+    assert unchanged(run, joined)
+    for other in (a_run(Phase.CREATED), ended()):
+        assert unchanged(other, joined)
+
+
 def test_a_client_is_active_while_it_has_a_slot_and_has_not_delivered() -> None:
     run = collecting(away=(BEN,), receipts=(update(ANN).receipt,))
     everybody = (ANN, BEN, CAT, DAN)
