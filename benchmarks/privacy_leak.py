@@ -83,7 +83,8 @@ def main() -> None:
         for epsilon in EPSILONS:
             results |= _timed("a partner with noised answers", noised.figures, groups, ASKED, epsilon)
     if {"models", "update", "weights"} & set(chosen):
-        rounds = list(federation(spec, groups, rounds_of_run))
+        played = rounds_of_run if {"models", "weights"} & set(chosen) else min(arguments.attacked, rounds_of_run)
+        rounds = list(federation(spec, groups, played))
     if "models" in chosen:
         results |= _timed("models", of_models, spec, groups, rounds)
     if "weights" in chosen:
