@@ -1,5 +1,7 @@
 """Sessions of clients: a newer daemon replaces an older one, and takeovers between two that live are counted."""
 
+from dataclasses import replace
+
 import pytest
 
 from pluralllm.common.errors.tree import SessionReplaced, StaleSession
@@ -67,3 +69,16 @@ def test_a_client_without_a_session_must_say_hello() -> None:
     sessions.close(ANN)
     with pytest.raises(StaleSession):
         sessions.check(ANN, "a")
+
+
+def test_connected_clients_are_sorted_however_they_come_and_go() -> None:
+    sessions = Sessions(5.0)
+    for name in ("cat", "ann", "eve", "ben", "ann", "dan"):
+        sessions.open(replace(session("1", 0.0), client=ClientId(name)))
+    for name in ("cat", "nobody", "cat"):
+        sessions.close(ClientId(name))
+    silent = sessions.of(ClientId("eve"))
+    silent.last_seen_s = -10.0
+    assert [one.client for one in sessions.live(1.0)] == ["ann", "ben", "dan"]
+    silent.polls_open = 1
+    assert [one.client for one in sessions.live(1.0)] == ["ann", "ben", "dan", "eve"]

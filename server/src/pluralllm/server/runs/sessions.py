@@ -1,5 +1,6 @@
 """The sessions of the connected clients. A client has one session. A newer daemon of the client replaces the older session."""
 
+import bisect
 from dataclasses import dataclass, field
 
 from pluralllm.common.errors.tree import SessionReplaced, StaleSession
@@ -52,6 +53,7 @@ class Sessions:
     def __init__(self, silence_s: float) -> None:
         self._silence_s = silence_s
         self._by_client: dict[ClientId, Session] = {}
+        self._order: list[ClientId] = []  # the clients, sorted: every look at all of them needs the order
 
     def open(self, session: Session) -> bool:
         """Adds a session. The session replaces an older session of the same client.
@@ -64,6 +66,8 @@ class Sessions:
         if before is not None:
             now = (session.last_seen_s,) if takes_over else ()
             session.takeovers_s = (*before.takeovers_s, *now)[-MAX_TAKEOVERS:]
+        if before is None:
+            bisect.insort(self._order, session.client)
         self._by_client[session.client] = session
         return takes_over
 
@@ -85,11 +89,12 @@ class Sessions:
 
     def close(self, client: ClientId) -> None:
         """Ends the client's session. The client's open poll then fails with StaleSession."""
-        self._by_client.pop(client, None)
+        if self._by_client.pop(client, None) is not None:
+            del self._order[bisect.bisect_left(self._order, client)]
 
     def get(self, client: ClientId) -> Session | None:
         return self._by_client.get(client)
 
     def live(self, now_s: float) -> tuple[Session, ...]:
         """Returns the sessions of connected clients, sorted by client."""
-        return tuple(s for _, s in sorted(self._by_client.items()) if s.is_live(now_s))
+        return tuple(session for client in self._order if (session := self._by_client[client]).is_live(now_s))
