@@ -264,7 +264,7 @@ def assert_bundles_help(town: Town) -> None:
     of_server, of_client = (bundled(town.folder / home / "bundle.zip") for home in ("host", "org-a"))
     assert '"kind": "ModelAveraged"' in of_server["database.json"]
     assert 'pluralllm_runs{phase="ended"' in of_server["metrics.txt"]
-    assert '"usable_questions": 240' in of_client["data.json"]
+    assert '"questions": 240' in of_client["data.json"]
     assert '"min_cohort": 3' in of_client["policy.json"]
     for bundle in (of_server, of_client):
         assert all(check["ok"] for check in json.loads(bundle["doctor.json"])), bundle["doctor.json"]

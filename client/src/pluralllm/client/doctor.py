@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pluralllm.client.answers_in_use import GIVE_RESPONDENTS, TRUE_SHARES, uses_true_shares
+from pluralllm.client.answers_in_use import GIVE_RESPONDENTS, TRUE_SHARES, ledger_folder, uses_true_shares
 from pluralllm.client.data.private_data import check_file, read_counted
 from pluralllm.client.disclosure.consents import COMMAND, Consents
 from pluralllm.client.disclosure.policy import RespondentPrivacy, load_policy
@@ -54,7 +54,9 @@ def checks_of(settings: ClientConfig) -> list[Check]:
 def _data(config: ClientConfig) -> Check:
     """Checks that the private file has no problems."""
     checked = check_file(config.data)
-    result = f"{len(checked.questions)} usable questions, {len(checked.problems)} problems in {config.data}"
+    # How many of the questions have answers is private, and a support bundle holds this line.
+    asked = len(checked.questions) + checked.unanswered
+    result = f"{asked} questions, {len(checked.problems)} problems in {config.data}"
     if checked.problems:
         return Check("private data", ok=False, result=result, fix="pluralllm-client data check")
     if can_others_read(config.data):
@@ -95,7 +97,9 @@ def _noise(config: ClientConfig) -> Check:
         return Check("noised answers", ok=True, result=result, fix="for noise, set [privacy] in policy.toml")
     facts = privacy_facts(config, privacy)
     spent = f"epsilon {facts['epsilon_spent']:g} of {facts['epsilon_allowed']:g} spent"
-    if facts["noised_file"] is None and uses_true_shares(config.data, privacy):
+    if facts["noised_file"] is None and uses_true_shares(
+        config.data, privacy, ledger_folder(privacy, config.state_dir)
+    ):
         return Check("noised answers", ok=True, result=f"off: {TRUE_SHARES}", fix=GIVE_RESPONDENTS)
     if facts["noised_file"] is None or facts["released"] is None:
         result = f"{facts['noised_file'] or 'none released'}; {spent}"

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from pluralllm.client.data.codebook import codebook_beside
 from pluralllm.client.data.private_data import check_file
 from pluralllm.client.data.private_texts import PrivateTexts
 from pluralllm.client.disclosure.policy import load_policy
@@ -16,6 +17,8 @@ from pluralllm.common.process.configuration import load_config
 from pluralllm.common.process.console import say
 from pluralllm.common.process.support_bundle import bundle_name, parts_of, write_bundle
 from pluralllm.common.words.questions import Question
+
+CHANGED = "data.not_released"  # the event in the daemon's log
 
 
 def support_bundle(
@@ -28,27 +31,39 @@ def support_bundle(
     path = file or Path(bundle_name("pluralllm-client"))
     parts = {
         **parts_of(settings, config, settings.state_dir, lambda: checks_of(settings)),
-        "policy.json": lambda: load_policy(settings.policy_file).model_dump(mode="json"),
+        "policy.json": lambda: load_policy(settings.policy_file).model_dump(
+            mode="json", exclude={"privacy": {"respondents"}}
+        ),
         "data.json": lambda: _counts(settings.data),
-        "state.json": lambda: list(_files(settings.state_dir)),
+        "state.json": lambda: list(_files(settings.state_dir, settings.data)),
     }
     private = PrivateTexts(_questions(settings.data, whole=bool(log)))
-    write_bundle(path, parts, log or [], private.redacted, private.redacted_log)
+    write_bundle(path, parts, log or [], private.redacted, lambda text: private.redacted_log(_without_changes(text)))
     say(f"{path}: look through it before you send it")
 
 
 def _counts(data: Path) -> dict[str, int]:
-    """Returns the number of lines, usable questions and problems of the private file."""
+    """Returns the number of lines, questions and problems of the private file; not how many of the questions have answers."""
     checked = check_file(data)
-    return {"lines": checked.lines, "usable_questions": len(checked.questions), "problems": len(checked.problems)}
+    asked = len(checked.questions) + checked.unanswered
+    return {"lines": checked.lines, "questions": asked, "problems": len(checked.problems)}
 
 
-def _files(state: Path) -> Iterator[dict[str, Any]]:
-    """Yields name, size and time of the last change for each file in the state directory."""
+def _files(state: Path, data: Path) -> Iterator[dict[str, Any]]:
+    """Yields name, size and time of the last change for each file in the state directory.
+
+    data: the private file, which is left out like its codebook: a new size or time tells that an answer may have changed.
+    """
+    private = {data.resolve(), codebook_beside(data)}
     for path in sorted(state.rglob("*")):
-        if path.is_file():
+        if path.is_file() and path.resolve() not in private:
             facts = path.stat()
             yield {"file": str(path.relative_to(state)), "bytes": facts.st_size, "changed_s": facts.st_mtime}
+
+
+def _without_changes(text: str) -> str:
+    """Returns a log without the lines that tell whether the private file has changed since the release of noised answers."""
+    return "".join(line for line in text.splitlines(keepends=True) if CHANGED not in line)
 
 
 def _questions(data: Path, *, whole: bool) -> tuple[Question, ...]:
@@ -65,4 +80,4 @@ def _questions(data: Path, *, whole: bool) -> tuple[Question, ...]:
     if problem and whole:
         reason = f"cannot be looked through for private texts: {problem}. Mend that, or leave the logs out"
         raise InvalidArgument(field="--log", problem=reason)
-    return () if checked is None else checked.questions
+    return () if checked is None else checked.questions + checked.not_answered

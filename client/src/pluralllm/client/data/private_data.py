@@ -111,14 +111,19 @@ class Checked:
     questions: tuple[Question, ...]  # that somebody has answered
     problems: tuple[Problem, ...]
     lines: int  # number of rows
-    unanswered: int = 0  # number of valid rows with 0 respondents
+    not_answered: tuple[Question, ...] = ()  # those of valid rows with 0 respondents
+
+    @property
+    def unanswered(self) -> int:
+        """Number of questions that nobody has answered."""
+        return len(self.not_answered)
 
 
 def check_file(path: Path) -> Checked:
     """Reads a whole private file and collects all problems. Raises InvalidData only if the file cannot be read at all."""
     rows, problems, lines = _valid_rows(path)
     questions = tuple(row.to_question() for row in rows if row.respondents != 0)
-    return Checked(questions, problems, lines, len(rows) - len(questions))
+    return Checked(questions, problems, lines, tuple(row.to_question() for row in rows if row.respondents == 0))
 
 
 def read_group(path: Path) -> tuple[Question, ...]:
