@@ -53,6 +53,16 @@ def test_the_import_with_options_keeps_them_and_the_most_questions_of_one_respon
     assert "a release with epsilon 4 adds noise of 0.899 to each share" in said
 
 
+def test_the_counts_of_others_do_not_depend_on_whether_one_respondent_has_a_weight(rows: Path) -> None:
+    out = rows.with_name("town.jsonl")
+    counts = []
+    for one in ([], [["eve", "Tea?", "No", "2"]]):
+        write_rows(rows, [*ROWS, *one])
+        responses(rows, out, None, rows.with_name("options.json"), max_weight=2.0)
+        counts.append([question.counts for question in read_counted(out)])
+    assert counts == [[(0.75, 0.25), (0.5, 0.0, 0.5)], [(0.75, 1.25), (0.5, 0.0, 0.5)]]
+
+
 def test_an_import_that_does_not_know_what_was_asked_leaves_no_codebook_of_an_earlier_one(rows: Path) -> None:
     out = rows.with_name("town.jsonl")
     responses(rows, out, None, rows.with_name("options.json"))

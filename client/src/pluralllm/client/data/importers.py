@@ -177,7 +177,8 @@ def count_responses(path: Path, group: str | None, options: Path | None, max_wei
         raise InvalidData(file=str(path), problems="\n".join(problems[:20]))
     if group is not None and group not in groups:
         raise _unknown(path, "group", group, groups)
-    bound, questions, answered = Weights(has_weights, max_weight), [], Counter[str]()
+    # A stated bound counts, also where no row has a weight: whether one has may depend on a single respondent.
+    bound, questions, answered = Weights(has_weights or max_weight is not None, max_weight), [], Counter[str]()
     for text, given_answers in answers.items():
         labels = tuple(of_question.get(text) or dict.fromkeys(answer.option for answer in given_answers))
         if len(labels) >= 2:
