@@ -201,6 +201,16 @@ def test_shares_of_nobody_knows_how_many_are_used_only_where_the_policy_allows_i
     assert "--respondents N" in shown.fix
 
 
+def test_shares_without_noise_are_not_used_once_a_file_of_the_population_was_released(settings: ClientConfig) -> None:
+    (settings.state_dir / "policy.toml").write_text(new_policy(noise=True))
+    typed(settings)
+    renamed = settings.model_copy(update={"data": settings.data.with_name("renamed.jsonl")})
+    shares_only(renamed)
+    with pytest.raises(NotReleased):
+        answers_of(renamed, load_policy(settings.policy_file))
+    assert not PROBES["noised answers"](renamed).ok
+
+
 def test_counts_that_take_the_place_of_shares_are_used_only_after_a_release(settings: ClientConfig) -> None:
     counted = settings.data.read_bytes()
     shares_only(settings)

@@ -1,7 +1,8 @@
 """Decides which answers the client uses: the released, noised ones, or the partner's own file.
 
 The decision follows from the partner's policy and from the ledger, never from what has changed in the private file. A file of
-shares alone cannot get noise: it is used as it is only if the policy allows it, and only as long as nothing of it was released.
+shares alone cannot get noise: it is used as it is only if the policy allows it, and only as long as nothing of its
+population was released.
 """
 
 from pathlib import Path
@@ -11,7 +12,7 @@ import structlog
 from pluralllm.client.data.answers import ledger_beside, shows_respondents
 from pluralllm.client.data.private_file import Answers
 from pluralllm.client.disclosure.policy import Policy, RespondentPrivacy
-from pluralllm.client.privacy.ledger import FILE
+from pluralllm.client.privacy.ledger import FILE, Ledger
 from pluralllm.client.privacy.released_answers import released_answers
 from pluralllm.client.process.config import ClientConfig
 from pluralllm.common.errors.tree import NotReleased
@@ -41,7 +42,7 @@ def answers_in_use(config: ClientConfig, policy: Policy) -> Answers:
     try:
         noised = released_answers(config.data, folder)
     except NotReleased:
-        if not uses_true_shares(config.data, privacy):
+        if not uses_true_shares(config.data, privacy, folder):
             raise
         log.warning("answers.without_noise", file=str(config.data), reason=TRUE_SHARES, fix=GIVE_RESPONDENTS)
         return Answers(config.data, ledgers=(folder / FILE, ledger_beside(config.data)))
@@ -52,9 +53,13 @@ def answers_in_use(config: ClientConfig, policy: Policy) -> Answers:
     return Answers(noised.path, noised.sha256, (folder / FILE, ledger_beside(config.data)))
 
 
-def uses_true_shares(data: Path, privacy: RespondentPrivacy) -> bool:
-    """Returns whether a private file of which nothing was released is used without noise, because it cannot get any."""
-    return privacy.allow_true_shares and not shows_respondents(data)
+def uses_true_shares(data: Path, privacy: RespondentPrivacy, folder: Path) -> bool:
+    """Returns whether a private file of which nothing was released is used without noise, because it cannot get any.
+
+    folder: of the ledger. Once answers of the same population were released with noise, its people are protected: shares
+    without noise, which may be the same answers under another name, are not used.
+    """
+    return privacy.allow_true_shares and not Ledger(folder, data.resolve()).entries and not shows_respondents(data)
 
 
 def ledger_folder(privacy: RespondentPrivacy, state_dir: Path) -> Path:

@@ -94,7 +94,7 @@ def first_release(data: Path, state_dir: Path, policy_file: Path) -> None:
     folder = ledger_folder(privacy, state_dir)
     if latest_release(Ledger(folder, data.resolve()).entries, str(data.resolve())) is not None:
         return
-    if uses_true_shares(data, privacy):
+    if uses_true_shares(data, privacy, folder):
         say(f"Without noise: {TRUE_SHARES}. To change that: {GIVE_RESPONDENTS}.")
         return
     need_noise()

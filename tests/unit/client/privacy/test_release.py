@@ -16,6 +16,7 @@ from pluralllm.client.data.answers import ledger_beside, read_answers
 from pluralllm.client.data.counted_question import CountedQuestion
 from pluralllm.client.data.private_data import read_group, write_group
 from pluralllm.client.privacy import release as release_module
+from pluralllm.client.privacy import released_answers as released_module
 from pluralllm.client.privacy.accountant import epsilon_of, rho_used
 from pluralllm.client.privacy.entries import Charge, Released, entries_of, question_name, totals_of
 from pluralllm.client.privacy.ledger import FILE, Ledger
@@ -416,6 +417,83 @@ def test_one_process_at_a_time_releases(data: Path, folder: Path) -> None:
         released(data, folder)
 
 
+def test_two_configurations_with_ledgers_of_their_own_do_not_release_one_file_at_once(
+    data: Path, folder: Path, tmp_path: Path
+) -> None:
+    def look() -> None:
+        with pytest.raises(InUse, match=r"town\.jsonl"):
+            released(data, tmp_path / "elsewhere")
+
+    released(data, folder, Draws(look))
+    with pytest.raises(PrivacyBudgetSpent):
+        released(data, tmp_path / "elsewhere")
+
+
+def test_a_ledger_that_another_process_has_continued_is_not_written_over(data: Path, folder: Path) -> None:
+    released(data, folder, terms=Terms("town", 1.0, 1e-6))
+    early = Ledger(folder, data.resolve())
+    entry = early.entries[0].model_copy(update={"sequence": 2, "previous": early.head})
+    released(data, folder)
+    before = (folder / FILE).read_bytes()
+    with pytest.raises(LedgerDiverged):
+        early.append(entry)
+    assert (folder / FILE).read_bytes() == ledger_beside(data).read_bytes() == before
+
+
+def test_a_charge_that_a_full_disk_has_kept_from_a_copy_is_there_before_noise_is_drawn(
+    data: Path, folder: Path
+) -> None:
+    def full() -> None:
+        raise OSError
+
+    with pytest.raises(OSError):  # noqa: PT011 - the error of the line above
+        released(data, folder, Draws(full))
+    ledger_beside(data).write_bytes(b"")
+    copies: list[int] = []
+    released(data, folder, Draws(lambda: copies.append(ledger_beside(data).read_bytes().count(b"charge"))))
+    assert min(copies) > 0
+
+
+def test_a_question_in_new_words_is_no_free_second_release(data: Path, folder: Path) -> None:
+    stated = Terms("town", 2.0, 1e-6, questions_per_respondent=4, respondents=200)
+    released(data, folder, terms=stated)
+    reworded = tuple(Question(f"{q.text} Please say.", q.options, q.shares) for q in CODEBOOK)
+    write_group(data, [CountedQuestion(q.text, q.options, q.shares, counts=(70, 20, 10)) for q in reworded])
+    with pytest.raises(InvalidArgument, match=r"is 4, but 4 questions .* not in the list any more.* at least 8"):
+        released(data, folder, codebook=reworded, terms=stated)
+    moved = data.rename(data.with_name("moved.jsonl"))
+    with pytest.raises(InvalidArgument, match="not in the list any more"):
+        released(moved, folder, codebook=reworded, terms=stated)
+    with pytest.raises(PrivacyBudgetSpent):
+        released(moved, folder, codebook=reworded)
+    more = (*CODEBOOK, reworded[0])
+    write_group(data, [*answered(), CountedQuestion(more[4].text, more[4].options, more[4].shares, counts=(7, 2, 1))])
+    released(data, folder, codebook=more, terms=stated, named=frozenset({question_name(more[4])}))
+
+
+def test_two_files_of_one_population_may_have_different_questions(data: Path, folder: Path) -> None:
+    stated = Terms("town", 2.0, 1e-6, questions_per_respondent=4)
+    released(data, folder, terms=stated)
+    other = tuple(Question(f"More {n}?", ("Yes", "No"), (0.5, 0.5)) for n in range(4))
+    file = data.with_name("other.jsonl")
+    write_group(file, [CountedQuestion(q.text, q.options, q.shares, counts=(70, 30)) for q in other])
+    released(file, folder, codebook=other, terms=stated)
+
+
+def test_released_answers_stay_in_use_where_the_private_file_cannot_be_read(
+    data: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released(data, folder)
+    read = released_module.sha256_of
+
+    def shut(path: Path) -> str:
+        raise InvalidData(file=str(path), problems="  no permission")
+
+    monkeypatch.setattr(released_module, "sha256_of", shut)
+    assert read(data)
+    assert not released_answers(data, folder).is_current
+
+
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
@@ -460,6 +538,14 @@ def test_fewer_questions_of_a_respondent_need_less_noise(data: Path, folder: Pat
             ],
             "has a weight, which may tell of its answers",
         ),
+        (
+            [*answered()[:3], CountedQuestion("Question 3?", CODEBOOK[3].options, (1, 0, 0), counts=(1e300, 0, 0))],
+            "has more than 1099511627776 people",
+        ),
+        (
+            [*answered()[:3], CountedQuestion("Question 3?", CODEBOOK[3].options, (1, 0, 0), respondents=10**13)],
+            "has more than 1099511627776 people",
+        ),
     ],
 )
 def test_a_file_that_does_not_fit_the_list_of_questions_is_refused(
@@ -469,6 +555,15 @@ def test_a_file_that_does_not_fit_the_list_of_questions_is_refused(
     with pytest.raises(InvalidData, match=problem):
         released(data, folder)
     assert Ledger(folder, data.resolve()).entries == ()
+
+
+@pytest.mark.parametrize("options", [("a  b", "a b"), ("caf\u00e9", "cafe\u0301")])
+def test_two_options_that_are_one_in_the_ledger_are_refused(data: Path, folder: Path, options: tuple[str, str]) -> None:
+    """One person would be counted in both of them, so the noise would be too small."""
+    codebook = (Question("Which?", options, (0.5, 0.5)),)
+    write_group(data, [CountedQuestion("Which?", options, (1, 0), counts=(10, 0))])
+    with pytest.raises(InvalidData, match="two options that differ only in white space"):
+        released(data, folder, codebook=codebook)
 
 
 def test_the_list_decides_the_order_of_questions_and_options(data: Path, folder: Path) -> None:

@@ -53,7 +53,18 @@ class Ledger:
         A file that lacks earlier lines gets them first. Raises StorageFull if the disk is full.
         """
         self._content += line_of(entry)
-        for path in (self._file, *self._copies):
+        self.bring_up()
+
+    def bring_up(self) -> None:
+        """Adds to the ledger and to its copies what they lack. All of it is durable when the method returns.
+
+        Raises LedgerDiverged, before anything is written, if another process has written something else meanwhile; StorageFull.
+        """
+        files = (self._file, *self._copies)
+        for path in files:
+            if not self._content.startswith(whole_lines(_content(path))):
+                raise LedgerDiverged(file=str(self._file), copy=str(path))
+        for path in files:
             _bring_up(path, self._content)
 
     def _longer(self, copy: Path) -> bytes:

@@ -25,6 +25,7 @@ from pluralllm.client.data.private_data import jsonl_of, read_counted, read_grou
 from pluralllm.client.privacy.accountant import epsilon_of, rho_of, rho_of_question, rho_used, sigma_of
 from pluralllm.client.privacy.entries import (
     Charge,
+    Entry,
     Released,
     folded,
     latest_release,
@@ -34,10 +35,18 @@ from pluralllm.client.privacy.entries import (
     totals_of,
 )
 from pluralllm.client.privacy.ledger import Ledger
-from pluralllm.client.privacy.mechanism import UNIT, Draw, noised_counts, opendp_draw, sensitivity, shares_after
+from pluralllm.client.privacy.mechanism import (
+    LARGEST_COUNT,
+    UNIT,
+    Draw,
+    noised_counts,
+    opendp_draw,
+    sensitivity,
+    shares_after,
+)
 from pluralllm.common.errors.tree import InvalidArgument, InvalidData, NoisedFileLost, PrivacyBudgetSpent
 from pluralllm.common.process.files import why_not_writable, write_durably
-from pluralllm.common.process.lock import DirectoryLock
+from pluralllm.common.process.lock import DirectoryLock, locked_file
 from pluralllm.common.words.questions import Question
 
 Now = Callable[[], str]
@@ -97,11 +106,12 @@ def release(
     folder: of the ledger. codebook: every question of the survey with its options in order, whether answered or not; their shares
     are not used. named: names of the questions to noise; None: all. The answers of other questions stay as they were released.
     Raises InvalidData if the file does not fit the codebook or the terms; PrivacyBudgetSpent, LedgerBroken, LedgerDiverged;
-    NoisedFileLost if not all questions are named and the last noised file is lost; InUse if another process releases answers.
+    NoisedFileLost if not all questions are named and the last noised file is lost; InUse if another process releases answers
+    of the file, or into the ledger.
     """
     data = data.resolve()
     _check_can_be_written(data)
-    with DirectoryLock(folder):
+    with DirectoryLock(folder), locked_file(data):
         ledger = Ledger(folder, data)
         questions, data_sha256 = _answers(data, codebook, terms)
         plan = plan_release(ledger, data, questions, terms, named)
@@ -119,6 +129,8 @@ def release(
                 previous=ledger.head,
             )
             ledger.append(charge)
+        else:
+            ledger.bring_up()  # a full disk may have kept the charge from a copy
         file = folder / f"noised-{charge.sequence}.jsonl"
         file.unlink(missing_ok=True)  # a draw that was never released
         content = jsonl_of(_noised(questions, charge, terms, kept, draw))
@@ -164,6 +176,7 @@ def plan_release(
         raise InvalidArgument(field="[privacy] population", problem=problem)
     _check_statements(questions, terms, kept_codebook(data).most_answered)
     totals = totals_of(entries)
+    _check_nothing_is_told_twice(entries, data, questions, len(totals.keys() | names), terms)
     kappa = terms.questions_per_respondent or len(totals.keys() | names)
     budget = rho_of(terms.epsilon, terms.delta)
     spent = rho_used(totals.values(), kappa)
@@ -202,6 +215,11 @@ def with_codebook(
     if len(of_name) < len(answered) or len(listed) < len(codebook):
         problems.append("  two questions differ only in white space or in the order of their options; keep one")
     problems += [
+        f"  {q.text[:60]!r} has two options that differ only in white space or in the form of a letter; merge them"
+        for q in (*codebook, *answered)
+        if len({folded(option) for option in q.options}) < len(q.options)
+    ]
+    problems += [
         f"  {listed[name].text[:60]!r} has no row; import the answers with --options, which keeps unanswered questions"
         for name in listed
         if name not in of_name
@@ -214,6 +232,11 @@ def with_codebook(
         f"  {q.text[:60]!r} has shares and no respondents; give counts, or respondents"
         for q in answered
         if not q.counts and q.respondents is None
+    ]
+    problems += [
+        f"  {q.text[:60]!r} has more than {LARGEST_COUNT} people; mend the numbers"
+        for q in answered
+        if max((*q.counts, q.respondents or 0)) > LARGEST_COUNT
     ]
     if terms.max_weight is None and (bare := [q for q in answered if not q.counts]):
         problems.append(f"  {bare[0].text[:60]!r} has shares: state [privacy] max_weight, 1.0 if all weighed the same")
@@ -286,6 +309,30 @@ def _check_statements(questions: Mapping[str, CountedQuestion], terms: Terms, mo
         most = DELTA_TIMES_RESPONDENTS / respondents
         problem = f"is {terms.delta:g}; for {respondents} respondents it must be at most {most:.1g}"
         raise InvalidArgument(field="[privacy] delta", problem=problem)
+
+
+def _check_nothing_is_told_twice(
+    entries: Sequence[Entry], data: Path, questions: Mapping[str, CountedQuestion], all_released: int, terms: Terms
+) -> None:
+    """Checks that the stated number of questions includes those that were released and have left the list since.
+
+    A question with new words has a new name, and the same answers would be told under both names. Nobody can see that a new
+    question is an old one, so a partner who states how many questions one person has answered must count both.
+    all_released: number of questions with a release, this one included. Raises InvalidArgument.
+    """
+    kappa = terms.questions_per_respondent
+    gone = {
+        name
+        for entry in entries
+        if isinstance(entry, Charge) and (entry.data == str(data) or not Path(entry.data).exists())
+        for name in entry.questions
+    } - questions.keys()
+    if gone and 0 < kappa < all_released:
+        problem = (
+            f"is {kappa}, but {len(gone)} questions that were released are not in the list any more. With other words or options"
+            f" a question counts anew: put them back into the list and the file, or state 0 or at least {all_released}"
+        )
+        raise InvalidArgument(field="[privacy] questions_per_respondent", problem=problem)
 
 
 def _respondents_of(question: CountedQuestion) -> int:

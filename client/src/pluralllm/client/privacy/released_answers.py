@@ -7,7 +7,7 @@ from pluralllm.client.data.answers import sha256_of
 from pluralllm.client.privacy.entries import latest_release
 from pluralllm.client.privacy.ledger import Ledger
 from pluralllm.client.privacy.release import noised_file
-from pluralllm.common.errors.tree import NotReleased
+from pluralllm.common.errors.tree import InvalidData, NotReleased
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,5 +28,8 @@ def released_answers(data: Path, folder: Path) -> ReleasedAnswers:
     released = latest_release(Ledger(folder, data).entries, str(data))
     if released is None:
         raise NotReleased(file=str(data))
-    is_current = data.is_file() and sha256_of(data) == released.data_sha256
+    try:
+        is_current = data.is_file() and sha256_of(data) == released.data_sha256
+    except InvalidData:  # its owner may have shut it away, because the released answers are enough
+        is_current = False
     return ReleasedAnswers(noised_file(released, folder), released.sha256, is_current)

@@ -1,13 +1,34 @@
-"""A lock that lets only one process at a time use a state directory."""
+"""Locks that let only one process at a time use a state directory or a file."""
 
+import contextlib
 import fcntl
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
 from pluralllm.common.errors.tree import InUse, InvalidConfig
 from pluralllm.common.process.files import create_file, make_folder, owner_hint, storage_errors
+
+
+@contextlib.contextmanager
+def locked_file(path: Path) -> Iterator[None]:
+    """Locks a file for this process until the block ends (flock). The file is not changed, and may be read by everybody.
+
+    A file system without locks is accepted, and a file that cannot be opened. Raises InUse if another process holds the lock.
+    """
+    if not (path.is_file() and os.access(path, os.R_OK)):
+        yield
+        return
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InUse(what=str(path), by="another process") from error
+        except OSError:
+            pass  # a network file system, where a second writer is noticed when it writes
+        yield
 
 
 class DirectoryLock:
