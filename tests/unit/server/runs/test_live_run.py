@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from support.coordinator_harness import small_spec
 from support.memory_coordinator import Hooks, MemoryCoordinator
-from support.memory_store import MemoryStore, Tables
+from support.memory_store import MemoryStore, Rows, Tables
 
 from pluralllm.common.errors.tree import Corrupt, NotFound, StorageFull
 from pluralllm.common.predictor.architecture import layout_for
@@ -256,3 +256,36 @@ async def test_a_run_is_found_by_its_name_and_an_unknown_name_is_refused() -> No
     assert runs.find("s") is None
     with pytest.raises(NotFound, match="s"):
         runs.get("s")
+
+
+async def test_receipts_of_the_open_round_are_in_memory_and_those_before_in_the_store(tmp_path: Path) -> None:
+    place = MemoryCoordinator(tmp_path)
+    run = await place.collecting("ann", "ben", rounds=5)
+    store, ann, ben = place.parts.store, ClientId("ann"), ClientId("ben")
+    await place.deliver(run, "ann", place.update(run, 1), 40)
+    one, two = RoundNumber(1), RoundNumber(2)
+    kept = await run.receipt(store, one, ann)
+    assert kept is not None
+    assert kept == await store.receipt(run.id, one, ann)
+    assert await (await recover(store, run.record)).receipt(store, one, ann) == kept
+    assert await run.receipt(store, two, ann) is None
+    await place.coordinator.dispatch(run, ev.MemberRevoked(place.clock.now_s(), ann))
+    assert await run.receipt(store, one, ann) is None
+    await place.hello("cat")
+    await place.look(run)
+    for client, seed in (("ben", 2), ("cat", 3)):
+        await place.deliver(run, client, place.update(run, seed), 30)
+    await place.coordinator.until_averaged(run)
+    await place.look(run)
+    await place.stop()
+    assert run.state.round == two
+    assert await run.receipt(store, two, ben) is None, "the round before is not the open one"
+    assert (await run.receipt(store, one, ben)) == await store.receipt(run.id, one, ben) is not None
+
+
+async def test_a_run_whose_versions_are_lost_is_named_when_it_is_recovered() -> None:
+    store = MemoryStore(Tables())
+    run = await a_run(store)
+    store._tables.runs[RunId("r")].versions = Rows()
+    with pytest.raises(Corrupt, match="its first model version"):
+        await recover(store, run.record)
