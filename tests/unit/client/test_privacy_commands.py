@@ -134,7 +134,7 @@ def test_the_daemon_uses_released_answers_only(settings: ClientConfig) -> None:
     typed(settings)
     answers = answers_of(settings, policy)
     assert answers.path.parent == settings.state_dir / "privacy"
-    assert answers.questions == 4
+    assert (answers.questions, answers.is_noised) == (4, True)
     content = answers.path.read_bytes()
     answers.path.write_bytes(content.replace(b"0.", b"1.", 1))
     assert not answers.look()
@@ -283,7 +283,8 @@ def test_a_partner_cannot_state_fewer_questions_than_the_import_has_seen(setting
 
 
 def test_without_the_table_the_daemon_uses_the_private_file(settings: ClientConfig) -> None:
-    assert answers_of(settings, load_policy(None)).path == settings.data
+    answers = answers_of(settings, load_policy(None))
+    assert (answers.path, answers.is_noised) == (settings.data, False)
 
 
 def test_the_doctor_says_whether_noise_protects_the_respondents(settings: ClientConfig) -> None:

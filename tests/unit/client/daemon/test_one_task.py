@@ -161,6 +161,7 @@ class Data:
     """A private file that does not change."""
 
     path, questions, sha256, changed_s = Path("answers.jsonl"), QUESTIONS, "0" * 64, None
+    is_noised = False
 
     def check(self) -> None: ...
 
@@ -388,6 +389,25 @@ async def test_an_update_that_waited_for_its_receipt_keeps_the_statement_about_i
     assert later.coordinator.noise == NoiseStatement(noised=False)
     await later.do(task(round_number=2))
     assert later.coordinator.noise == NoiseStatement(True, 4.0, 1e-6, "respondent")
+
+
+async def test_after_a_release_nothing_is_sent_that_follows_from_the_true_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = Client(tmp_path, open_policy())
+    await client.daemon.greet()
+    client.coordinator.errors["push_update"] = Unreachable(address="a", problem="b")
+    await client.do(work := task())
+    residual = client.daemon._drafts.residual(RunId("r"))
+    residual.write_bytes(true := b"what rounding took away from the true answers")
+    monkeypatch.setattr(Data, "is_noised", True)
+    later = Client(tmp_path, open_policy())
+    noised = NoiseStatement(True, 4.0, 1e-6, "respondent")
+    later.daemon._declaration._statement = noised  # as after a release
+    await later.daemon.greet()
+    await later.do(work)
+    assert later.coordinator.noise == noised
+    assert not residual.exists() or residual.read_bytes() != true
 
 
 async def test_a_version_that_was_made_from_too_few_updates_is_not_trained_from(tmp_path: Path) -> None:

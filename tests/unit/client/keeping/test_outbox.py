@@ -15,6 +15,7 @@ from pluralllm.client.process.instruments import OUTBOX_UPDATES
 from pluralllm.common.errors.tree import StorageFull
 from pluralllm.common.weights.chunks import manifest_of
 from pluralllm.common.words.ids import Digest, RunId, TaskId
+from pluralllm.common.words.noise import NoiseStatement
 
 TASK, RUN = TaskId("runs/r/rounds/1/tasks/train-ann"), RunId("r")
 
@@ -45,6 +46,21 @@ def test_the_facts_of_an_update_are_kept_word_for_word(tmp_path: Path) -> None:
     assert outbox.get(TaskId("runs/r/rounds/2/tasks/train-ann")) is None
     assert stat.S_IMODE((tmp_path / "outbox").stat().st_mode) == 0o700
     assert not (tmp_path / "draft").exists()
+
+
+def test_updates_from_true_answers_are_not_sent_once_the_answers_are_noised(tmp_path: Path) -> None:
+    outbox, entry = filled(tmp_path)
+    for name, noise in (
+        ("true", NoiseStatement(noised=False)),
+        ("noised", NoiseStatement(True, 2.0, 1e-6, "respondent")),
+    ):
+        (tmp_path / "draft").write_bytes(b"delta")
+        outbox.put(replace(entry, task=TaskId(name), noise=noise), tmp_path / "draft")
+    outbox.follow(noised=False)
+    assert len(list(outbox.pending())) == 3
+    outbox.follow(noised=True)
+    assert [kept.task for kept in outbox.pending()] == ["noised"]
+    assert not outbox.delta(TASK).exists()
 
 
 def test_updates_of_several_runs_are_counted_and_limited_one_by_one(tmp_path: Path) -> None:

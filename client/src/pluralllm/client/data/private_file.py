@@ -89,6 +89,11 @@ class PrivateFile:
         return self._answers.path
 
     @property
+    def is_noised(self) -> bool:
+        """Whether the answers are noised ones, so that nothing may be sent any more that follows from true ones."""
+        return self._answers.noised_sha256 is not None
+
+    @property
     def questions(self) -> int:
         """The number of questions in the announced content."""
         return self._content.questions

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pluralllm.common.process.files import make_folder
+from pluralllm.common.process.files import make_folder, write_durably
 from pluralllm.common.words.ids import RunId
 
 
@@ -24,7 +24,22 @@ class Drafts:
     def __init__(self, folder: Path) -> None:
         make_folder(folder)
         self._folder = folder
+        self._noised = folder / "from-noised-answers"  # there while all states follow from noised answers
         self.delta = folder / "delta.safetensors"
+
+    def follow(self, *, noised: bool) -> None:
+        """Deletes the states of all runs if they follow from true answers, and the client uses noised answers from now on.
+
+        An optimizer's state and a residual go into later updates, which must tell nothing but the noised answers.
+        """
+        if noised == self._noised.is_file():
+            return
+        if not noised:
+            self._noised.unlink()
+            return
+        for path in self._folder.iterdir():
+            path.unlink()
+        write_durably(self._noised, b"")
 
     def optimizer_state(self, run: RunId) -> Path:
         """Returns the path of the run's optimizer state."""

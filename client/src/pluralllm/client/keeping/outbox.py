@@ -102,6 +102,13 @@ class Outbox:
             if entry.run == run:
                 self.drop(entry.task)
 
+    def follow(self, *, noised: bool) -> None:
+        """Deletes the updates from true answers if the client uses noised answers now. Their tasks are done again."""
+        for entry in list(self.pending()) if noised else []:
+            if entry.noise is None or not entry.noise.noised:
+                log.info("outbox.without_noise", task=entry.task)
+                self.drop(entry.task)
+
     def _read(self, path: Path) -> Entry | None:
         """Returns the entry in a file; None, with one log line for the file, if it is damaged: its task is done again."""
         try:
