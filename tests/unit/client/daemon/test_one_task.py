@@ -398,6 +398,7 @@ async def test_after_a_release_nothing_is_sent_that_follows_from_the_true_answer
     await client.daemon.greet()
     client.coordinator.errors["push_update"] = Unreachable(address="a", problem="b")
     await client.do(work := task())
+    await client.do(task(TaskKind.EVALUATE))
     residual = client.daemon._drafts.residual(RunId("r"))
     residual.write_bytes(true := b"what rounding took away from the true answers")
     monkeypatch.setattr(Data, "is_noised", True)
@@ -408,6 +409,9 @@ async def test_after_a_release_nothing_is_sent_that_follows_from_the_true_answer
     await later.do(work)
     assert later.coordinator.noise == noised
     assert not residual.exists() or residual.read_bytes() != true
+    later.worker.orders.clear()
+    await later.do(task(TaskKind.EVALUATE))
+    assert EVALUATE.name in later.worker.orders, "the scores are computed anew"
 
 
 async def test_a_version_that_was_made_from_too_few_updates_is_not_trained_from(tmp_path: Path) -> None:

@@ -60,6 +60,24 @@ def test_the_budget_of_a_run_allows_its_last_evaluation_and_not_one_more(tmp_pat
     assert kept.answer(task(3)) is NotReported.BUDGET_SPENT
 
 
+def test_scores_from_true_answers_are_not_reported_once_the_answers_are_noised(tmp_path: Path) -> None:
+    kept = budgets(tmp_path, max_evaluations_of_run=2)
+    kept.join(RunId("r"), SPEC)
+    kept.keep(task(0), SCORES)
+    kept.follow(noised=False)
+    assert kept.answer(task(0)) == SCORES
+    kept.follow(noised=True)
+    assert kept.answer(task(0)) is None
+    kept.keep(task(0), SCORES)
+    budgets(tmp_path).follow(noised=True)
+    assert kept.answer(task(0)) == SCORES, "these are from noised answers"
+    kept.begin(task(1))
+    assert kept.answer(task(2)) is NotReported.BUDGET_SPENT, "a forgotten score stays counted"
+    kept.follow(noised=False)
+    kept.follow(noised=True)
+    assert kept.answer(task(0)) is None, "in between the answers were true ones"
+
+
 def test_a_version_that_was_scored_has_its_scores_again_and_costs_nothing(tmp_path: Path) -> None:
     kept = budgets(tmp_path, max_evaluations_of_run=2)
     kept.join(RunId("r"), SPEC)

@@ -341,8 +341,8 @@ class Daemon:
     def _admit(self, task: Task, spec: RunSpec) -> None:
         """Checks that this client works on a task, before anything is fetched or computed. Raises the reason if it does not."""
         self._data.check()
-        self._drafts.follow(noised=self._data.is_noised)
-        self._outbox.follow(noised=self._data.is_noised)
+        for follow in (self._drafts.follow, self._outbox.follow, self._budgets.follow):
+            follow(noised=self._data.is_noised)
         check_task(self._policy, self._partner.group, self._partner.role, spec, task)
         self._check_cohorts(task.run, spec)
         self._declaration.check(spec.privacy, task.run)

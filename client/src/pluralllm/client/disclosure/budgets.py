@@ -71,6 +71,25 @@ class Budgets:
             for run in runs:
                 self._write(run, {"joined": EARLIER, "scores": {}})
 
+    def follow(self, *, noised: bool) -> None:
+        """Forgets the scores from true answers, if the client uses noised answers from now on; they stay counted.
+
+        A version that the coordinator asks for once more is scored again. Raises InvalidConfig for a damaged account.
+        """
+        since = self._folder / "from-noised-answers"  # there while all scores follow from noised answers
+        if noised == since.is_file():
+            return
+        if not noised:
+            since.unlink()
+            return
+        make_folder(self._folder)
+        for path in self._folder.glob("*.json"):
+            account = _account_in(path)
+            for reported in account["scores"].values():
+                reported["scores"] = None
+            write_durably(path, json.dumps(account).encode(), mode=0o600)
+        write_durably(since, b"")
+
     def join(self, run: RunId, spec_sha256: Digest) -> None:
         """Makes the account of a run when the client starts on the run's first task. Later calls change nothing.
 
