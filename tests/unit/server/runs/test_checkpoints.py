@@ -1,5 +1,6 @@
 """A start reads a run's checkpoint and the events after it; a checkpoint that is not what was written is never trusted."""
 
+import asyncio
 import dataclasses
 import hashlib
 import json
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 from support.memory_coordinator import Hooks, MemoryCoordinator
 
-from pluralllm.common.errors.tree import Corrupt
+from pluralllm.common.errors.tree import Corrupt, StorageFull
 from pluralllm.common.words.ids import ClientId, Digest, RoundNumber, RunId
 from pluralllm.common.words.noise import NoiseStatement
 from pluralllm.server.rounds import events as ev
@@ -29,7 +30,9 @@ async def history(place: MemoryCoordinator, rounds: int, **changes: object) -> L
     for number in range(1, rounds + 1):
         noise = NoiseStatement(True, float(number), 1e-6, "respondent")
         for at, client in enumerate(("ann", "ben")):
-            receipt = ev.Receipt(ClientId(client), Digest(f"{number}{client}".rjust(64, "0")), 40 + at, 0.3, 1.0 + at)
+            receipt = ev.Receipt(
+                ClientId(client), Digest(f"{number}{client}".rjust(64, "0")), 39 + at + number, 0.3, 1.0 + at
+            )
             arrived = ev.UpdateArrived(float(number), RoundNumber(run.state.round), run.state.version, receipt, noise)
             await inbox.put(run, arrived)
         average = run.progress.averaging
@@ -109,6 +112,54 @@ async def test_an_abandoned_and_an_ended_round_have_their_checkpoints(place: Mem
     assert checkpoint is not None
     assert checkpoint.sequence == run.sequence
     assert (await recover(place.parts.store, run.record)).progress == run.progress
+
+
+async def test_a_skipped_round_has_its_checkpoint(place: MemoryCoordinator) -> None:
+    run = await place.collecting("ann", "ben", rounds=2, round={"on_missed_quorum": "skip"})
+    inbox = Inbox(place.parts.store)
+    receipt = ev.Receipt(ClientId("ann"), Digest("e" * 64), 40, 0.2, 1.0)
+    await inbox.put(run, ev.UpdateArrived(1.0, RoundNumber(1), run.state.version, receipt))
+    assert await place.parts.store.checkpoint(run.id) is None
+    assert run.state.deadline_s is not None
+    await inbox.put(run, ev.ClockTicked(run.state.deadline_s))
+    assert (run.state.phase, run.state.version) == (Phase.WAITING, 0)
+    checkpoint = await place.parts.store.checkpoint(run.id)
+    assert checkpoint is not None
+    content = content_of(checkpoint)
+    assert content is not None
+    assert (checkpoint.sequence, content.remembered.examples) == (run.sequence, {"ann": 40})
+
+
+async def test_a_checkpoint_knows_the_updates_of_its_own_transaction_and_the_run_only_durable_ones(
+    place: MemoryCoordinator,
+) -> None:
+    run = await place.collecting("ann", "ben", rounds=2)
+    inbox, full, written = Inbox(place.parts.store), [True], []
+
+    async def hook(operation: str, about: object) -> None:
+        if operation == "store.apply":
+            written.append(about)
+            await asyncio.sleep(0)  # the other entries come in meanwhile
+            if full[0]:
+                raise StorageFull(what="the database")
+
+    place.before = hook
+    receipt = ev.Receipt(ClientId("ann"), Digest("e" * 64), 40, 0.2, 1.0)
+    events = (
+        ev.RunPaused(1.0),
+        ev.UpdateArrived(1.0, RoundNumber(1), run.state.version, receipt),
+        ev.RunCancelled(2.0, "enough"),
+    )
+    await asyncio.gather(*(inbox.put(run, event) for event in events), return_exceptions=True)
+    assert dict(run.examples) == {}
+    full[0] = False
+    await asyncio.gather(*(inbox.put(run, event) for event in events))
+    assert len(written) == 4  # twice the first event and the two others
+    checkpoint = await place.parts.store.checkpoint(run.id)
+    assert checkpoint is not None
+    content = content_of(checkpoint)
+    assert content is not None
+    assert content.remembered.examples == dict(run.examples) == {"ann": 40}
 
 
 def spoilt(checkpoint: Checkpoint, **changes: object) -> Checkpoint:

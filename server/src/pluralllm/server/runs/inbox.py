@@ -48,10 +48,11 @@ class Inbox:
         """
         entry = Entry(run, event)
         self._waiting.append(entry)
-        while not entry.answer.done():
-            async with self._turn:  # whoever comes first drains for everybody who waits
-                if not entry.answer.done():
-                    await self.drain()
+        async with (
+            self._turn
+        ):  # turns have the order of the entries, so a drain answers its own caller, and others who wait
+            if not entry.answer.done():
+                await self.drain()
         return entry.answer.result()
 
     async def drain(self) -> None:
