@@ -302,6 +302,14 @@ def test_the_doctor_says_whether_noise_protects_the_respondents(settings: Client
     assert (probe(settings).ok, probe(settings).result[:4]) == (True, "off:")
 
 
+def test_the_doctor_repeats_a_stated_number_of_questions_that_lowers_the_loss(settings: ClientConfig) -> None:
+    typed(settings)
+    for stated, said in ((3, True), (4, False), (0, False)):
+        (settings.state_dir / "policy.toml").write_text(f"[privacy]\nquestions_per_respondent = {stated}\n")
+        shown = PROBES["noised answers"](settings).result
+        assert ("spent if nobody has answered more than 3 of 4 questions, as you state;" in shown) == said
+
+
 def test_the_doctor_asks_for_the_number_of_respondents_where_the_file_has_none(settings: ClientConfig) -> None:
     rows = [CountedQuestion(f"Question {n}?", ("Yes", "No"), (0.7, 0.3), counts=(700, 300)) for n in range(4)]
     write_group(settings.data, rows)

@@ -108,7 +108,12 @@ def _noise(config: ClientConfig) -> Check:
     # Whether the private file has changed is private, too, and a support bundle holds this line.
     unknown = _unknown_statements(config, privacy)
     fix = f"state in [privacy]: {', '.join(unknown)}" if unknown else ""
-    return Check("noised answers", ok=True, result=f"released {facts['released']}, {spent}; {DECLARED}", fix=fix)
+    released, most = facts["questions_released"], privacy.questions_per_respondent
+    stated = (
+        f" if nobody has answered more than {most} of {released} questions, as you state" if 0 < most < released else ""
+    )
+    result = f"released {facts['released']}, {spent}{stated}; {DECLARED}"
+    return Check("noised answers", ok=True, result=result, fix=fix)
 
 
 def _unknown_statements(config: ClientConfig, privacy: RespondentPrivacy) -> list[str]:
