@@ -11,6 +11,7 @@ from structlog.testing import capture_logs
 
 from pluralllm.client import privacy_commands
 from pluralllm.client.answers_in_use import TRUE_SHARES, answers_in_use
+from pluralllm.client.data.answers import ledger_beside
 from pluralllm.client.data.codebook import keep_codebook
 from pluralllm.client.data.counted_question import CountedQuestion
 from pluralllm.client.data.private_data import read_group, write_group
@@ -148,8 +149,10 @@ def test_the_daemon_uses_released_answers_only(settings: ClientConfig) -> None:
 def test_the_daemon_does_not_go_back_to_true_answers_when_the_policy_forgets_the_noise(settings: ClientConfig) -> None:
     typed(settings)
     (settings.state_dir / "policy.toml").unlink()
-    with pytest.raises(AnswersProtected):
-        answers_of(settings, load_policy(settings.policy_file))
+    for _ in ("with the copy of the ledger", "without"):
+        with pytest.raises(AnswersProtected):
+            answers_of(settings, load_policy(settings.policy_file))
+        ledger_beside(settings.data).unlink(missing_ok=True)
 
 
 def test_a_running_daemon_uses_a_new_release_before_its_next_task(settings: ClientConfig) -> None:
@@ -304,10 +307,10 @@ def test_the_doctor_says_whether_noise_protects_the_respondents(settings: Client
 
 def test_the_doctor_repeats_a_stated_number_of_questions_that_lowers_the_loss(settings: ClientConfig) -> None:
     typed(settings)
-    for stated, said in ((3, True), (4, False), (0, False)):
+    for stated, lowers in ((3, True), (4, False), (0, False)):
         (settings.state_dir / "policy.toml").write_text(f"[privacy]\nquestions_per_respondent = {stated}\n")
         shown = PROBES["noised answers"](settings).result
-        assert ("spent if nobody has answered more than 3 of 4 questions, as you state;" in shown) == said
+        assert ("spent if nobody has answered more than 3 of 4 questions, as you state;" in shown) == lowers
 
 
 def test_the_doctor_asks_for_the_number_of_respondents_where_the_file_has_none(settings: ClientConfig) -> None:

@@ -12,10 +12,11 @@ import structlog
 from pluralllm.client.data.answers import ledger_beside, shows_respondents
 from pluralllm.client.data.private_file import Answers
 from pluralllm.client.disclosure.policy import Policy, RespondentPrivacy
+from pluralllm.client.privacy.entries import latest_release
 from pluralllm.client.privacy.ledger import FILE, Ledger
 from pluralllm.client.privacy.released_answers import released_answers
 from pluralllm.client.process.config import ClientConfig
-from pluralllm.common.errors.tree import NotReleased
+from pluralllm.common.errors.tree import AnswersProtected, NotReleased
 
 log = structlog.get_logger()
 
@@ -32,11 +33,13 @@ GIVE_RESPONDENTS = (
 def answers_in_use(config: ClientConfig, policy: Policy) -> Answers:
     """Returns the file with the answers that this daemon uses now.
 
-    Raises NotReleased if the policy asks for noise, the file's respondents are known, and nothing was released; NoisedFileLost,
+    Raises AnswersProtected if the policy asks for no noise, and the answers were released with noise earlier;
+    NotReleased if the policy asks for noise, the file's respondents are known, and nothing was released; NoisedFileLost,
     LedgerBroken or LedgerDiverged; InvalidData if the private file has problems and must be read.
     """
     privacy = policy.privacy
     if privacy is None:
+        _check_not_released(config)
         return Answers(config.data)
     folder = ledger_folder(privacy, config.state_dir)
     try:
@@ -51,6 +54,17 @@ def answers_in_use(config: ClientConfig, policy: Policy) -> Answers:
             "data.not_released", file=str(config.data), fix="the released answers stay in use until a new release"
         )
     return Answers(noised.path, noised.sha256, (folder / FILE, ledger_beside(config.data)))
+
+
+def _check_not_released(config: ClientConfig) -> None:
+    """Checks that no ledger in its usual place says that the answers were released with noise.
+
+    The copy of the ledger beside the private file says it as well, unless somebody has lost it. Raises AnswersProtected,
+    LedgerBroken or LedgerDiverged.
+    """
+    folder, data = ledger_folder(RespondentPrivacy(), config.state_dir), config.data.resolve()
+    if latest_release(Ledger(folder, data).entries, str(data)) is not None:
+        raise AnswersProtected(file=str(config.data), ledger=str(folder / FILE))
 
 
 def uses_true_shares(data: Path, privacy: RespondentPrivacy, folder: Path) -> bool:
