@@ -35,6 +35,10 @@ PREFERENCES_PRESET: Preset = "default"  # serves groups of two camps: benchmarks
 STATE_MAX_WEIGHT = (
     "Before noise can be added, state in policy.toml how much one respondent weighs ([privacy] max_weight)."
 )
+ROUNDED_SHARES = (
+    "The shares of this data set are rounded to hundredths. Noise protects one person in exact shares only, so use this"
+    " import for trials."
+)
 Out = Annotated[Path, typer.Option("--out", help="The file to write: .jsonl or .parquet.")]
 MaxWeight = Annotated[
     float | None,
@@ -56,6 +60,7 @@ def globalopinionqa(
     _write(out, questions, group, asked=questions if respondents else None)
     if respondents:
         say(f"{respondents} respondents are an assumption: the data set does not have this number. {STATE_MAX_WEIGHT}")
+        say(ROUNDED_SHARES)
 
 
 @import_app.command("opinionqa")

@@ -95,7 +95,9 @@ def test_a_country_has_a_codebook_if_the_partner_states_its_respondents(
         csv.writer(file).writerows([["question", "selections", "options"], row])
     globalopinionqa(source, "Japan", out, 1000)
     assert asked(out) == [("Tea?", ("Yes", "No"))]
-    assert "1000 respondents are an assumption" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "1000 respondents are an assumption" in printed
+    assert "rounded to hundredths" in printed
     globalopinionqa(source, "Japan", out, None)
     assert not codebook_beside(out).exists()
 
