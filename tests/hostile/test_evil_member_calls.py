@@ -368,6 +368,7 @@ async def test_a_member_that_comes_and_goes_for_hours_leaves_few_events(tmp_path
             await ann.poll()
             await served.coordinator.advance(run)
             await advance(served, 6)
+            await served.coordinator.advance(run)  # sees that mallory is gone; the loop looks after 50 ms of real time
         events = await served.parts.store.events(RunId("r"), 0, 10_000)
         await mallory.poll()
         await ann.poll()

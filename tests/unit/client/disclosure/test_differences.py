@@ -19,8 +19,9 @@ from pluralllm.client.disclosure.policy import EXAMINED_PRESETS, SUMS, Policy
 from pluralllm.common.words.spec import PRESETS, GroupRole, RunSpec, load_spec, merge, preset_values, spec_from_toml
 
 EXAMPLES = Path(__file__).parents[4] / "deploy" / "examples"
-# Tables and fields that a coordinator may set as it likes: the client asks for no consent.
-FREE = {"title", "seed", "rounds", "groups", "round", "updates", "aggregation"}
+# Tables and fields that a coordinator may set as it likes: the client asks for no consent. A demand of noise (`privacy`) can only
+# make a client refuse, by its own ledger.
+FREE = {"title", "seed", "rounds", "groups", "round", "updates", "aggregation", "privacy"}
 OWN_RULE = {"format", "rewards"}
 REWARDS = {"source": "runs/r/models/3", "model_digest": "a" * 64}
 
