@@ -307,7 +307,7 @@ def written_forms(question: CountedQuestion) -> Iterator[bytes]:
 def assert_no_true_number_anywhere(town: Town) -> None:
     """Checks that no count and no true share of the partner with noise is in any file but its private one, or in any output.
 
-    What a coordinator keeps holds every message that it got: updates, scores, logs, audit entries, spans and metrics.
+    A coordinator keeps every message that it got: updates, scores, logs, audit entries, spans and metrics.
     """
     own = town.folder / PARTNERS[0] / "answers.jsonl"
     forms = [form for question in read_counted(own)[::24] for form in written_forms(question)]
