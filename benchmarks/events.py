@@ -19,19 +19,18 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pluralllm.common.predictor.architecture import layout_for
-from pluralllm.common.trust.version_record import VersionRecord
-from pluralllm.common.words.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber, RunId
-from pluralllm.common.words.spec import GroupRole, RunSpec
+from pluralllm.common.words.ids import ClientId, Digest, RoundNumber
+from pluralllm.common.words.spec import RunSpec
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.state import Phase
 from pluralllm.server.runs.inbox import Inbox
-from pluralllm.server.runs.live_run import LiveRun, Progress, first_state
+from pluralllm.server.runs.live_run import LiveRun
 from pluralllm.server.storage.sql_store import SqlStore, open_store
-from pluralllm.server.storage.store import Change, RunRecord
+from pluralllm.server.storage.store import Change
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from support import real_stores  # the tests start a PostgreSQL of their own, too
+from support.bare_run import bare_run, evaluate_first_version
 
 
 class CountedStore(SqlStore):
@@ -110,19 +109,10 @@ async def open_round(store: SqlStore, clients: int) -> LiveRun:
             "embedding": {"model": "none", "dimension": 8},
         }
     )
-    run_id = RunId(f"run-{time.time_ns():x}")
-    record = RunRecord(run_id, spec.canonical_json(), spec.sha256(), 0.0)
-    first = VersionRecord(run_id, ModelVersion(0), RoundNumber(0), Digest("0" * 64), spec.sha256(), "", (), 0.0)
-    await store.create_run(record, first)
-    run = LiveRun(record, spec, layout_for(spec), first, Progress(first_state(record, spec, first), first))
+    run = await bare_run(store, spec, f"run-{time.time_ns():x}")
     inbox = Inbox(store)
-    seen = ev.ClientsSeen(1.0, names, ())
-    for event in (ev.RunStarted(1.0), seen, seen):
-        await inbox.put(run, event)
-    for name in names if run.state.phase is Phase.EVALUATING else ():
-        score = ev.Score(name, GroupName(name), GroupRole.TRAIN, ModelVersion(0), 0.5, 0.5, None, 9)
-        await inbox.put(run, ev.EvaluationArrived(1.0, score))
-    await inbox.put(run, seen)
+    await evaluate_first_version(inbox, run, names)
+    await inbox.put(run, ev.ClientsSeen(1.0, names, ()))
     assert run.state.phase is Phase.COLLECTING, run.state.phase
     return run
 

@@ -41,7 +41,7 @@ def answers_in_use(config: ClientConfig, policy: Policy) -> Answers:
     if privacy is None:
         _check_not_released(config)
         return Answers(config.data)
-    folder = ledger_folder(privacy, config.state_dir)
+    folder = privacy.ledger_folder(config.state_dir)
     try:
         noised = released_answers(config.data, folder)
     except NotReleased:
@@ -62,7 +62,7 @@ def _check_not_released(config: ClientConfig) -> None:
     The copy of the ledger beside the private file says it as well, unless somebody has lost it. Raises AnswersProtected,
     LedgerBroken or LedgerDiverged.
     """
-    folder, data = ledger_folder(RespondentPrivacy(), config.state_dir), config.data.resolve()
+    folder, data = RespondentPrivacy().ledger_folder(config.state_dir), config.data.resolve()
     if latest_release(Ledger(folder, data).entries, str(data)) is not None:
         raise AnswersProtected(file=str(config.data), ledger=str(folder / FILE))
 
@@ -74,8 +74,3 @@ def uses_true_shares(data: Path, privacy: RespondentPrivacy, folder: Path) -> bo
     without noise, which may be the same answers under another name, are not used.
     """
     return privacy.allow_true_shares and not Ledger(folder, data.resolve()).entries and not shows_respondents(data)
-
-
-def ledger_folder(privacy: RespondentPrivacy, state_dir: Path) -> Path:
-    """Returns the folder of the ledger and of the noised answers."""
-    return privacy.ledger_folder(state_dir)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pluralllm.client.answers_in_use import GIVE_RESPONDENTS, TRUE_SHARES, ledger_folder, uses_true_shares
+from pluralllm.client.answers_in_use import GIVE_RESPONDENTS, TRUE_SHARES, uses_true_shares
 from pluralllm.client.data.private_data import check_file, read_counted
 from pluralllm.client.disclosure.consents import COMMAND, Consents
 from pluralllm.client.disclosure.policy import RespondentPrivacy, load_policy
@@ -97,9 +97,7 @@ def _noise(config: ClientConfig) -> Check:
         return Check("noised answers", ok=True, result=result, fix="for noise, set [privacy] in policy.toml")
     facts = privacy_facts(config, privacy)
     spent = f"epsilon {facts['epsilon_spent']:g} of {facts['epsilon_allowed']:g} spent"
-    if facts["noised_file"] is None and uses_true_shares(
-        config.data, privacy, ledger_folder(privacy, config.state_dir)
-    ):
+    if facts["noised_file"] is None and uses_true_shares(config.data, privacy, privacy.ledger_folder(config.state_dir)):
         return Check("noised answers", ok=True, result=f"off: {TRUE_SHARES}", fix=GIVE_RESPONDENTS)
     if facts["noised_file"] is None or facts["released"] is None:
         result = f"{facts['noised_file'] or 'none released'}; {spent}"

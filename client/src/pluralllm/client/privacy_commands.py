@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from pluralllm.client.answers_in_use import GIVE_RESPONDENTS, TRUE_SHARES, ledger_folder, uses_true_shares
+from pluralllm.client.answers_in_use import GIVE_RESPONDENTS, TRUE_SHARES, uses_true_shares
 from pluralllm.client.data.codebook import codebook_of
 from pluralllm.client.disclosure.policy import RespondentPrivacy, load_policy
 from pluralllm.client.privacy.accountant import epsilon_of, rho_used
@@ -69,7 +69,8 @@ def release_answers(
     if list_ids:
         say("\n".join(f"{question_name(question)[:SHOWN_ID_DIGITS]}  {question.text}" for question in codebook))
         return
-    terms, folder = terms_of(_privacy(settings), epsilon), ledger_folder(_privacy(settings), settings.state_dir)
+    privacy = _privacy(settings)
+    terms, folder = terms_of(privacy, epsilon), privacy.ledger_folder(settings.state_dir)
     named = _named(questions, codebook)
     plan = plan_of(settings.data, folder, codebook, terms, named)
     say(plan_text(plan, terms))
@@ -91,7 +92,7 @@ def first_release(data: Path, state_dir: Path, policy_file: Path) -> None:
             f"Without noise: updates and scores are computed from the true answers, because {policy_file} has no [privacy]."
         )
         return
-    folder = ledger_folder(privacy, state_dir)
+    folder = privacy.ledger_folder(state_dir)
     if latest_release(Ledger(folder, data.resolve()).entries, str(data.resolve())) is not None:
         return
     if uses_true_shares(data, privacy, folder):
@@ -121,7 +122,7 @@ def privacy(config: Config = None, data: Data = None, state_dir: StateDir = None
 
 def privacy_facts(settings: ClientConfig, privacy: RespondentPrivacy) -> dict[str, Any]:
     """Returns the facts of the ledger by name. privacy: the policy's table. Raises LedgerBroken or LedgerDiverged."""
-    folder = ledger_folder(privacy, settings.state_dir)
+    folder = privacy.ledger_folder(settings.state_dir)
     entries = Ledger(folder, settings.data.resolve()).entries
     totals = totals_of(entries)
     kappa = privacy.questions_per_respondent or len(totals)

@@ -4,18 +4,16 @@ import asyncio
 from collections.abc import Sequence
 
 import pytest
+from support.bare_run import bare_run
 from support.coordinator_harness import small_spec
 from support.memory_store import MemoryStore, Tables
 
 from pluralllm.common.errors.tree import PluralError, StorageFull, StoreFailed, WrongPhase
-from pluralllm.common.predictor.architecture import layout_for
-from pluralllm.common.trust.version_record import VersionRecord
-from pluralllm.common.words.ids import Digest, ModelVersion, RoundNumber, RunId
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.runs import inbox as inbox_module
 from pluralllm.server.runs.inbox import Inbox
-from pluralllm.server.runs.live_run import LiveRun, Progress, first_state, next_step
-from pluralllm.server.storage.store import Change, RunRecord
+from pluralllm.server.runs.live_run import LiveRun, Progress, next_step
+from pluralllm.server.storage.store import Change
 
 
 class SlowStore(MemoryStore):
@@ -42,11 +40,7 @@ def store() -> SlowStore:
 
 
 async def a_run(store: MemoryStore, name: str = "r") -> LiveRun:
-    spec, run = small_spec(), RunId(name)
-    record = RunRecord(run, spec.canonical_json(), spec.sha256(), 0.0)
-    first = VersionRecord(run, ModelVersion(0), RoundNumber(0), Digest("d"), spec.sha256(), "", (), created_s=0.0)
-    await store.create_run(record, first)
-    return LiveRun(record, spec, layout_for(spec), first, Progress(first_state(record, spec, first), first))
+    return await bare_run(store, small_spec(), name)
 
 
 async def puts(inbox: Inbox, *entries: tuple[LiveRun, ev.Event]) -> list[asyncio.Task[object]]:

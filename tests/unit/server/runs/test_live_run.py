@@ -6,13 +6,12 @@ import errno
 from pathlib import Path
 
 import pytest
+from support.bare_run import bare_run
 from support.coordinator_harness import small_spec
 from support.memory_coordinator import Hooks, MemoryCoordinator
 from support.memory_store import MemoryStore, Rows, Tables
 
 from pluralllm.common.errors.tree import Corrupt, NotFound, StorageFull
-from pluralllm.common.predictor.architecture import layout_for
-from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.weights.layout import rewards_layout
 from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber, RunId
 from pluralllm.common.words.names import TaskKind, TaskName
@@ -30,13 +29,7 @@ from pluralllm.server.storage.store import RunRecord
 
 
 async def a_run(store: MemoryStore) -> LiveRun:
-    spec = small_spec()
-    record = RunRecord(RunId("r"), spec.canonical_json(), spec.sha256(), 0.0)
-    first = VersionRecord(
-        RunId("r"), ModelVersion(0), RoundNumber(0), Digest("d"), spec.sha256(), "", (), created_s=0.0
-    )
-    await store.create_run(record, first)
-    return LiveRun(record, spec, layout_for(spec), first, Progress(first_state(record, spec, first), first))
+    return await bare_run(store, small_spec())
 
 
 async def test_dispatch_changes_a_run_and_an_event_that_changes_nothing_writes_nothing() -> None:

@@ -39,8 +39,7 @@ def sightings(
     if not needs_look(run):
         return ()
     if run.phase is Phase.WAITING:
-        excluded, known = {loss.client for loss in run.excluded}, set(run.roster)
-        newcomers = tuple(sorted({*trainers, *held_out} - known - excluded))
+        newcomers = tuple(sorted({*trainers, *held_out} - set(run.roster) - run.excluded_clients))
         joined = (ev.ClientsJoined(at_s, newcomers),) if newcomers else ()
         return joined if run.paused or run.rewards is not None else (*joined, ev.ClientsSeen(at_s, tuple(trainers), ()))
     takes_held_out = run.phase is Phase.EVALUATING or run.rewards is not None
@@ -61,5 +60,5 @@ def willing(run: Run, clients: Sequence[ClientId]) -> tuple[ClientId, ...]:
     has_slot = set(run.cohort) - set(run.away)
     losses = Counter(loss.client for loss in run.losses if begun_s is None or loss.at_s >= begun_s)
     failing = {client for client, number in losses.items() if number >= MAX_SLOTS_LOST}
-    left_out = has_slot | failing | {loss.client for loss in run.excluded}
+    left_out = has_slot | failing | run.excluded_clients
     return tuple(client for client in clients if client not in left_out)

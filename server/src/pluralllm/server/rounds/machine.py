@@ -161,7 +161,7 @@ def _meet(run: Run, event: ev.ClientsSeen) -> Step:
 def _without_excluded(run: Run, clients: tuple[ClientId, ...]) -> tuple[ClientId, ...]:
     if not run.excluded:
         return clients
-    excluded = {loss.client for loss in run.excluded}
+    excluded = run.excluded_clients
     return tuple(client for client in clients if client not in excluded)
 
 

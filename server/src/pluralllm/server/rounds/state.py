@@ -101,6 +101,11 @@ class Run:
         """Returns whether the client has delivered its update or its scores."""
         return receipt_of(self.receipts, client) is not None or holds(self.reported, client)
 
+    @property
+    def excluded_clients(self) -> frozenset[ClientId]:
+        """The clients that have failed permanently in this run and have not called Hello since the failure."""
+        return frozenset(loss.client for loss in self.excluded)
+
     def is_excluded(self, client: ClientId) -> bool:
         """Returns whether the client has failed permanently in this run and has not called Hello since the failure."""
         return any(loss.client == client for loss in self.excluded)
