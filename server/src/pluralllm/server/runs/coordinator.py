@@ -237,10 +237,9 @@ class Coordinator:
             return
         self._troubles.clear(run.id)
         self._follow(run, step)
-        has_ended = step.ends_run
-        if has_ended or any(isinstance(effect, ev.Publish | ev.Abandon) for effect in step.effects):
+        if step.ends_round:
             self._collect_soon()
-        if has_ended:
+        if step.ends_run:
             for session in self._sessions.live(self._clock.now_s()):
                 if run.spec.groups.role_of(session.group, session.role) is not None:
                     self._client_bells.ring(session.client)

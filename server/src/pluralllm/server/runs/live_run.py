@@ -59,6 +59,7 @@ class Step:
 
     @property
     def ends_round(self) -> bool:
+        """Whether a round, or the whole run, has ended with the step."""
         return any(isinstance(effect, ev.Publish | ev.Abandon | ev.EndRun) for effect in self.effects)
 
     @property
