@@ -47,6 +47,7 @@ def test_a_run_with_a_free_slot_hears_of_clients_that_may_take_it() -> None:
     run = a_run(Phase.COLLECTING, slots=2, cohort=(ANN, BEN), away=(BEN,), losses=(lost(BEN), *failing))
     assert sightings(run, 5.0, (ANN, BEN, CAT, DAN), (ClientId("eve"),)) == (ev.ClientsSeen(5.0, (BEN, DAN), ()),)
     assert sightings(run, 5.0, (ANN, CAT), ()) == ()
+    assert sightings(replace(run, excluded=(lost(DAN, permanent=True),)), 5.0, (ANN, DAN), ()) == ()
     asks = replace(run, rewards=RewardAggregation())
     assert sightings(asks, 5.0, (), (DAN,)) == (ev.ClientsSeen(5.0, (), (DAN,)),)
 
