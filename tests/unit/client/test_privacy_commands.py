@@ -251,6 +251,7 @@ def test_joining_releases_the_answers_once_and_says_how_to_turn_it_off(
     assert "To turn noise off, remove [privacy] from policy.toml" in printed
     assert joined(settings, capsys) == ""
     assert facts(settings, capsys)["releases"] == 1
+    assert (settings.state_dir / "privacy" / "noised-0.jsonl").is_file()
 
 
 def test_joining_says_why_nothing_is_released(settings: ClientConfig, capsys: pytest.CaptureFixture[str]) -> None:

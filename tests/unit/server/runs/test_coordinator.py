@@ -144,8 +144,11 @@ async def test_a_lease_on_the_task_of_an_ended_round_is_replaced(place: MemoryCo
     run = await place.collecting("ann", round={"on_missed_quorum": "skip", "deadline_s": 10})
     task = run.task_name(ANN)
     place.clock.advance(10)
-    rings = place.parts.client_bells.of(ANN).rings
+    await place.hello("ben")  # is connected and has no part in the round
+    rings, bens_rings = (place.parts.client_bells.of(client).rings for client in (ANN, BEN))
     await place.coordinator.dispatch(run, ev.ClockTicked(place.clock.now_s()))
+    assert place.parts.client_bells.of(BEN).rings == bens_rings, "the end of a round is no news for others"
+    place.parts.sessions.close(BEN)
     assert not place.parts.leases.is_held(task)
     assert place.parts.client_bells.of(ANN).rings > rings, "a client learns at once that its task has ended"
     ann = place.parts.sessions.of(ANN)
