@@ -168,7 +168,7 @@ async def test_an_averaging_that_fails_for_an_unknown_reason_is_tried_again(
             await asyncio.sleep(0)
             runs.clock.advance(coordinator_module.RETRY_S)
         await runs.until(lambda: run.state.version == 1)
-    assert runs.parts.troubles.of(run.id) == ""
+        await runs.until(lambda: runs.parts.troubles.of(run.id) == "")
     broken = [line for line in logs if line["event"] == "run.broken"]
     assert len(broken) == 1, "the same problem is logged once"
 
@@ -204,6 +204,24 @@ async def test_the_loop_beats_between_two_runs(runs: Runs, monkeypatch: pytest.M
     await runs.coordinator.start()
     await runs.until(lambda: len(beats) == 2)
     assert beats["second"] == beats["first"] + 1
+
+
+async def test_time_that_passes_during_a_turn_of_the_loop_is_seen_without_another_bell(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await runs.opened()
+    seen_s: list[float] = []
+
+    async def advance(_: LiveRun) -> None:
+        seen_s.append(runs.clock.now_s())
+        if len(seen_s) == 1:
+            runs.clock.advance(Timing().tick_s)
+
+    await runs.coordinator.start()
+    monkeypatch.setattr(runs.coordinator, "advance", advance)
+    runs.coordinator.wake()
+    await runs.until(lambda: len(seen_s) == 2)
+    assert seen_s[1] == seen_s[0] + Timing().tick_s
 
 
 async def test_a_loop_that_stands_still_beats_no_more(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:

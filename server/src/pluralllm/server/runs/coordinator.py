@@ -162,6 +162,7 @@ class Coordinator:
         loop = asyncio.get_running_loop()
         while True:
             began_s, heard, hurried = loop.time(), self._wake.rings, self._hurry.rings
+            next_s = self._clock.now_s() + self._timing.tick_s
             self._pulse.beat()
             for run in self._runs.all():
                 try:
@@ -169,17 +170,18 @@ class Coordinator:
                 except Exception as error:  # noqa: BLE001 - it is logged, and the run is tried again
                     self._note_trouble(run, error)
                 self._pulse.beat()
-            await self._rest(heard)
+            await self._rest(heard, next_s)
             await self._hurry.wait(hurried, began_s + self._timing.look_s - loop.time())
 
-    async def _rest(self, heard: int) -> None:
-        """Waits until a run has changed or a client has come or gone, at most for one interval of the clock.
+    async def _rest(self, heard: int, until_s: float) -> None:
+        """Waits until a run has changed or a client has come or gone, at most until the time `until_s` of the clock.
 
-        heard: the number of rings of `wake` before the loop's turn. A turn looks at all clients. So a thousand clients that come
+        heard: the number of rings of `wake` before the loop's turn. until_s: one interval after the beginning of the turn, so that
+        a deadline that passes during a turn is seen by the next one. A turn looks at all clients. So a thousand clients that come
         or deliver at the same time cause one turn in `look_s`, and not a thousand turns; but a step that changes slots rings
         `hurry`, and the clients that it concerns do not wait.
         """
-        sleep = asyncio.ensure_future(self._clock.sleep(self._timing.tick_s))
+        sleep = asyncio.ensure_future(self._clock.sleep(until_s - self._clock.now_s()))
         ring = asyncio.ensure_future(self._wake.wait(heard, 3600))
         try:
             await asyncio.wait([sleep, ring], return_when=asyncio.FIRST_COMPLETED)
