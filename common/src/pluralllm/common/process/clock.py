@@ -41,7 +41,8 @@ class FakeClock:
 
     async def sleep(self, duration_s: float) -> None:
         if duration_s <= 0:
-            return await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            return
         woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._sleepers.append((self._now_s + duration_s, woken))
         await woken

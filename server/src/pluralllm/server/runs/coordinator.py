@@ -176,8 +176,8 @@ class Coordinator:
     async def _rest(self, heard: int, until_s: float) -> None:
         """Waits until a run has changed or a client has come or gone, at most until the time `until_s` of the clock.
 
-        heard: the number of rings of `wake` before the loop's turn. until_s: one interval after the beginning of the turn, so that
-        a deadline that passes during a turn is seen by the next one. A turn looks at all clients. So a thousand clients that come
+        heard: the number of rings of `wake` before the loop's turn. until_s: one interval after the beginning of the turn, so
+        that the next turn sees a deadline that passes during a turn. A turn looks at all clients. So a thousand clients that come
         or deliver at the same time cause one turn in `look_s`, and not a thousand turns; but a step that changes slots rings
         `hurry`, and the clients that it concerns do not wait.
         """
