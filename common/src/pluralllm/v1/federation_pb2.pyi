@@ -64,6 +64,25 @@ FAILURE_KIND_PERMANENT: FailureKind.ValueType  # 2
 """This client cannot take part in this run until its owner changes something."""
 Global___FailureKind: _TypeAlias = FailureKind  # noqa: Y015
 
+class _RosterChange:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RosterChangeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RosterChange.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ROSTER_CHANGE_UNSPECIFIED: _RosterChange.ValueType  # 0
+    ROSTER_CHANGE_ADDED: _RosterChange.ValueType  # 1
+    ROSTER_CHANGE_REMOVED: _RosterChange.ValueType  # 2
+    ROSTER_CHANGE_REPLACED: _RosterChange.ValueType  # 3
+
+class RosterChange(_RosterChange, metaclass=_RosterChangeEnumTypeWrapper): ...
+
+ROSTER_CHANGE_UNSPECIFIED: RosterChange.ValueType  # 0
+ROSTER_CHANGE_ADDED: RosterChange.ValueType  # 1
+ROSTER_CHANGE_REMOVED: RosterChange.ValueType  # 2
+ROSTER_CHANGE_REPLACED: RosterChange.ValueType  # 3
+Global___RosterChange: _TypeAlias = RosterChange  # noqa: Y015
+
 @_typing.final
 class ProtocolRange(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -99,6 +118,7 @@ class HelloRequest(_message.Message):
     CAPABILITIES_FIELD_NUMBER: _builtins.int
     DATA_CHANGE_TIME_FIELD_NUMBER: _builtins.int
     NOISE_FIELD_NUMBER: _builtins.int
+    PEER_KEY_FIELD_NUMBER: _builtins.int
     software_version: _builtins.str
     instance_id: _builtins.str
     """Random text that the daemon draws when it starts."""
@@ -122,6 +142,10 @@ class HelloRequest(_message.Message):
         calls Hello again before its next task when the statement has changed.
         """
 
+    @_builtins.property
+    def peer_key(self) -> Global___PeerKey:
+        """Absent from a client without a peer key, which takes no part in private rounds."""
+
     def __init__(
         self,
         *,
@@ -134,14 +158,45 @@ class HelloRequest(_message.Message):
         capabilities: _abc.Iterable[_builtins.str] | None = ...,
         data_change_time: _timestamp_pb2.Timestamp | None = ...,
         noise: _resources_pb2.NoiseStatement | None = ...,
+        peer_key: Global___PeerKey | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["data_change_time", b"data_change_time", "noise", b"noise", "protocol", b"protocol"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["data_change_time", b"data_change_time", "noise", b"noise", "peer_key", b"peer_key", "protocol", b"protocol"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "data_change_time", b"data_change_time", "group", b"group", "instance_id", b"instance_id", "noise", b"noise", "protocol", b"protocol", "role", b"role", "software_version", b"software_version", "training_questions", b"training_questions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "data_change_time", b"data_change_time", "group", b"group", "instance_id", b"instance_id", "noise", b"noise", "peer_key", b"peer_key", "protocol", b"protocol", "role", b"role", "software_version", b"software_version", "training_questions", b"training_questions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___HelloRequest: _TypeAlias = HelloRequest  # noqa: Y015
+
+@_typing.final
+class PeerKey(_message.Message):
+    """The key with which a member signs in private rounds. Other members pin it, so it never changes by itself."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_DER_FIELD_NUMBER: _builtins.int
+    ENDORSEMENT_FIELD_NUMBER: _builtins.int
+    PROOF_FIELD_NUMBER: _builtins.int
+    key_der: _builtins.bytes
+    """P-256, as DER (SubjectPublicKeyInfo)."""
+    endorsement: _builtins.bytes
+    """Signature over federation, member and key by the key of the member's certificate; empty in plain text."""
+    proof: _builtins.bytes
+    """Signature over the same by the peer key itself: proof of possession."""
+    def __init__(
+        self,
+        *,
+        key_der: _builtins.bytes = ...,
+        endorsement: _builtins.bytes = ...,
+        proof: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["endorsement", b"endorsement", "key_der", b"key_der", "proof", b"proof"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PeerKey: _TypeAlias = PeerKey  # noqa: Y015
 
 @_typing.final
 class Limits(_message.Message):
@@ -184,11 +239,14 @@ class HelloResponse(_message.Message):
     CAPABILITIES_FIELD_NUMBER: _builtins.int
     ADDRESSES_FIELD_NUMBER: _builtins.int
     RELEASE_FIELD_NUMBER: _builtins.int
+    ROSTER_HEAD_FIELD_NUMBER: _builtins.int
     protocol: _builtins.int
     generation: _builtins.str
     """Identifies the coordinator's process; it changes when the coordinator restarts."""
     release: _builtins.str
     """Release of the coordinator, for clients that meet a run spec that they do not know."""
+    roster_head: _builtins.bytes
+    """Head of the roster: hash of its newest entry; empty before the first one."""
     @_builtins.property
     def server_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -211,10 +269,11 @@ class HelloResponse(_message.Message):
         capabilities: _abc.Iterable[_builtins.str] | None = ...,
         addresses: _resources_pb2.Addresses | None = ...,
         release: _builtins.str = ...,
+        roster_head: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "limits", b"limits", "server_time", b"server_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "capabilities", b"capabilities", "generation", b"generation", "limits", b"limits", "protocol", b"protocol", "release", b"release", "server_time", b"server_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "capabilities", b"capabilities", "generation", b"generation", "limits", b"limits", "protocol", b"protocol", "release", b"release", "roster_head", b"roster_head", "server_time", b"server_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -243,7 +302,7 @@ class Task(_message.Message):
     kind: Global___TaskKind.ValueType
     round: _builtins.int
     phase: _builtins.int
-    """Step of an exchange with several steps within the round; always 0 in this version."""
+    """Step of a private round: 1 keys, 2 shares, 3 update, 4 confirmation, 5 reveal. 0 in every other round."""
     spec_sha256: _builtins.str
     base_version: _builtins.int
     base_digest: _builtins.str
@@ -365,11 +424,14 @@ class PollRequest(_message.Message):
     HELD_TASK_FIELD_NUMBER: _builtins.int
     FOLLOWING_FIELD_NUMBER: _builtins.int
     HOLD_FIELD_NUMBER: _builtins.int
+    HELD_PHASE_FIELD_NUMBER: _builtins.int
     protocol: _builtins.int
     generation: _builtins.str
     instance_id: _builtins.str
     held_task: _builtins.str
     """The task the client is working on; empty when it has none."""
+    held_phase: _builtins.int
+    """Phase of the held task that the client works on or has done."""
     @_builtins.property
     def following(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Runs whose end the coordinator should report to the client."""
@@ -387,10 +449,11 @@ class PollRequest(_message.Message):
         held_task: _builtins.str = ...,
         following: _abc.Iterable[_builtins.str] | None = ...,
         hold: _duration_pb2.Duration | None = ...,
+        held_phase: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["hold", b"hold"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["following", b"following", "generation", b"generation", "held_task", b"held_task", "hold", b"hold", "instance_id", b"instance_id", "protocol", b"protocol"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["following", b"following", "generation", b"generation", "held_phase", b"held_phase", "held_task", b"held_task", "hold", b"hold", "instance_id", b"instance_id", "protocol", b"protocol"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -780,17 +843,21 @@ class CommitUpdateRequest(_message.Message):
 
     TASK_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
+    STATEMENT_FIELD_NUMBER: _builtins.int
     task: _builtins.str
     digest: _builtins.str
+    statement: _builtins.bytes
+    """In a private round: the member's signature over the digest of the masked file and the dealers that it is masked for."""
     def __init__(
         self,
         *,
         task: _builtins.str = ...,
         digest: _builtins.str = ...,
+        statement: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "statement", b"statement", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1005,3 +1072,617 @@ class GetRolloutsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetRolloutsResponse: _TypeAlias = GetRolloutsResponse  # noqa: Y015
+
+@_typing.final
+class GetRoundStepRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_FIELD_NUMBER: _builtins.int
+    PHASE_FIELD_NUMBER: _builtins.int
+    task: _builtins.str
+    phase: _builtins.int
+    """The step, as in Task.phase."""
+    def __init__(
+        self,
+        *,
+        task: _builtins.str = ...,
+        phase: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["phase", b"phase", "task", b"task"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetRoundStepRequest: _TypeAlias = GetRoundStepRequest  # noqa: Y015
+
+@_typing.final
+class RoundTerms(_message.Message):
+    """What the members of a private round agree on. Each checks every field by its own knowledge."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FEDERATION_FIELD_NUMBER: _builtins.int
+    RUN_FIELD_NUMBER: _builtins.int
+    ROUND_FIELD_NUMBER: _builtins.int
+    SPEC_SHA256_FIELD_NUMBER: _builtins.int
+    BASE_VERSION_FIELD_NUMBER: _builtins.int
+    BASE_DIGEST_FIELD_NUMBER: _builtins.int
+    BASE_RECORD_SHA256_FIELD_NUMBER: _builtins.int
+    ROSTER_HEAD_FIELD_NUMBER: _builtins.int
+    PLACES_FIELD_NUMBER: _builtins.int
+    COLLUDERS_FIELD_NUMBER: _builtins.int
+    federation: _builtins.str
+    run: _builtins.str
+    round: _builtins.int
+    spec_sha256: _builtins.bytes
+    base_version: _builtins.int
+    base_digest: _builtins.bytes
+    base_record_sha256: _builtins.bytes
+    roster_head: _builtins.bytes
+    places: _builtins.int
+    colluders: _builtins.int
+    def __init__(
+        self,
+        *,
+        federation: _builtins.str = ...,
+        run: _builtins.str = ...,
+        round: _builtins.int = ...,
+        spec_sha256: _builtins.bytes = ...,
+        base_version: _builtins.int = ...,
+        base_digest: _builtins.bytes = ...,
+        base_record_sha256: _builtins.bytes = ...,
+        roster_head: _builtins.bytes = ...,
+        places: _builtins.int = ...,
+        colluders: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_digest", b"base_digest", "base_record_sha256", b"base_record_sha256", "base_version", b"base_version", "colluders", b"colluders", "federation", b"federation", "places", b"places", "roster_head", b"roster_head", "round", b"round", "run", b"run", "spec_sha256", b"spec_sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RoundTerms: _TypeAlias = RoundTerms  # noqa: Y015
+
+@_typing.final
+class RoundKeys(_message.Message):
+    """A member's fresh public keys for one round, each ML-KEM-768 (1184 bytes), then X25519 (32 bytes)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MASK_PUBLIC_FIELD_NUMBER: _builtins.int
+    BOX_PUBLIC_FIELD_NUMBER: _builtins.int
+    COMMITMENT_FIELD_NUMBER: _builtins.int
+    CHECKED_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    mask_public: _builtins.bytes
+    box_public: _builtins.bytes
+    commitment: _builtins.bytes
+    """Commitment to the secret of the member's own mask."""
+    checked: _builtins.bool
+    """Whether the member has computed the base version again from what is public."""
+    signature: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        mask_public: _builtins.bytes = ...,
+        box_public: _builtins.bytes = ...,
+        commitment: _builtins.bytes = ...,
+        checked: _builtins.bool = ...,
+        signature: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["box_public", b"box_public", "checked", b"checked", "commitment", b"commitment", "mask_public", b"mask_public", "signature", b"signature"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RoundKeys: _TypeAlias = RoundKeys  # noqa: Y015
+
+@_typing.final
+class RoundMember(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PEER_KEY_DER_FIELD_NUMBER: _builtins.int
+    KEYS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    peer_key_der: _builtins.bytes
+    @_builtins.property
+    def keys(self) -> Global___RoundKeys: ...
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        peer_key_der: _builtins.bytes = ...,
+        keys: Global___RoundKeys | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys", "name", b"name", "peer_key_der", b"peer_key_der"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RoundMember: _TypeAlias = RoundMember  # noqa: Y015
+
+@_typing.final
+class Box(_message.Message):
+    """What one member deals to another one: its shares, sealed, and their key for this round, sealed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    SHARE_BOX_FIELD_NUMBER: _builtins.int
+    PAIR_BOX_FIELD_NUMBER: _builtins.int
+    SELF_COMMITMENT_FIELD_NUMBER: _builtins.int
+    MASK_COMMITMENT_FIELD_NUMBER: _builtins.int
+    PAIR_COMMITMENT_FIELD_NUMBER: _builtins.int
+    LEAST_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """Of the member that the box is for, from 1 on in the order of names."""
+    share_box: _builtins.bytes
+    pair_box: _builtins.bytes
+    self_commitment: _builtins.bytes
+    mask_commitment: _builtins.bytes
+    pair_commitment: _builtins.bytes
+    least: _builtins.int
+    """Least number of updates in a sum that the dealer's update may be part of."""
+    signature: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        share_box: _builtins.bytes = ...,
+        pair_box: _builtins.bytes = ...,
+        self_commitment: _builtins.bytes = ...,
+        mask_commitment: _builtins.bytes = ...,
+        pair_commitment: _builtins.bytes = ...,
+        least: _builtins.int = ...,
+        signature: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "least", b"least", "mask_commitment", b"mask_commitment", "pair_box", b"pair_box", "pair_commitment", b"pair_commitment", "self_commitment", b"self_commitment", "share_box", b"share_box", "signature", b"signature"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Box: _TypeAlias = Box  # noqa: Y015
+
+@_typing.final
+class RoundShares(_message.Message):
+    """One box for each member of the round. The member's own box has commitments and no sealed text."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BOXES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def boxes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Box]: ...
+    def __init__(
+        self,
+        *,
+        boxes: _abc.Iterable[Global___Box] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boxes", b"boxes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RoundShares: _TypeAlias = RoundShares  # noqa: Y015
+
+@_typing.final
+class DealtBox(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEALER_FIELD_NUMBER: _builtins.int
+    BOX_FIELD_NUMBER: _builtins.int
+    dealer: _builtins.str
+    @_builtins.property
+    def box(self) -> Global___Box: ...
+    def __init__(
+        self,
+        *,
+        dealer: _builtins.str = ...,
+        box: Global___Box | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["box", b"box"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["box", b"box", "dealer", b"dealer"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DealtBox: _TypeAlias = DealtBox  # noqa: Y015
+
+@_typing.final
+class Complaint(_message.Message):
+    """A dealt box that does not open, or does not hold what its commitments say."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEALER_FIELD_NUMBER: _builtins.int
+    BOX_SHA256_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    dealer: _builtins.str
+    box_sha256: _builtins.bytes
+    """SHA-256 of the two sealed texts."""
+    signature: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        dealer: _builtins.str = ...,
+        box_sha256: _builtins.bytes = ...,
+        signature: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["box_sha256", b"box_sha256", "dealer", b"dealer", "signature", b"signature"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Complaint: _TypeAlias = Complaint  # noqa: Y015
+
+@_typing.final
+class SummedUpdate(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    STATEMENT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    digest: _builtins.bytes
+    statement: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        digest: _builtins.bytes = ...,
+        statement: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "name", b"name", "statement", b"statement"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SummedUpdate: _TypeAlias = SummedUpdate  # noqa: Y015
+
+@_typing.final
+class Confirmation(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUM_SHA256_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    sum_sha256: _builtins.bytes
+    signature: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        sum_sha256: _builtins.bytes = ...,
+        signature: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["signature", b"signature", "sum_sha256", b"sum_sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Confirmation: _TypeAlias = Confirmation  # noqa: Y015
+
+@_typing.final
+class MemberConfirmation(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    signature: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        signature: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "signature", b"signature"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MemberConfirmation: _TypeAlias = MemberConfirmation  # noqa: Y015
+
+@_typing.final
+class Share(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """Index of the dealer."""
+    value: _builtins.bytes
+    """33 bytes: of the dealer's own mask if its update is in the sum, otherwise of its mask key. There is no place for both."""
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        value: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Share: _TypeAlias = Share  # noqa: Y015
+
+@_typing.final
+class Reveal(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUM_SHA256_FIELD_NUMBER: _builtins.int
+    SHARES_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    sum_sha256: _builtins.bytes
+    signature: _builtins.bytes
+    @_builtins.property
+    def shares(self) -> _containers.RepeatedCompositeFieldContainer[Global___Share]: ...
+    def __init__(
+        self,
+        *,
+        sum_sha256: _builtins.bytes = ...,
+        shares: _abc.Iterable[Global___Share] | None = ...,
+        signature: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["shares", b"shares", "signature", b"signature", "sum_sha256", b"sum_sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Reveal: _TypeAlias = Reveal  # noqa: Y015
+
+@_typing.final
+class GetRoundStepResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PHASE_FIELD_NUMBER: _builtins.int
+    TERMS_FIELD_NUMBER: _builtins.int
+    MEMBERS_FIELD_NUMBER: _builtins.int
+    DEALERS_FIELD_NUMBER: _builtins.int
+    BOXES_FIELD_NUMBER: _builtins.int
+    UPDATES_FIELD_NUMBER: _builtins.int
+    CONFIRMATIONS_FIELD_NUMBER: _builtins.int
+    phase: _builtins.int
+    @_builtins.property
+    def terms(self) -> Global___RoundTerms: ...
+    @_builtins.property
+    def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___RoundMember]:
+        """From phase 2 on. Sorted by name."""
+
+    @_builtins.property
+    def dealers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """From phase 3 on: the names of the members that have dealt. Sorted."""
+
+    @_builtins.property
+    def boxes(self) -> _containers.RepeatedCompositeFieldContainer[Global___DealtBox]:
+        """Phase 3: the boxes for this member, sorted by dealer."""
+
+    @_builtins.property
+    def updates(self) -> _containers.RepeatedCompositeFieldContainer[Global___SummedUpdate]:
+        """Phases 4 and 5: the updates of the sum, sorted by name."""
+
+    @_builtins.property
+    def confirmations(self) -> _containers.RepeatedCompositeFieldContainer[Global___MemberConfirmation]:
+        """Phase 5."""
+
+    def __init__(
+        self,
+        *,
+        phase: _builtins.int = ...,
+        terms: Global___RoundTerms | None = ...,
+        members: _abc.Iterable[Global___RoundMember] | None = ...,
+        dealers: _abc.Iterable[_builtins.str] | None = ...,
+        boxes: _abc.Iterable[Global___DealtBox] | None = ...,
+        updates: _abc.Iterable[Global___SummedUpdate] | None = ...,
+        confirmations: _abc.Iterable[Global___MemberConfirmation] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["terms", b"terms"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boxes", b"boxes", "confirmations", b"confirmations", "dealers", b"dealers", "members", b"members", "phase", b"phase", "terms", b"terms", "updates", b"updates"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetRoundStepResponse: _TypeAlias = GetRoundStepResponse  # noqa: Y015
+
+@_typing.final
+class PutRoundStepRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_FIELD_NUMBER: _builtins.int
+    TERMS_SHA256_FIELD_NUMBER: _builtins.int
+    KEYS_FIELD_NUMBER: _builtins.int
+    SHARES_FIELD_NUMBER: _builtins.int
+    COMPLAINT_FIELD_NUMBER: _builtins.int
+    CONFIRMATION_FIELD_NUMBER: _builtins.int
+    REVEAL_FIELD_NUMBER: _builtins.int
+    task: _builtins.str
+    terms_sha256: _builtins.bytes
+    @_builtins.property
+    def keys(self) -> Global___RoundKeys: ...
+    @_builtins.property
+    def shares(self) -> Global___RoundShares: ...
+    @_builtins.property
+    def complaint(self) -> Global___Complaint:
+        """During phase 3."""
+
+    @_builtins.property
+    def confirmation(self) -> Global___Confirmation: ...
+    @_builtins.property
+    def reveal(self) -> Global___Reveal: ...
+    def __init__(
+        self,
+        *,
+        task: _builtins.str = ...,
+        terms_sha256: _builtins.bytes = ...,
+        keys: Global___RoundKeys | None = ...,
+        shares: Global___RoundShares | None = ...,
+        complaint: Global___Complaint | None = ...,
+        confirmation: Global___Confirmation | None = ...,
+        reveal: Global___Reveal | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "complaint", b"complaint", "confirmation", b"confirmation", "keys", b"keys", "reveal", b"reveal", "shares", b"shares"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "complaint", b"complaint", "confirmation", b"confirmation", "keys", b"keys", "reveal", b"reveal", "shares", b"shares", "task", b"task", "terms_sha256", b"terms_sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["keys", "shares", "complaint", "confirmation", "reveal"]  # noqa: Y015
+    _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
+
+Global___PutRoundStepRequest: _TypeAlias = PutRoundStepRequest  # noqa: Y015
+
+@_typing.final
+class PutRoundStepResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PutRoundStepResponse: _TypeAlias = PutRoundStepResponse  # noqa: Y015
+
+@_typing.final
+class RosterEntry(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    GROUP_FIELD_NUMBER: _builtins.int
+    FINGERPRINT_FIELD_NUMBER: _builtins.int
+    CHANGE_FIELD_NUMBER: _builtins.int
+    sequence: _builtins.int
+    name: _builtins.str
+    group: _builtins.str
+    fingerprint: _builtins.str
+    """SHA-256 of the peer key."""
+    change: Global___RosterChange.ValueType
+    def __init__(
+        self,
+        *,
+        sequence: _builtins.int = ...,
+        name: _builtins.str = ...,
+        group: _builtins.str = ...,
+        fingerprint: _builtins.str = ...,
+        change: Global___RosterChange.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "fingerprint", b"fingerprint", "group", b"group", "name", b"name", "sequence", b"sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RosterEntry: _TypeAlias = RosterEntry  # noqa: Y015
+
+@_typing.final
+class GetRosterRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AFTER_FIELD_NUMBER: _builtins.int
+    after: _builtins.int
+    """Entries after this one; 0 for all."""
+    def __init__(
+        self,
+        *,
+        after: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetRosterRequest: _TypeAlias = GetRosterRequest  # noqa: Y015
+
+@_typing.final
+class GetRosterResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    HEAD_FIELD_NUMBER: _builtins.int
+    head: _builtins.bytes
+    """Hash of the newest entry of the whole roster."""
+    @_builtins.property
+    def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___RosterEntry]:
+        """In their order, at most 1000; ask again from the last one on for more."""
+
+    def __init__(
+        self,
+        *,
+        entries: _abc.Iterable[Global___RosterEntry] | None = ...,
+        head: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "head", b"head"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetRosterResponse: _TypeAlias = GetRosterResponse  # noqa: Y015
+
+@_typing.final
+class GetTranscriptRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    ROUND_FIELD_NUMBER: _builtins.int
+    FIRST_CHUNK_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    round: _builtins.int
+    first_chunk: _builtins.int
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+        round: _builtins.int = ...,
+        first_chunk: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_chunk", b"first_chunk", "round", b"round", "run", b"run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTranscriptRequest: _TypeAlias = GetTranscriptRequest  # noqa: Y015
+
+@_typing.final
+class GetMaskedChunksRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    ROUND_FIELD_NUMBER: _builtins.int
+    MEMBER_FIELD_NUMBER: _builtins.int
+    FIRST_CHUNK_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    round: _builtins.int
+    member: _builtins.str
+    """Member whose masked update is wanted."""
+    first_chunk: _builtins.int
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+        round: _builtins.int = ...,
+        member: _builtins.str = ...,
+        first_chunk: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_chunk", b"first_chunk", "member", b"member", "round", b"round", "run", b"run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetMaskedChunksRequest: _TypeAlias = GetMaskedChunksRequest  # noqa: Y015

@@ -60,6 +60,14 @@ class _RunPhaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RunPhase.Val
     RUN_PHASE_EVALUATING: _RunPhase.ValueType  # 5
     """Groups evaluate the current version."""
     RUN_PHASE_ENDED: _RunPhase.ValueType  # 6
+    RUN_PHASE_KEYING: _RunPhase.ValueType  # 7
+    """Private rounds: the cohort sends fresh keys."""
+    RUN_PHASE_SHARING: _RunPhase.ValueType  # 8
+    """Private rounds: the members deal shares of their secrets."""
+    RUN_PHASE_CONFIRMING: _RunPhase.ValueType  # 9
+    """Private rounds: the members agree on the updates of the sum."""
+    RUN_PHASE_UNMASKING: _RunPhase.ValueType  # 10
+    """Private rounds: the members reveal what the sum's masks need."""
 
 class RunPhase(_RunPhase, metaclass=_RunPhaseEnumTypeWrapper): ...
 
@@ -75,6 +83,14 @@ RUN_PHASE_AGGREGATING: RunPhase.ValueType  # 4
 RUN_PHASE_EVALUATING: RunPhase.ValueType  # 5
 """Groups evaluate the current version."""
 RUN_PHASE_ENDED: RunPhase.ValueType  # 6
+RUN_PHASE_KEYING: RunPhase.ValueType  # 7
+"""Private rounds: the cohort sends fresh keys."""
+RUN_PHASE_SHARING: RunPhase.ValueType  # 8
+"""Private rounds: the members deal shares of their secrets."""
+RUN_PHASE_CONFIRMING: RunPhase.ValueType  # 9
+"""Private rounds: the members agree on the updates of the sum."""
+RUN_PHASE_UNMASKING: RunPhase.ValueType  # 10
+"""Private rounds: the members reveal what the sum's masks need."""
 Global___RunPhase: _TypeAlias = RunPhase  # noqa: Y015
 
 class _RunOutcome:
@@ -796,6 +812,7 @@ class VersionRecord(_message.Message):
     MOMENTS_FIELD_NUMBER: _builtins.int
     WEIGHTS_FIELD_NUMBER: _builtins.int
     SCALES_FIELD_NUMBER: _builtins.int
+    TRANSCRIPT_FIELD_NUMBER: _builtins.int
     SIGNATURE_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     round: _builtins.int
@@ -805,6 +822,8 @@ class VersionRecord(_message.Message):
     spec_sha256: _builtins.str
     parent_record_sha256: _builtins.str
     """Hash of the record of the version before; empty for version 0."""
+    transcript: _builtins.str
+    """Digest of the round's transcript, if the version was made by a private round; its updates are masked."""
     signature: _builtins.bytes
     """ECDSA signature (P-256, SHA-256, DER) by the federation's record key; empty without certificates."""
     @_builtins.property
@@ -835,11 +854,12 @@ class VersionRecord(_message.Message):
         moments: _abc.Iterable[_builtins.str] | None = ...,
         weights: _abc.Iterable[_builtins.float] | None = ...,
         scales: _abc.Iterable[_builtins.float] | None = ...,
+        transcript: _builtins.str = ...,
         signature: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "moments", b"moments", "parent_record_sha256", b"parent_record_sha256", "round", b"round", "scales", b"scales", "signature", b"signature", "spec_sha256", b"spec_sha256", "updates", b"updates", "version", b"version", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "moments", b"moments", "parent_record_sha256", b"parent_record_sha256", "round", b"round", "scales", b"scales", "signature", b"signature", "spec_sha256", b"spec_sha256", "transcript", b"transcript", "updates", b"updates", "version", b"version", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

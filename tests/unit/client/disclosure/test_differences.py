@@ -21,7 +21,7 @@ from pluralllm.common.words.spec import PRESETS, GroupRole, RunSpec, load_spec, 
 EXAMPLES = Path(__file__).parents[4] / "deploy" / "examples"
 # Tables and fields that a coordinator may set as it likes: the client asks for no consent. A demand of noise (`privacy`) can only
 # make a client refuse, by its own ledger.
-FREE = {"title", "seed", "rounds", "groups", "round", "updates", "aggregation", "privacy"}
+FREE = {"title", "seed", "rounds", "groups", "round", "updates", "aggregation", "privacy", "private_rounds"}
 OWN_RULE = {"format", "rewards"}
 REWARDS = {"source": "runs/r/models/3", "model_digest": "a" * 64}
 

@@ -99,6 +99,13 @@ ID_TEXT = text(ID, "an id: 1 to 40 of a-z, 0-9 and '-', the first a letter")
 TASK_TEXT = text(TASK_NAME.pattern, "the name of a task")
 DIGEST = text("[0-9a-f]{64}", "64 hex digits")
 DIGEST_OR_NONE = text("([0-9a-f]{64})?", "64 hex digits, or empty")
+
+
+def hash_or_none(value: bytes) -> str:
+    """Returns what is wrong with a SHA-256 that may be left out."""
+    return "" if len(value) in (0, 32) else f"has {len(value)} bytes, must have 32 or none"
+
+
 COUNT = number(0, MAX_NUMBER)
 SIZE = number(0, 2**50)
 LONG_COUNT = number(0, 2**62)
@@ -119,6 +126,7 @@ FIELDS: Mapping[str, Mapping[str, Rule]] = {
         "server_time": PAST_OR_NEAR,
         "capabilities": LABEL,
         "release": text("([0-9][0-9A-Za-z.+!_-]{0,59})?", "the number of a release, or empty"),
+        "roster_head": hash_or_none,
     },
     "Limits": {
         "max_message_bytes": SIZE,
@@ -178,6 +186,7 @@ FIELDS: Mapping[str, Mapping[str, Rule]] = {
         "moments": DIGEST,
         "weights": number(0, 1e18),
         "scales": number(0, 1),
+        "transcript": DIGEST_OR_NONE,
         "signature": size(MAX_KEY_BYTES),
     },
     "RecordedUpdate": {"client": ID_TEXT, "digest": DIGEST, "examples": LONG_COUNT},

@@ -27,6 +27,7 @@ from pluralllm.common.words.predictors import (
     Predictor,
     architecture_of,
 )
+from pluralllm.common.words.private_rounds import PrivateRounds
 from pluralllm.common.words.reward_weights import RewardOptions, RewardRun
 from pluralllm.common.words.spec_part import YEAR_S, Count, GroupLabel, Name, NoNul, Positive, Seconds, Seed, SpecPart
 from pluralllm.common.words.templates import check_template
@@ -266,6 +267,7 @@ class RunSpec(SpecPart):
     embedding: Embedding
     rewards: RewardRun | None = None  # None: the run trains
     privacy: PrivacyDemand | None = None  # None: clients take part whether their answers have noise or not
+    private_rounds: PrivateRounds | None = None  # None: plain rounds, in which the coordinator reads each update
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
@@ -281,6 +283,21 @@ class RunSpec(SpecPart):
         problems = [] if self.sums is None else list(_problems_of_sums(self, self.sums))
         if problems:
             raise ValueError(f"the updates of {KERNEL_SUMS} are terms of sums: set {' and '.join(problems)}")
+        return self
+
+    @model_validator(mode="after")
+    def _private_rounds_fit(self) -> Self:
+        if self.private_rounds is None:
+            return self
+        problems = self.private_rounds.problems(
+            target_clients=self.round.target_clients,
+            min_clients=self.round.min_clients,
+            max_examples=self.aggregation.max_examples,
+            encoding=self.updates.encoding,
+            asks_for_rewards=self.rewards is not None,
+        )
+        if problems:
+            raise ValueError(f"private rounds add masked updates: set {' and '.join(problems)}")
         return self
 
     @model_validator(mode="after")
@@ -345,7 +362,7 @@ class RunSpec(SpecPart):
     def canonical_json(self) -> bytes:
         """Returns the bytes that the spec's hash is computed over: JSON with sorted keys and no spaces."""
         # A table that came later is left out where it is absent, so that the hash of an earlier release's spec never changes.
-        left_out = {name for name in ("rewards", "privacy") if getattr(self, name) is None}
+        left_out = {name for name in ("rewards", "privacy", "private_rounds") if getattr(self, name) is None}
         values = self.model_dump(mode="json", exclude=left_out)
         return json.dumps(values, sort_keys=True, separators=(",", ":")).encode()
 
