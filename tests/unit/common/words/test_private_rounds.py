@@ -1,15 +1,12 @@
 """The table [private_rounds]: what fits beside it, and how many members a sum needs."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import pytest
 
 from pluralllm.common.words.private_rounds import MAX_MEMBERS, MAX_WEIGHT, threshold
 from pluralllm.common.words.spec import RunSpec
 
 EMBEDDING = {"model": "m", "dimension": 8}
-FITTING = {
+FITTING: dict[str, object] = {
     "embedding": EMBEDDING,
     "private_rounds": {"colluders": 1},
     "round": {"min_clients": 4, "target_clients": 5},
@@ -38,7 +35,7 @@ def test_a_fitting_spec_is_read_and_hashes_unlike_the_same_without_the_table() -
         ({"aggregation": {"max_examples": MAX_WEIGHT + 1}}, "aggregation.max_examples to at most 16384"),
     ],
 )
-def test_a_setting_that_does_not_fit_is_named_with_the_fix(values: Mapping[str, Any], says: str) -> None:
+def test_a_setting_that_does_not_fit_is_named_with_the_fix(values: dict[str, object], says: str) -> None:
     with pytest.raises(ValueError, match="private rounds add masked updates") as caught:
         RunSpec.model_validate(FITTING | values)
     assert says in str(caught.value)
