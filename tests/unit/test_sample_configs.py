@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from pluralllm.client.disclosure.policy import DEFAULT_POLICY, Policy, RespondentPrivacy, load_policy, new_policy
+from pluralllm.client.disclosure.policy import (
+    DEFAULT_POLICY,
+    NEW_INSTALL_ROUNDS,
+    Policy,
+    RespondentPrivacy,
+    RoundPrivacy,
+    load_policy,
+    new_policy,
+)
 from pluralllm.client.process.config import ClientConfig
 from pluralllm.common.process.configuration import load_config
 from pluralllm.common.words.spec import load_spec
@@ -30,14 +38,15 @@ def test_coordinator_sample_is_the_default_configuration() -> None:
 def test_policy_sample_is_the_default_policy_and_what_joining_writes() -> None:
     assert (EXAMPLES / "policy.toml").read_text() == DEFAULT_POLICY
     usual = RespondentPrivacy(respondents_epsilon=4.0, delta=1e-6, allow_true_shares=True)
-    assert load_policy(EXAMPLES / "policy.toml") == Policy(privacy=usual)
+    rounds = RoundPrivacy(rounds=NEW_INSTALL_ROUNDS)
+    assert load_policy(EXAMPLES / "policy.toml") == Policy(private_rounds=rounds, privacy=usual)
 
 
 def test_a_partner_can_join_without_noise(tmp_path: Path) -> None:
     for noise, table in ((True, RespondentPrivacy(allow_true_shares=True)), (False, None)):
         (tmp_path / "policy.toml").write_text(new_policy(noise=noise))
         policy = load_policy(tmp_path / "policy.toml")
-        assert policy == Policy(privacy=table)
+        assert policy == Policy(private_rounds=RoundPrivacy(rounds=NEW_INSTALL_ROUNDS), privacy=table)
         assert policy.missing_keys == ()
 
 
@@ -69,8 +78,8 @@ def test_run_sample_holds_out_two_groups_and_names_the_sample_clients_group() ->
 )
 def test_sample_shows_every_key(file: str, kind: type[BaseModel]) -> None:
     keys = set(kind.model_fields)
-    if kind is Policy:  # the sample has the keys of the table in place of the table's name
-        keys = keys - {"privacy"} | set(RespondentPrivacy.model_fields)
+    if kind is Policy:  # the sample has the keys of the tables in place of the tables' names
+        keys = keys - {"privacy", "private_rounds"} | {*RespondentPrivacy.model_fields, *RoundPrivacy.model_fields}
     assert set(KEY.findall((EXAMPLES / file).read_text())) == keys
 
 

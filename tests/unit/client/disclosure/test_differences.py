@@ -12,10 +12,12 @@ from pluralllm.client.disclosure.differences import (
     MAX_LINE,
     Difference,
     differences_of,
+    differences_of_task,
     held_out_difference,
     summary,
 )
 from pluralllm.client.disclosure.policy import EXAMINED_PRESETS, SUMS, Policy
+from pluralllm.common.words.names import TaskKind
 from pluralllm.common.words.spec import PRESETS, GroupRole, RunSpec, load_spec, merge, preset_values, spec_from_toml
 
 EXAMPLES = Path(__file__).parents[4] / "deploy" / "examples"
@@ -237,3 +239,18 @@ def test_a_group_that_trains_is_asked_before_a_run_that_holds_it_out() -> None:
     assert held_out_difference(policy, "h", GroupRole.HELD_OUT, spec) == ()
     assert held_out_difference(policy, "g1", GroupRole.TRAIN, spec) == ()
     assert held_out_difference(Policy(allowed_presets=("*",)), "h", GroupRole.TRAIN, spec) == ()
+
+
+def task_fields(rounds: str, clients: int, kind: TaskKind = TaskKind.TRAIN, **changes: Any) -> list[str]:
+    """Returns the fields that a task of a run with this many clients needs consent to."""
+    spec = spec_of(round={"min_clients": min(3, clients), "target_clients": clients}, **changes)
+    policy = Policy.model_validate({"min_cohort": 1, "private_rounds": {"rounds": rounds}})
+    return [difference.field for difference in differences_of_task(policy, "G", GroupRole.TRAIN, spec, kind)]
+
+
+def test_training_in_a_plain_run_of_few_clients_needs_consent_where_private_rounds_are_required() -> None:
+    assert [task_fields("required", clients) for clients in (2, 3, 4)] == [["private_rounds"], ["private_rounds"], []]
+    assert task_fields("allowed", 3) == []
+    assert task_fields("required", 3, TaskKind.EVALUATE) == []
+    private = {"private_rounds": {"colluders": 1}, "aggregation": {"max_examples": 1_024}}
+    assert task_fields("required", 3, **private) == []

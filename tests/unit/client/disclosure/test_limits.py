@@ -273,3 +273,44 @@ def test_the_first_version_is_made_from_no_updates_and_every_other_one_from_enou
         check_updates_behind(policy, SPEC, version, updates=2)
         with pytest.raises(PolicyForbids, match=f"1 updates behind model version {version}"):
             check_updates_behind(policy, SPEC, version, updates=1)
+
+
+PRIVATE = {"private_rounds": {"colluders": 1}, "aggregation": {"max_examples": 1_024}}
+
+
+def rounds_policy(**table: Any) -> Policy:
+    return open_policy(private_rounds=table)
+
+
+def private_spec(clients: int, **table: Any) -> RunSpec:
+    """Returns the spec of a run with private rounds, of which no client may drop out."""
+    rounds = {"min_clients": clients, "target_clients": clients}
+    return process_spec(**PRIVATE | {"private_rounds": {"colluders": 1, **table}}, round=rounds)
+
+
+def test_plain_rounds_are_refused_where_private_ones_are_required_but_only_for_training() -> None:
+    plain = process_spec(round={"min_clients": 3, "target_clients": 4})
+    text = refusal(rounds_policy(rounds="required"), plain)
+    assert "[private_rounds] rounds is plain rounds, in which the coordinator reads each update" in text
+    assert "allowed is private rounds: a run spec with the table [private_rounds]" in text
+    check(rounds_policy(rounds="allowed"), plain)
+    check(rounds_policy(rounds="required"), plain, TaskKind.EVALUATE)
+    check(
+        rounds_policy(rounds="required"), process_spec(round={"min_clients": 3, "target_clients": 3})
+    )  # asks for consent
+    check(rounds_policy(rounds="required"), private_spec(4))
+
+
+@pytest.mark.parametrize("rounds", ["required", "allowed"])
+def test_a_private_run_that_expects_fewer_colluders_than_the_partner_is_refused(rounds: str) -> None:
+    check(rounds_policy(rounds=rounds, colluders=1), private_spec(5, colluders=1))
+    text = refusal(rounds_policy(rounds=rounds, colluders=2), private_spec(5, colluders=1))
+    assert "[private_rounds] colluders is 1 in the run spec, allowed is at least 2" in text
+    assert "colluders is 0" in refusal(rounds_policy(rounds=rounds), private_spec(5, colluders=0))
+
+
+def test_a_private_run_too_small_to_hide_an_update_is_refused() -> None:
+    check(rounds_policy(colluders=1, hidden_among=3), private_spec(4))
+    text = refusal(rounds_policy(colluders=1, hidden_among=3), private_spec(3))
+    assert "hidden_among is at most 2 of 3 clients, 1 of whom may collude, allowed is at least 3" in text
+    check(rounds_policy(colluders=1, hidden_among=2), private_spec(3))

@@ -3,7 +3,14 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from pluralllm.client.disclosure.policy import DEFAULT_POLICY, NEW_KEYS, Policy, load_policy
+from pluralllm.client.disclosure.policy import (
+    DEFAULT_POLICY,
+    NEW_INSTALL_ROUNDS,
+    NEW_KEYS,
+    Policy,
+    RoundPrivacy,
+    load_policy,
+)
 from pluralllm.common.errors.tree import InvalidConfig
 
 FILE_OF_0_2_0 = """\
@@ -92,6 +99,15 @@ DEFAULTS = {
     "allow_rewards": False,
     "allow_sums": False,
     "allowed_metrics": {"loss", "base_distance", "alignment_score", "wasserstein_score", "context_gain"},
+    "private_rounds": {
+        "rounds": "allowed",
+        "colluders": 1,
+        "hidden_among": 3,
+        "trust": "pinned",
+        "verify_share": None,
+        "evaluation": "sum",
+        "reveal_examples": False,
+    },
     "privacy": None,
 }
 
@@ -114,6 +130,25 @@ def test_a_policy_cannot_be_changed_and_any_settings_are_allowed_by_a_star(tmp_p
     assert (list(policy.allowed_presets), set(policy.allowed_metrics)) == (["*"], {"loss"})
     with pytest.raises(ValidationError):
         policy.min_cohort = 1  # type: ignore[misc]
+
+
+def test_a_new_install_says_which_rounds_it_allows_and_an_older_file_goes_on_with_plain_ones(tmp_path: Path) -> None:
+    new = policy_of(tmp_path, DEFAULT_POLICY).private_rounds
+    assert (new.rounds, new.trust) == (NEW_INSTALL_ROUNDS, "pinned")
+    assert new == RoundPrivacy(rounds=NEW_INSTALL_ROUNDS)
+    assert policy_of(tmp_path, FILE_OF_0_2_0).private_rounds.rounds == "allowed"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *('rounds = "never"', "colluders = -1", "colluders = 129", "hidden_among = 0", "hidden_among = 129"),
+        *('trust = "all"', "verify_share = 1.1", "verify_share = nan", 'evaluation = "all"', "pins = 1"),
+    ],
+)
+def test_a_bad_value_in_the_table_of_private_rounds_is_refused(tmp_path: Path, line: str) -> None:
+    with pytest.raises(InvalidConfig, match=rf"private_rounds\.{line.split(maxsplit=1)[0]}"):
+        policy_of(tmp_path, f"[private_rounds]\n{line}\n")
 
 
 def test_a_policy_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:

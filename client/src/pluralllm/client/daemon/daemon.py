@@ -24,7 +24,7 @@ from pluralllm.client.daemon.work_under_way import JoinedRun, Work, account_of
 from pluralllm.client.data.private_file import PrivateFile
 from pluralllm.client.disclosure.budgets import Budgets
 from pluralllm.client.disclosure.consents import Consents
-from pluralllm.client.disclosure.differences import differences_of, held_out_difference
+from pluralllm.client.disclosure.differences import differences_of_task
 from pluralllm.client.disclosure.held_share import HeldShare
 from pluralllm.client.disclosure.limits import check_task, check_updates_behind
 from pluralllm.client.disclosure.outgoing import (
@@ -347,9 +347,8 @@ class Daemon:
         self._check_cohorts(task.run, spec)
         self._declaration.check(spec.privacy, task.run)
         check_rewards_context(self._policy, spec, self._data.questions)
-        held_out = held_out_difference(self._policy, self._partner.group, self._partner.role, spec)
-        differences = (*differences_of(self._policy, spec), *self._held_share.differences(self._policy, spec))
-        self._consents.demand(task.run, spec, (*differences, *held_out))
+        differences = differences_of_task(self._policy, self._partner.group, self._partner.role, spec, task.kind)
+        self._consents.demand(task.run, spec, (*differences, *self._held_share.differences(self._policy, spec)))
         self._budgets.join(task.run, task.spec_sha256)
         self._held_share.fix(spec)
 

@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any
 
 from pluralllm.client.disclosure.policy import ANY_SPEC, Policy
+from pluralllm.common.words.names import TaskKind
 from pluralllm.common.words.spec import GroupRole, RunSpec, merge, preset_values
 
 # The tables of the run spec that must agree with a preset, with the fields that need not. The number of rounds, the round
@@ -43,7 +44,12 @@ HELD_OUT_SHOW = (
     "This client trains, and this run scores all of its questions. Together with the scores of other runs, which leave out the "
     "questions that it trains on, this shows scores of these questions."
 )
+PLAIN_ROUNDS_SHOW = (
+    "In plain rounds the coordinator reads each single update. From one update it can name this group and compute some of its "
+    "answers, unless they are noised. So few clients cannot hide an update from each other, therefore this run is plain."
+)
 REWARDS_FIELD = "rewards"
+SMALL_RUN = 3  # clients; a run of so few is plain by default
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +73,17 @@ class Difference:
         return f"{self.field} is {_cut(self.asked)}, allowed is {_cut(self.allowed)} ({self.rule})"
 
 
+def differences_of_task(
+    policy: Policy, group: str, role: GroupRole, spec: RunSpec, kind: TaskKind
+) -> tuple[Difference, ...]:
+    """Returns everything in a task of a run that needs the partner's consent; an empty tuple if nothing does.
+
+    group, role: this client's group and its own role. kind: kind of the task.
+    """
+    plain = plain_rounds_difference(policy, spec, kind)
+    return (*differences_of(policy, spec), *plain, *held_out_difference(policy, group, role, spec))
+
+
 def differences_of(policy: Policy, spec: RunSpec) -> tuple[Difference, ...]:
     """Returns everything in a run spec that needs the partner's consent; an empty tuple if nothing does.
 
@@ -75,12 +92,29 @@ def differences_of(policy: Policy, spec: RunSpec) -> tuple[Difference, ...]:
     return (*_small_rounds(policy, spec), *_rewards(policy, spec), *_settings(policy, spec))
 
 
+def is_small(spec: RunSpec) -> bool:
+    """Returns whether a run has so few clients in a round that it is plain by default."""
+    return spec.round.target_clients <= SMALL_RUN
+
+
 def held_out_difference(policy: Policy, group: str, role: GroupRole, spec: RunSpec) -> tuple[Difference, ...]:
     """Returns a difference if the run spec holds a group out that trains by its own role: all its questions would be scored."""
     role_in_run = spec.groups.role_of(group, role)
     if role_in_run in (role, None) or spec.rewards is not None or ANY_SPEC in policy.allowed_presets:
         return ()
     return (Difference("groups.held_out", json_text(group), f"role {role}", "own role of this client", HELD_OUT_SHOW),)
+
+
+def plain_rounds_difference(policy: Policy, spec: RunSpec, kind: TaskKind) -> tuple[Difference, ...]:
+    """Returns a difference if this client shall train in a plain run of few clients, and its policy demands private rounds.
+
+    kind: kind of the task. A plain run of more clients needs no consent: limits.py forbids it.
+    """
+    is_plain = kind is TaskKind.TRAIN and spec.private_rounds is None
+    if not is_plain or not is_small(spec) or policy.private_rounds.rounds != "required":
+        return ()
+    rule = '[private_rounds] rounds = "required"'
+    return (Difference("private_rounds", "absent", "private rounds", rule, PLAIN_ROUNDS_SHOW),)
 
 
 def summary(differences: tuple[Difference, ...]) -> str:

@@ -6,6 +6,7 @@ Each refusal is a PolicyForbids, which names the key of policy.toml, what the ta
 import fnmatch
 import re
 
+from pluralllm.client.disclosure.differences import is_small
 from pluralllm.client.disclosure.policy import Policy
 from pluralllm.client.link.tasks import Task
 from pluralllm.common.errors.tree import PolicyForbids
@@ -15,6 +16,7 @@ from pluralllm.common.words.predictors import SUMS_SHOW
 from pluralllm.common.words.spec import Embedding, Episodes, GroupRole, RunSpec
 
 MIB = 2**20
+TABLE = "[private_rounds]"  # of policy.toml, in the names of keys
 # A model id or a revision becomes part of file names and of URLs. With "." at the start of a piece it could leave its folder.
 PIECE = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 MODEL_ID = re.compile(f"{PIECE}(/{PIECE})?")
@@ -118,6 +120,28 @@ def check_training(policy: Policy, spec: RunSpec, task: Task) -> None:
     least = smallest_cohort(policy, spec)
     if task.cohort_size < least:
         _forbid("min_cohort", task.cohort_size, f"at least {least}")
+    check_private_rounds(policy, spec)
+
+
+def check_private_rounds(policy: Policy, spec: RunSpec) -> None:
+    """Checks whether this client's updates may go to a run, by the policy's table [private_rounds].
+
+    Raises PolicyForbids for plain rounds if private ones are required, and for private rounds in which fewer members may work
+    together, or would hide an update, than this partner demands. A plain run of few clients is not forbidden: it waits for
+    consent (differences.py).
+    """
+    rule, rounds = policy.private_rounds, spec.private_rounds
+    if rounds is None:
+        if rule.rounds == "required" and not is_small(spec):
+            asked = "plain rounds, in which the coordinator reads each update"
+            _forbid(f"{TABLE} rounds", asked, "private rounds: a run spec with the table [private_rounds]")
+        return
+    if rounds.colluders < rule.colluders:
+        _forbid(f"{TABLE} colluders", f"{rounds.colluders} in the run spec", f"at least {rule.colluders}")
+    most = spec.round.target_clients - rule.colluders
+    if most < rule.hidden_among:
+        asked = f"at most {most} of {spec.round.target_clients} clients, {rule.colluders} of whom may collude"
+        _forbid(f"{TABLE} hidden_among", asked, f"at least {rule.hidden_among}")
 
 
 def smallest_cohort(policy: Policy, spec: RunSpec) -> int:

@@ -5,20 +5,30 @@ The partner writes the file policy.toml, and no coordinator can change it. limit
 
 from importlib import resources
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
 from pluralllm.common.errors.tree import InvalidConfig
 from pluralllm.common.words.model_files import load_model
 from pluralllm.common.words.predictors import SUMS_SHOW
+from pluralllm.common.words.private_rounds import MAX_MEMBERS
 from pluralllm.common.words.spec import PRESETS
 
+RoundsRule = Literal["required", "allowed"]
+# The rule `rounds` in the policy of a partner that joins now. It becomes "required" when private rounds run from end to end;
+# a file without the rule always means "allowed", so that the runs of an older client go on.
+NEW_INSTALL_ROUNDS: RoundsRule = "allowed"
 # Written beside the state when a partner joins, to be changed by the partner; deploy/examples/policy.toml is the same file.
-DEFAULT_POLICY = (resources.files("pluralllm.client") / "policy_default.toml").read_text(encoding="utf-8")
+DEFAULT_POLICY = (
+    (resources.files("pluralllm.client") / "policy_default.toml")
+    .read_text(encoding="utf-8")
+    .replace('rounds = "required"', f'rounds = "{NEW_INSTALL_ROUNDS}"'.ljust(19))
+)
 NOISE_TABLE = "[privacy]\n"  # the last part of the default policy begins with it
 METRICS = frozenset({"loss", "base_distance", "alignment_score", "wasserstein_score", "context_gain"})
-# Keys that a policy file of version 0.2.0 does not have. In such a file they have their defaults, which are the safer values.
+# Keys that a policy file of version 0.2.0 does not have. In such a file they have their defaults: the safer values, except that
+# plain rounds stay allowed.
 NEW_KEYS = frozenset(
     {
         "max_questions_of_step",
@@ -31,6 +41,7 @@ NEW_KEYS = frozenset(
         "max_scores_per_question",
         "max_runs_a_day",
         "allow_sums",
+        "private_rounds",
     }
 )
 # The presets whose updates were examined for what they show of the answers. Runs of the other presets wait for consent.
@@ -81,6 +92,26 @@ class RespondentPrivacy(BaseModel):
         return (self.ledger or state / "privacy").absolute()
 
 
+class RoundPrivacy(BaseModel):
+    """The table [private_rounds] of policy.toml: what this client demands of rounds before its update leaves this machine."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    # required: this client trains in private rounds only. allowed: in plain ones, too, where the coordinator reads each update.
+    rounds: RoundsRule = "allowed"
+    # Members of a round that may work together with the coordinator, as this partner believes, whatever a run spec says.
+    colluders: Annotated[int, Field(ge=0, le=MAX_MEMBERS)] = 1
+    # Fewest known members, this client included and the colluders left out, whose updates are in a sum together.
+    hidden_among: Annotated[int, Field(ge=1, le=MAX_MEMBERS)] = 3
+    # pinned: members whose keys this partner has pinned are known. first_use: this client pins each key that it sees first.
+    trust: Literal["pinned", "first_use"] = "pinned"
+    # Probability that this client computes a large published version again; None: 4 (colluders + 1) / cohort, at most 1.
+    verify_share: Annotated[float, Field(ge=0, le=1)] | None = None
+    # The score of this group in private runs: in a sum with others, as a number of its own, or not at all.
+    evaluation: Literal["sum", "own", "none"] = "sum"
+    reveal_examples: bool = False  # whether the coordinator of a private run learns this group's number of questions
+
+
 class Policy(BaseModel):
     """The content of policy.toml. The defaults allow the tasks of an ordinary run, but no rewards."""
 
@@ -111,6 +142,7 @@ class Policy(BaseModel):
     # Runs of kernel-sums/1: a coordinator can compute this group's answers from its sums, so only this key allows them.
     allow_sums: bool = False
     allowed_metrics: frozenset[str] = METRICS  # the numbers that may leave this machine
+    private_rounds: RoundPrivacy = RoundPrivacy()
     privacy: RespondentPrivacy | None = None  # None: the client uses the true answers
 
     @property
