@@ -24,8 +24,10 @@ COMMON: dict[str, tuple[str, ...]] = {
     "common.weights": ("common.errors", "common.words"),
     "common.process": ("common.text", "common.errors", "common.words"),
     "common.trust": ("common.text", "common.errors", "common.words", "common.process"),
+    "common.private_rounds": ("common.text", "common.errors", "common.words", "common.weights", "common.trust"),
     "common.wire": (
         *("common.text", "common.errors", "common.words", "common.weights", "common.process", "common.trust"),
+        "common.private_rounds",
     ),
     "common.predictor": ("common.errors", "common.words", "common.weights", "common.process"),
     "common.rewards": ("common.errors", "common.words"),
@@ -94,6 +96,7 @@ NEVER: dict[str, tuple[str, ...]] = {
     "common.words": (*WORLD, *HEAVY, "numpy"),
     "common.weights": (*WORLD, *HEAVY),
     "common.rewards": (*WORLD, *HEAVY),
+    "common.private_rounds": (*WORLD, *HEAVY),
     "common.trust": ("grpc", "google", "pluralllm.v1", "asyncio", *HEAVY),
     "server": ("torch", "transformers", "pluralllm.client", "pluralllm.cli", "pluralllm.operator"),
     "client.data": ("grpc", "google", "pluralllm.v1", "asyncio", "socket", *HEAVY),
@@ -119,6 +122,7 @@ NEVER: dict[str, tuple[str, ...]] = {
     "common.errors.root": (*WORLD, *HEAVY),
     "common.errors.tree": (*WORLD, *HEAVY),
     "common.errors.membership": (*WORLD, *HEAVY),
+    "common.errors.private_rounds": (*WORLD, *HEAVY),
     "common.errors.storage": (*WORLD, *HEAVY),
     "common.predictor.architecture": (*WORLD, *HEAVY),  # the coordinator makes version 0 with it
     "common.predictor.metrics": (*WORLD, *HEAVY),

@@ -10,6 +10,7 @@ from support.errors_to_raise import example, failed_call
 from pluralllm.common.errors import grpc_status as status
 from pluralllm.common.errors import membership as membership_errors
 from pluralllm.common.errors import privacy as privacy_errors
+from pluralllm.common.errors import private_rounds as private_round_errors
 from pluralllm.common.errors import storage as storage_errors
 from pluralllm.common.errors import tree as errors
 from pluralllm.common.errors.tree import PluralError, leaves, reason_of
@@ -53,8 +54,8 @@ def test_a_fact_that_no_message_can_show_makes_an_error_that_can_be_shown(
 
 
 def test_the_tree_in_the_docstring_is_the_tree_in_the_code() -> None:
-    both = f"{errors.__doc__}{membership_errors.__doc__}{privacy_errors.__doc__}{storage_errors.__doc__}"
-    drawn = set(re.findall(r"[|`]- (\w+)", both))
+    modules = (errors, membership_errors, privacy_errors, private_round_errors, storage_errors)
+    drawn = set(re.findall(r"[|`]- (\w+)", "".join(str(module.__doc__) for module in modules)))
     assert drawn == {leaf.__name__ for leaf in leaves().values()} | {"Refused", "Broken", "NoAnswer"}
 
 

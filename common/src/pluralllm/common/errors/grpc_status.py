@@ -16,6 +16,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from pluralllm.common.errors import membership as m
+from pluralllm.common.errors import private_rounds as p
 from pluralllm.common.errors import tree as e
 from pluralllm.common.text.printable import printable, printable_values
 
@@ -98,6 +99,19 @@ CODES: dict[type[e.PluralError], grpc.StatusCode] = {
     m.ClockWrong: grpc.StatusCode.FAILED_PRECONDITION,
     m.IssuerExpired: grpc.StatusCode.FAILED_PRECONDITION,
     m.AuditBroken: grpc.StatusCode.DATA_LOSS,
+    p.TooFewKnown: grpc.StatusCode.FAILED_PRECONDITION,
+    p.HiddenAmongTooFew: grpc.StatusCode.FAILED_PRECONDITION,
+    p.SumsTooClose: grpc.StatusCode.FAILED_PRECONDITION,
+    p.AnotherSum: grpc.StatusCode.FAILED_PRECONDITION,
+    p.BadBox: grpc.StatusCode.FAILED_PRECONDITION,
+    p.BadView: grpc.StatusCode.FAILED_PRECONDITION,
+    p.DealtWrongly: grpc.StatusCode.FAILED_PRECONDITION,
+    p.SumImplausible: grpc.StatusCode.FAILED_PRECONDITION,
+    p.WrongStep: grpc.StatusCode.FAILED_PRECONDITION,
+    p.RosterDiverged: grpc.StatusCode.FAILED_PRECONDITION,
+    p.PeerKeyDiffers: grpc.StatusCode.PERMISSION_DENIED,
+    p.AggregateDiffers: grpc.StatusCode.FAILED_PRECONDITION,
+    p.RoundSecretsLost: grpc.StatusCode.FAILED_PRECONDITION,
     e.Unreachable: grpc.StatusCode.UNAVAILABLE,
     e.ForeignAnswer: grpc.StatusCode.UNAVAILABLE,
     e.ProxyFailed: grpc.StatusCode.UNAVAILABLE,

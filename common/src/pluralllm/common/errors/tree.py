@@ -46,7 +46,7 @@ PluralError
 |  |  |- LinkTooSlow       the network carries less than the slowest speed that is supported
 |  |  `- ForeignAnswer     gRPC, a proxy or another server has ended the call
 |  `- ...                  members, certificates and invites: membership.py; backups and disk space: storage.py;
-|                          noised answers: privacy.py
+|                          noised answers: privacy.py; private rounds: private_rounds.py
 `- Broken                  this program is at fault
    |- AnswerInvalid        the coordinator's answer breaks the protocol
    |- WorkerDied           the training process ended unexpectedly

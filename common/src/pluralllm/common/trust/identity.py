@@ -5,6 +5,7 @@ authority.pem     the root certificate that must have signed the coordinator's c
 credentials.pem   private key, certificate and intermediate certificate; mode 0600, replaced as a whole at each renewal
 previous.pem      the credentials before the newest renewal; they help if somebody else renews with a stolen key
 next-key.pem      a key that has no certificate yet; an interrupted certificate request is repeated with this key
+peer-key.pem      private key for statements in private rounds; mode 0600, made once, because other members pin it
 """
 
 import base64
@@ -42,7 +43,7 @@ from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import GroupRole
 
 SECRET = 0o600  # file mode
-PREVIOUS, MEMBERSHIP = "previous.pem", "identity.json"
+PREVIOUS, MEMBERSHIP, PEER_KEY = "previous.pem", "identity.json", "peer-key.pem"
 
 
 class Membership(BaseModel):
@@ -150,6 +151,28 @@ def next_key(folder: Path) -> PrivateKey:
         key = new_key()
         write_durably(path, key_to_pem(key), SECRET)
     return key
+
+
+def peer_key(folder: Path) -> PrivateKey:
+    """Returns the key with which the member signs in private rounds, from the file peer-key.pem. Makes it the first time.
+
+    A damaged file is never replaced: the members that have pinned the key would refuse another one.
+    Raises InvalidConfig if the file or the folder cannot be used, StorageFull if the disk is full.
+    """
+    path = folder / PEER_KEY
+    with _writing(folder):
+        make_folder(folder)
+        try:
+            pem = path.read_bytes()
+        except FileNotFoundError:
+            key = new_key()
+            write_durably(path, key_to_pem(key), SECRET)
+            return key
+    try:
+        return key_from_pem(pem)
+    except CertificateInvalid as error:
+        problem = "  it holds no P-256 key. Restore it from a backup: the other members have pinned it."
+        raise InvalidConfig(file=str(path), problems=problem) from error
 
 
 def save_identity(
