@@ -480,6 +480,27 @@ async def test_scores_leave_rounded_and_are_the_same_when_they_are_asked_for_aga
     assert client.worker.orders.count("evaluate") == 1
 
 
+async def test_scores_of_noised_answers_leave_in_thousandths(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Data, "is_noised", True)
+    await client.do(task(TaskKind.EVALUATE))
+    _, scores = client.coordinator.of("report_scores")
+    assert (scores.alignment_score, scores.wasserstein_score, scores.context_gain) == (0.712, 0.812, 0.02)
+
+
+async def test_a_release_while_true_answers_are_scored_gives_the_scores_no_more_digits(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score = client.worker.ask
+
+    async def release_and_score(command: Any, order: Any, on_progress: Any) -> Any:
+        monkeypatch.setattr(Data, "is_noised", True)
+        return await score(command, order, on_progress)
+
+    monkeypatch.setattr(client.worker, "ask", release_and_score)
+    await client.do(task(TaskKind.EVALUATE))
+    assert client.coordinator.of("report_scores")[1].alignment_score == 0.71
+
+
 async def test_the_wasserstein_score_stays_if_the_policy_does_not_list_it(tmp_path: Path) -> None:
     client = Client(tmp_path, open_policy(allowed_metrics=METRICS - {"wasserstein_score"}))
     await client.do(task(TaskKind.EVALUATE))

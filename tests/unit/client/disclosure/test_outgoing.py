@@ -155,6 +155,14 @@ def test_scores_at_the_ends_of_their_range_stay_in_it(exact: float) -> None:
     assert all(0 <= score <= 1 for score in (reported.alignment_score, reported.alignment_score_base2))
 
 
+def test_scores_of_noised_answers_have_three_decimals() -> None:
+    noised = reported_scores(POLICY, scores(), is_noised=True)
+    assert isinstance(noised, Scores)
+    assert (noised.alignment_score, noised.wasserstein_score, noised.context_gain) == (0.712, 0.812, 0.023)
+    assert noised.alignment_score_base2 == pytest.approx(1 - 0.288 / MAX_JS_DISTANCE)
+    assert reported_scores(POLICY, scores(questions=29), is_noised=True) is NotReported.TOO_FEW_QUESTIONS
+
+
 # Progress and failures
 
 

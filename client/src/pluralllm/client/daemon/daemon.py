@@ -460,13 +460,14 @@ class Daemon:
         on_progress = self._progress(task)
         async with self._limits.task_time():
             weights = await self._fetch(task, run.spec)
-            await self._worker.ask(PREPARE, self._orders.prepare(run.spec, run.spec_json), on_progress)
+            order, is_noised = self._orders.prepare(run.spec, run.spec_json), self._data.is_noised
+            await self._worker.ask(PREPARE, order, on_progress)
             await asyncio.to_thread(self._budgets.begin, task)
             with WORK_SECONDS.labels(task.kind).time(), span("work"):
                 measured = await self._worker.ask(EVALUATE, self._orders.evaluate(task, run.spec, weights), on_progress)
         ALIGNMENT.set(measured.alignment_score)
         CONTEXT_GAIN.set(measured.context_gain)
-        scores = reported_scores(self._policy, measured)
+        scores = reported_scores(self._policy, measured, is_noised=is_noised)
         if isinstance(scores, Scores):
             await asyncio.to_thread(self._budgets.keep, task, scores)
         else:

@@ -1,7 +1,8 @@
 """Decides which numbers and texts leave this machine, and how exact they are. Every one of them passes through this module.
 
 A number about this group's answers leaves only if the policy lists it in allowed_metrics and at least min_questions_behind of
-the group's questions are behind it. It is rounded, so that a difference of two numbers does not show a single answer.
+the group's questions are behind it. It is rounded, so that a difference of two numbers does not show a single answer. Scores
+against noised answers keep one decimal more: every respondent is protected by the noise already.
 Two numbers pass unchanged because they depend on no answer: how many questions are scored, and how many a run trains on.
 """
 
@@ -30,6 +31,7 @@ from pluralllm.common.words.not_reported import NotReported
 from pluralllm.common.words.spec import RunSpec
 
 DECIMALS = 2
+DECIMALS_OF_NOISED = 3  # of scores against answers that were released with noise
 WORST_DISTANCE = math.sqrt(math.log(2))  # between shares that have no option in common
 DIGITS = 3  # a model can be made so that a loss is very large; its last digits would then show single answers
 STAGES = frozenset({"embedding", "training", "evaluating", "scoring"})
@@ -52,21 +54,23 @@ PRIVATE_TEXTS: Mapping[type[Exception], str] = MappingProxyType(
 )
 
 
-def rounded(number: float) -> float:
-    """Returns a number with at most DECIMALS decimals and at most DIGITS significant digits."""
+def rounded(number: float, decimals: int = DECIMALS) -> float:
+    """Returns a number with at most `decimals` decimals and at most DIGITS significant digits."""
     if number == 0 or not math.isfinite(number):
         return number
-    return round(number, min(DECIMALS, DIGITS - 1 - math.floor(math.log10(abs(number)))))
+    return round(number, min(decimals, DIGITS - 1 - math.floor(math.log10(abs(number)))))
 
 
-def reported_scores(policy: Policy, measured: MeasuredScores) -> Scores | NotReported:
+def reported_scores(policy: Policy, measured: MeasuredScores, *, is_noised: bool = False) -> Scores | NotReported:
     """Returns the scores that leave this machine, or the reason why none does.
 
+    is_noised: whether the answers that were scored have noise.
     The score to base 2 follows from the rounded score: rounded by itself, it would narrow the exact score down.
     """
     if measured.questions < policy.min_questions_behind:
         return NotReported.TOO_FEW_QUESTIONS
-    score = rounded(measured.alignment_score)
+    decimals = DECIMALS_OF_NOISED if is_noised else DECIMALS
+    score = rounded(measured.alignment_score, decimals)
     keeps_wasserstein = (
         measured.wasserstein_score is None
         or "wasserstein_score" not in policy.allowed_metrics
@@ -75,9 +79,9 @@ def reported_scores(policy: Policy, measured: MeasuredScores) -> Scores | NotRep
     return Scores(
         alignment_score=score,
         alignment_score_base2=min(1.0, max(0.0, 1 - (1 - score) / WORST_DISTANCE)),
-        wasserstein_score=None if keeps_wasserstein else rounded(measured.wasserstein_score or 0.0),
+        wasserstein_score=None if keeps_wasserstein else rounded(measured.wasserstein_score or 0.0, decimals),
         questions=measured.questions,
-        context_gain=rounded(measured.context_gain) if "context_gain" in policy.allowed_metrics else None,
+        context_gain=rounded(measured.context_gain, decimals) if "context_gain" in policy.allowed_metrics else None,
     )
 
 
