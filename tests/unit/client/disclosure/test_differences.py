@@ -252,5 +252,5 @@ def test_training_in_a_plain_run_of_few_clients_needs_consent_where_private_roun
     assert [task_fields("required", clients) for clients in (2, 3, 4)] == [["private_rounds"], ["private_rounds"], []]
     assert task_fields("allowed", 3) == []
     assert task_fields("required", 3, TaskKind.EVALUATE) == []
-    private = {"private_rounds": {"colluders": 1}, "aggregation": {"max_examples": 1_024}}
+    private: dict[str, Any] = {"private_rounds": {"colluders": 1}, "aggregation": {"max_examples": 1_024}}
     assert task_fields("required", 3, **private) == []
