@@ -22,7 +22,7 @@ FINGERPRINT = re.compile("[0-9a-f]{64}")
 
 
 class RosterChange(StrEnum):
-    """What an entry says about a member's peer key."""
+    """The change that an entry of the roster makes."""
 
     ADDED = "added"  # the member's first key, or its earlier key again
     REMOVED = "removed"  # the key counts no more: the membership has ended, or an administrator has reset the key
