@@ -10,12 +10,21 @@ from support.counted_calls import GROWTH, calls_of
 from pluralllm.common.predictor.architecture import layout_for
 from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.words.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber, RunId
-from pluralllm.common.words.spec import Aggregation, GroupRole
+from pluralllm.common.words.private_rounds import PrivateRounds
+from pluralllm.common.words.spec import Aggregation, GroupRole, RoundPolicy
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.state import Phase
 from pluralllm.server.runs.checkpoints import Remembered
 from pluralllm.server.runs.live_run import LiveRun, Progress, first_state
-from pluralllm.server.runs.overview import COMES_AND_GOES, ParticipantState, participants, states_of, weights_in
+from pluralllm.server.runs.overview import (
+    COMES_AND_GOES,
+    ParticipantState,
+    participants,
+    states_of,
+    weights_in,
+    what_next,
+    why_waiting,
+)
 from pluralllm.server.runs.sessions import Session
 from pluralllm.server.storage.store import ClientRecord, RunRecord
 
@@ -104,6 +113,41 @@ def test_each_client_has_one_state() -> None:
     done, lost = ParticipantState.DONE, ParticipantState.LOST
     expected = {ann: done, ben: ParticipantState.ASSIGNED, cat: lost, dan: done, eve: lost}
     assert states_of(state) == expected
+
+
+@pytest.mark.parametrize(
+    ("phase", "words"),
+    [
+        (Phase.KEYING, "1 of 4 members have sent their keys; 3 are needed, this step ends in 5 s"),
+        (Phase.SHARING, "1 of 4 members have dealt their shares; 3 are needed, this step ends in 5 s"),
+        (
+            Phase.CONFIRMING,
+            "1 of 4 members have confirmed which updates the sum has; 2 are needed, this step ends in 5 s",
+        ),
+        (Phase.UNMASKING, "1 of 4 members have revealed the sum's masks; 2 are needed, this step ends in 5 s"),
+    ],
+)
+def test_each_step_of_a_private_round_is_shown_with_those_who_have_done_it(phase: Phase, words: str) -> None:
+    names = tuple(ClientId(name) for name in ("ann", "ben", "cat", "dan"))
+    sent = (ev.SentMessage(names[1], Digest("m")),)
+    changes: dict[str, Any] = {
+        "phase": phase,
+        "private": PrivateRounds(colluders=1),
+        "policy": RoundPolicy(min_clients=3, target_clients=4),
+        "cohort": names,
+        "away": (names[3],),
+        "slots": 4,
+        "deadline_s": 15.0,
+        **dict.fromkeys(("keyed", "dealt", "confirmed", "revealed"), sent),
+    }
+    run = collecting_run()
+    run = dataclasses.replace(
+        run, progress=dataclasses.replace(run.progress, state=dataclasses.replace(run.state, **changes))
+    )
+    assert what_next(run, "", 0, 10.0) == words
+    done, assigned, lost = ParticipantState.DONE, ParticipantState.ASSIGNED, ParticipantState.LOST
+    assert states_of(run.state) == dict(zip(names, (assigned, done, assigned, lost), strict=True))
+    assert why_waiting(run, ClientId("eve")) == "r: round 0 is private and under way, the next one may have a slot"
 
 
 def session(**facts: Any) -> Session:

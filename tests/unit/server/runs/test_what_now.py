@@ -28,6 +28,16 @@ def test_a_client_at_work_on_its_task_is_held_to_the_end_and_then_sent_the_same_
     assert what_now([], TASK, str(TASK), 0.5, is_last=True) == DoTask(TASK)
 
 
+@pytest.mark.parametrize(
+    ("step", "held_step", "answer"), [(2, 1, DoTask(TASK)), (2, 2, None), (0, 5, None), (0, 0, None)]
+)
+def test_a_client_that_works_on_an_earlier_step_of_its_task_hears_of_the_next_one_at_once(
+    step: int, held_step: int, answer: DoTask | None
+) -> None:
+    assert what_now([], TASK, str(TASK), 0.5, is_last=False, phase=step, held_phase=held_step) == answer
+    assert what_now([], TASK, str(TASK), 0.5, is_last=True, phase=step, held_phase=held_step) == DoTask(TASK)
+
+
 @pytest.mark.parametrize("is_last", [False, True])
 def test_a_client_at_work_on_a_task_without_a_lease_is_stopped_at_once(is_last: bool) -> None:
     assert what_now([], None, str(TASK), 0.5, is_last=is_last) == Wait(RETRY_AFTER_S)

@@ -38,6 +38,7 @@ from pluralllm.server.observe.page_facts import (
     run_now,
     run_row,
 )
+from pluralllm.server.rounds.state import WITH_OPEN_ROUND
 from pluralllm.server.runs.bell import Bell
 from pluralllm.server.runs.live_run import LiveRun
 from pluralllm.server.runs.live_runs import Runs
@@ -140,7 +141,7 @@ class Page:
             history.add_scores(rows)
             if len(rows) < PAGE:
                 break
-        closed = run.state.round - (run.state.phase in ("collecting", "aggregating"))
+        closed = run.state.round - (run.state.phase in WITH_OPEN_ROUND)
         for number in range(max(1, closed - MAX_POINTS + 1), closed + 1):
             if number not in history.rounds:
                 history.add_round(number, await store.receipts(run.id, RoundNumber(number)))

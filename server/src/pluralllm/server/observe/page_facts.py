@@ -13,7 +13,7 @@ from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.words.context_gain import IGNORES_CONTEXT, gain_text, ignores_context, mean_gain
 from pluralllm.common.words.noise import declared_text
 from pluralllm.common.words.not_reported import NotReported, not_reported_text
-from pluralllm.server.rounds.state import Phase
+from pluralllm.server.rounds.state import EXCHANGING, Phase
 from pluralllm.server.runs.live_run import LiveRun
 from pluralllm.server.runs.status import RunStatus
 from pluralllm.server.storage.store import EvaluationRecord, ReceiptRecord, RoundRecord
@@ -22,7 +22,7 @@ Facts = dict[str, Any]
 
 MAX_POINTS = 200  # largest number of points of a curve
 SHOWN = 25  # number of newest rounds, versions and refusals on the page
-TIMED = (Phase.COLLECTING, Phase.EVALUATING)
+TIMED = (Phase.COLLECTING, Phase.EVALUATING, *EXCHANGING)
 
 
 def run_row(run: LiveRun) -> Facts:
@@ -56,7 +56,7 @@ def run_now(run: LiveRun, status: RunStatus) -> Facts:
         "evaluated": state.evaluated,
         "updates": len(state.receipts),
         "slots": state.slots,
-        "quorum": state.policy.min_clients,
+        "quorum": state.quorum,
         "received_bytes": status.received_bytes,
         "sent_bytes": status.sent_bytes,
         "asks_for_rewards": run.spec.rewards is not None,

@@ -4,6 +4,7 @@ Names of events are in the past tense (RunStarted). Names of effects are imperat
 """
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -26,6 +27,26 @@ class Receipt:
     distance: float | None = None
     # L2 norm of the update, as the coordinator has calculated it; None for rewards, and for receipts of earlier releases.
     norm: float | None = None
+
+
+class RoundStep(StrEnum):
+    """The kinds of messages that a member sends in a private round, in their order. A member sends each at most once."""
+
+    KEYS = "keys"
+    SHARES = "shares"
+    COMPLAINT = "complaint"
+    UPDATE = "update"  # the statement about the masked update
+    CONFIRMATION = "confirmation"
+    REVEAL = "reveal"
+
+
+@dataclass(frozen=True, slots=True)
+class SentMessage:
+    """A message that a member has sent in a private round. The message itself is stored beside the event log."""
+
+    client: ClientId
+    digest: Digest  # SHA-256 of the stored message
+    accused: ClientId | None = None  # of a complaint: the member whose box is bad
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +127,7 @@ class ClientsSeen:
     at_s: float
     trainers: tuple[ClientId, ...]
     held_out: tuple[ClientId, ...]
+    roster_head: str = ""  # head of the roster of peer keys; set only when a private round may open
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +151,7 @@ class UpdateArrived:
     base_version: ModelVersion
     receipt: Receipt
     noise: NoiseStatement | None = None  # as the client declares it; None if it states nothing, as in earlier releases
+    statement: str = ""  # in a private round: digest of the stored statement, which the member has signed
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +185,10 @@ class ClientReturned:
 
 @dataclass(frozen=True, slots=True)
 class MemberRevoked:
-    """A client's membership was revoked. The client's update to the open round does not count, unless averaging has begun."""
+    """A client's membership was revoked. The client's update to the open round does not count, unless averaging has begun.
+
+    In a private round, the update counts as soon as the round has fixed its sum.
+    """
 
     at_s: float
     client: ClientId
@@ -184,6 +210,68 @@ class ModelAveraged:
     round: RoundNumber
     digest: Digest
     moments: tuple[Digest, ...] = ()
+    transcript: str = ""  # digest of a private round's transcript, which is durable
+
+
+@dataclass(frozen=True, slots=True)
+class KeysArrived:
+    """A client's fresh keys for a private round have arrived: they are verified, and the message is stored with this event."""
+
+    at_s: float
+    round: RoundNumber
+    client: ClientId
+    digest: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class SharesArrived:
+    """A member of a private round has dealt: a box with shares for each other member is verified, as far as it can be read."""
+
+    at_s: float
+    round: RoundNumber
+    client: ClientId
+    digest: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class ComplaintArrived:
+    """A member of a private round says that a box is bad that another member has dealt to it. Who of them lies is not known."""
+
+    at_s: float
+    round: RoundNumber
+    client: ClientId
+    digest: Digest
+    dealer: ClientId
+
+
+@dataclass(frozen=True, slots=True)
+class ConfirmationArrived:
+    """A member of a private round has signed the sum: which updates of which members it consists of."""
+
+    at_s: float
+    round: RoundNumber
+    client: ClientId
+    digest: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class RevealArrived:
+    """A member of a private round has revealed its shares for the sum. All of them are good, or the message is refused."""
+
+    at_s: float
+    round: RoundNumber
+    client: ClientId
+    digest: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class DealtWrongly:
+    """A member's secret does not follow from good shares, which proves that the member has dealt wrongly."""
+
+    at_s: float
+    round: RoundNumber
+    dealer: ClientId
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,8 +312,15 @@ Event = (
     | EvaluationArrived
     | ModelAveraged
     | AveragingFailed
+    | KeysArrived
+    | SharesArrived
+    | ComplaintArrived
+    | ConfirmationArrived
+    | RevealArrived
+    | DealtWrongly
     | ClockTicked
 )
+MessageArrived = KeysArrived | SharesArrived | ComplaintArrived | ConfirmationArrived | RevealArrived
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +347,40 @@ class WithdrawReceipt:
 
     round: RoundNumber
     client: ClientId
+
+
+@dataclass(frozen=True, slots=True)
+class RecordMessage:
+    """Stores a member's message in a private round durably. The coordinator answers the member only after this effect."""
+
+    round: RoundNumber
+    step: RoundStep
+    client: ClientId
+    digest: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class FixMembers:
+    """Fixes the members of a private round: those whose keys have arrived. From now on the set only shrinks."""
+
+    round: RoundNumber
+    members: tuple[ClientId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FixDealers:
+    """Fixes the dealers of a private round: the members whose shares have arrived. Updates are masked for exactly these."""
+
+    round: RoundNumber
+    dealers: tuple[ClientId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FixSum:
+    """Fixes the sum of a private round: the updates that it consists of. No other sum is ever asked for in this round."""
+
+    round: RoundNumber
+    receipts: tuple[Receipt, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,6 +412,7 @@ class Publish:
     moments: tuple[Digest, ...] = ()
     weights: tuple[float, ...] = ()  # as in Average
     scales: tuple[float, ...] = ()  # as in Average
+    transcript: str = ""  # digest of a private round's transcript
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,7 +434,20 @@ class EndRun:
     reason: str
 
 
-Effect = OpenRound | RecordReceipt | WithdrawReceipt | RecordEvaluation | Average | Publish | Abandon | EndRun
+Effect = (
+    OpenRound
+    | RecordReceipt
+    | WithdrawReceipt
+    | RecordMessage
+    | FixMembers
+    | FixDealers
+    | FixSum
+    | RecordEvaluation
+    | Average
+    | Publish
+    | Abandon
+    | EndRun
+)
 
 _ADAPTERS: dict[str, TypeAdapter[Any]] = {kind.__name__: TypeAdapter(kind) for kind in Event.__args__}
 

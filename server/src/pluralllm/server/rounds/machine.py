@@ -29,6 +29,8 @@ from.
 target_clients are enough only if at least as many clients have been seen as there are groups in the run spec. The quorum
 is min_clients receipts.
 
+In a run with private rounds, a round has more phases: private.py has their table.
+
 A run that asks for rewards has no evaluations, and batches of rollouts (generated texts) open its rounds. Its clients take
 slots as they connect, clients of held-out groups too. In such a run an update is one client's rewards, and a version is the
 aggregate of all clients' rewards.
@@ -45,17 +47,17 @@ from pluralllm.common.errors.tree import AlreadyCommitted, LeaseLost, RoundClose
 from pluralllm.common.words.ids import ClientId, ModelVersion, RoundNumber
 from pluralllm.common.words.reward_weights import remember, weigh_groups
 from pluralllm.server.rounds import events as ev
+from pluralllm.server.rounds import private
 from pluralllm.server.rounds.clipping import clip_scales
 from pluralllm.server.rounds.cohort import draw_cohort
+from pluralllm.server.rounds.endings import Step, abandon, advance, end, open_evaluation
 from pluralllm.server.rounds.looking import willing
-from pluralllm.server.rounds.sorted_clients import holds, inserted, receipt_of, removed, with_receipt
-from pluralllm.server.rounds.state import Outcome, Phase, Run
+from pluralllm.server.rounds.sorted_clients import holds, inserted, receipt_of, removed, with_receipt, without_client
+from pluralllm.server.rounds.state import EXCHANGING, Outcome, Phase, Run
 from pluralllm.server.rounds.weighting import FairnessHistory, shares_of, weigh
 
 MAX_REFUSALS_KEPT = 20
 MAX_REFUSALS_PER_CLIENT = 5  # in one round: a hostile client must not fill the log
-
-Step = tuple[Run, tuple[ev.Effect, ...]]
 
 
 def step(run: Run, event: ev.Event) -> Step:
@@ -94,6 +96,16 @@ def step(run: Run, event: ev.Event) -> Step:
             return _publish(run, event)
         case ev.AveragingFailed():
             return _give_up(run, event)
+        case (
+            ev.KeysArrived()
+            | ev.SharesArrived()
+            | ev.ComplaintArrived()
+            | ev.ConfirmationArrived()
+            | ev.RevealArrived()
+        ):
+            return private.accept(run, event)
+        case ev.DealtWrongly():
+            return private.deal_wrongly(run, event)
         case ev.ClockTicked():
             return _tick(run, event.at_s)
         case _:
@@ -123,7 +135,7 @@ def _cancel(run: Run, event: ev.RunCancelled) -> Step:
         return run, ()
     if run.phase is Phase.ENDED:
         raise WrongPhase(run=run.id, phase=f"{run.phase} ({run.outcome})", wanted="cancelled")
-    return _end(run, event.at_s, Outcome.CANCELLED, event.reason)
+    return end(run, event.at_s, Outcome.CANCELLED, event.reason)
 
 
 # Clients come, go, deliver
@@ -150,8 +162,8 @@ def _meet(run: Run, event: ev.ClientsSeen) -> Step:
     if not set(seen) <= set(run.roster):
         run = replace(run, roster=tuple(sorted({*run.roster, *seen})))
     if run.phase is Phase.WAITING and not run.paused and run.rewards is None:
-        return _gather(run, event.at_s, trainers)
-    if run.phase is Phase.COLLECTING:
+        return _gather(run, event.at_s, trainers, event.roster_head)
+    if run.phase is Phase.COLLECTING or run.phase in EXCHANGING:
         return _fill_free_slots(run, trainers if run.rewards is None else seen), ()
     if run.phase is Phase.EVALUATING and (newcomers := willing(run, seen)):
         return _assign_slots(run, newcomers), ()
@@ -165,7 +177,7 @@ def _without_excluded(run: Run, clients: tuple[ClientId, ...]) -> tuple[ClientId
     return tuple(client for client in clients if client not in excluded)
 
 
-def _gather(run: Run, at_s: float, trainers: tuple[ClientId, ...]) -> Step:
+def _gather(run: Run, at_s: float, trainers: tuple[ClientId, ...], roster_head: str) -> Step:
     policy = run.policy
     if len(trainers) < policy.min_clients:
         return (replace(run, gathered_s=None) if run.gathered_s is not None else run), ()
@@ -177,9 +189,11 @@ def _gather(run: Run, at_s: float, trainers: tuple[ClientId, ...]) -> Step:
     if not complete and at_s < (run.gathered_s or 0.0) + policy.gather_s:
         return run, ()
     if run.evaluated is None:
-        return _open_evaluation(run, at_s), ()
+        return open_evaluation(run, at_s), ()
     number = RoundNumber(run.round + 1)
     cohort = draw_cohort(run.seed, number, trainers, policy.target_clients)
+    if run.private is not None:
+        return private.open_round(run, at_s, cohort, roster_head) if roster_head else (run, ())
     opened = replace(
         run.cleared(),
         phase=Phase.COLLECTING,
@@ -227,10 +241,14 @@ def _accept(run: Run, event: ev.UpdateArrived) -> Step:
         raise WrongBase(asked=str(event.base_version), current=str(run.version))
     if not holds(run.cohort, receipt.client) or run.is_excluded(receipt.client):
         raise LeaseLost(task=f"train-{receipt.client}")
+    if run.private is not None and not private.may_deliver(run, receipt.client):
+        raise LeaseLost(task=f"train-{receipt.client}")
     receipts = with_receipt(run.receipts, receipt)
     run = replace(run, receipts=receipts, away=removed(run.away, receipt.client))
-    if run.quorum_s is None and len(receipts) >= run.policy.min_clients:
+    if run.quorum_s is None and len(receipts) >= run.quorum:
         run = replace(run, quorum_s=event.at_s)
+    if run.private is not None:
+        return private.after_update(run, event)
     recorded = ev.RecordReceipt(run.round, receipt)
     if len(receipts) >= run.slots and run.quorum_s is not None:
         averaging, effects = _average(run, event.at_s)
@@ -242,6 +260,8 @@ def _lose(run: Run, event: ev.PlaceLost) -> Step:
     if run.phase is Phase.ENDED:
         return run, ()
     without = _withdraw_slot(run, event)
+    if without is not run and run.is_private_round:
+        return private.after_loss(without, event)
     return (run, ()) if without is run else _close_evaluation_when_complete(without, event.at_s)
 
 
@@ -250,10 +270,11 @@ def _revoke(run: Run, event: ev.MemberRevoked) -> Step:
         return run, ()
     effects: tuple[ev.Effect, ...] = ()
     if run.phase is Phase.COLLECTING and receipt_of(run.receipts, event.client) is not None:
-        receipts = tuple(receipt for receipt in run.receipts if receipt.client != event.client)
-        quorum_s = run.quorum_s if len(receipts) >= run.policy.min_clients else None
+        receipts = without_client(run.receipts, event.client)
+        quorum_s = run.quorum_s if len(receipts) >= run.quorum else None
         run = replace(run, receipts=receipts, quorum_s=quorum_s)
         effects = (ev.WithdrawReceipt(run.round, event.client),)
+    run = private.without_revoked(run, event.client)
     lost, following = _lose(run, ev.PlaceLost(event.at_s, event.client, "its membership was revoked", permanent=True))
     return lost, (*effects, *following)
 
@@ -264,23 +285,26 @@ def _revoke(run: Run, event: ev.MemberRevoked) -> Step:
 def _tick(run: Run, at_s: float) -> Step:
     if run.phase is Phase.EVALUATING and run.deadline_s is not None and at_s >= run.deadline_s:
         # A client that has not answered leaves the roster until it is seen again.
-        return _advance(replace(run, evaluated=run.version, roster=run.reported), at_s)
+        return advance(replace(run, evaluated=run.version, roster=run.reported), at_s)
+    if run.phase in EXCHANGING:
+        return private.tick(run, at_s)
     if run.phase is not Phase.COLLECTING or run.deadline_s is None:
         return run, ()
     if run.quorum_s is not None:
         over = at_s >= min(run.quorum_s + run.policy.grace_after_quorum_s, run.deadline_s)
-        return _average(run, at_s) if over else (run, ())
+        if not over:
+            return run, ()
+        return _average(run, at_s) if run.private is None else private.fix_sum(run, at_s)
     if at_s < run.deadline_s:
         return run, ()
-    reason = f"{len(run.receipts)} of {run.policy.min_clients} updates at the deadline"
+    reason = f"{len(run.receipts)} of {run.quorum} updates at the deadline"
     match run.policy.on_missed_quorum:
         case "extend" if run.extensions < run.policy.max_extensions:
             return replace(run, deadline_s=at_s + run.policy.deadline_s, extensions=run.extensions + 1), ()
         case "skip":
-            skipped, effects = _advance(run, at_s)
-            return skipped, (ev.Abandon(run.round, reason), *effects)
+            return abandon(run, at_s, reason)
         case _:
-            return _end(run, at_s, Outcome.ABORTED, f"round {run.round}: {reason}")
+            return end(run, at_s, Outcome.ABORTED, f"round {run.round}: {reason}")
 
 
 def _average(run: Run, at_s: float) -> Step:
@@ -290,6 +314,8 @@ def _average(run: Run, at_s: float) -> Step:
 
 
 def _weigh(run: Run) -> tuple[tuple[float, ...], FairnessHistory]:
+    if run.private is not None:  # the clients have weighted their updates, and the coordinator learns no weight
+        return (), run.fairness_history
     if run.rewards is None:
         return weigh(run.receipts, run.aggregation, run.fairness_history, limits_members=run.limits_members)
     # The history includes the newest mean rewards, so that a group that is served badly now counts more now.
@@ -300,7 +326,7 @@ def _weigh(run: Run) -> tuple[tuple[float, ...], FairnessHistory]:
 
 
 def _scales(run: Run, weights: tuple[float, ...]) -> tuple[float, ...]:
-    if not run.limits_members:
+    if not run.limits_members or run.private is not None:
         return ()
     return clip_scales(run.receipts, shares_of(run.receipts, run.aggregation, weights))
 
@@ -312,11 +338,10 @@ def _publish(run: Run, event: ev.ModelAveraged) -> Step:
         raise RoundClosed(run=run.id, asked=event.round, current=run.round)
     version = ModelVersion(run.version + 1)
     weights, fairness_history = _weigh(run)
-    published = ev.Publish(
-        run.round, version, event.digest, run.receipts, event.moments, weights, _scales(run, weights)
-    )
+    scales, receipts = _scales(run, weights), run.receipts
+    published = ev.Publish(run.round, version, event.digest, receipts, event.moments, weights, scales, event.transcript)
     run = replace(run, version=version, model_digest=event.digest, fairness_history=fairness_history)
-    advanced, effects = _advance(run, event.at_s)
+    advanced, effects = advance(run, event.at_s)
     return advanced, (published, *effects)
 
 
@@ -324,9 +349,8 @@ def _give_up(run: Run, event: ev.AveragingFailed) -> Step:
     if run.phase is not Phase.AGGREGATING or run.round != event.round:
         return run, ()
     if event.base_lost:
-        return _end(run, event.at_s, Outcome.ABORTED, event.reason)
-    advanced, effects = _advance(run, event.at_s)
-    return advanced, (ev.Abandon(run.round, event.reason), *effects)
+        return end(run, event.at_s, Outcome.ABORTED, event.reason)
+    return abandon(run, event.at_s, event.reason)
 
 
 def _score(run: Run, event: ev.EvaluationArrived) -> Step:
@@ -345,38 +369,13 @@ def _close_evaluation_when_complete(run: Run, at_s: float) -> Step:
         return run, ()
     if not run.reported or not set(run.roster) <= {*run.reported, *run.away}:
         return run, ()
-    return _advance(replace(run, evaluated=run.version), at_s)
-
-
-def _advance(run: Run, at_s: float) -> Step:
-    """Returns the state and effects that follow the end of a round or an evaluation.
-
-    An evaluation opens if it is due. Otherwise the run waits for its next round or, after the last round, ends.
-    """
-    last = run.round >= run.rounds
-    due = run.rewards is None and (last or run.round % run.policy.evaluate_every == 0)
-    if due and run.evaluated != run.version:
-        return _open_evaluation(run, at_s), ()
-    if last:
-        return _end(replace(run.cleared(), phase=Phase.WAITING), at_s, Outcome.COMPLETED, f"{run.rounds} rounds done")
-    return replace(run.cleared(), phase=Phase.WAITING, since_s=at_s), ()
-
-
-def _open_evaluation(run: Run, at_s: float) -> Run:
-    deadline_s = at_s + run.policy.evaluation_deadline_s
-    return replace(run.cleared(), phase=Phase.EVALUATING, since_s=at_s, deadline_s=deadline_s)
-
-
-def _end(run: Run, at_s: float, outcome: Outcome, reason: str) -> Step:
-    ended = replace(run.cleared(), phase=Phase.ENDED, since_s=at_s, outcome=outcome, reason=reason, paused=False)
-    effect = ev.EndRun(outcome.value, reason)
-    if run.phase in (Phase.COLLECTING, Phase.AGGREGATING):
-        return ended, (ev.Abandon(run.round, reason), effect)
-    return ended, (effect,)
+    return advance(replace(run, evaluated=run.version), at_s)
 
 
 def _restart_deadlines(run: Run, at_s: float) -> Run:
     policy = run.policy
+    if run.phase in EXCHANGING:
+        return replace(run, deadline_s=at_s + private.step_s(run))
     if run.phase is Phase.COLLECTING:
         return replace(run, deadline_s=at_s + policy.deadline_s, quorum_s=None if run.quorum_s is None else at_s)
     if run.phase is Phase.EVALUATING:

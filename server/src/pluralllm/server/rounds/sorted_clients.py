@@ -1,4 +1,4 @@
-"""Sorted tuples of clients and of receipts: look-up, insertion and removal by bisection.
+"""Sorted tuples of clients, of receipts and of messages: look-up, insertion and removal by bisection.
 
 A round of a thousand clients takes a thousand updates. If each step looked at every client in Python, a round's work would grow
 with the square of the number of clients. A function that changes nothing returns the very same tuple, so that callers can
@@ -7,14 +7,26 @@ compare tuples by identity.
 
 from bisect import bisect_left
 from operator import attrgetter
+from typing import Protocol, TypeVar
 
 from pluralllm.common.words.ids import ClientId
-from pluralllm.server.rounds.events import Receipt
+from pluralllm.server.rounds.events import Receipt, SentMessage
 
 Clients = tuple[ClientId, ...]  # sorted, none twice
 Receipts = tuple[Receipt, ...]  # sorted by client, none twice
+Messages = tuple[SentMessage, ...]  # sorted by client, none twice
 
 _client_of = attrgetter("client")
+
+
+class OfClient(Protocol):
+    """A receipt or a message: it belongs to one client."""
+
+    @property
+    def client(self) -> ClientId: ...
+
+
+Sent = TypeVar("Sent", bound=OfClient)
 
 
 def holds(clients: Clients, client: ClientId) -> bool:
@@ -39,14 +51,22 @@ def removed(clients: Clients, client: ClientId) -> Clients:
     return (*clients[:position], *clients[position + 1 :])
 
 
-def receipt_of(receipts: Receipts, client: ClientId) -> Receipt | None:
-    """Returns the client's receipt, or None if there is none."""
+def receipt_of(receipts: tuple[Sent, ...], client: ClientId) -> Sent | None:
+    """Returns the client's receipt or message, or None if there is none."""
     position = bisect_left(receipts, client, key=_client_of)
     is_there = position < len(receipts) and receipts[position].client == client
     return receipts[position] if is_there else None
 
 
-def with_receipt(receipts: Receipts, receipt: Receipt) -> Receipts:
-    """Returns the receipts with another one. No receipt of the same client may be among them."""
+def with_receipt(receipts: tuple[Sent, ...], receipt: Sent) -> tuple[Sent, ...]:
+    """Returns the receipts or messages with another one. None of the same client may be among them."""
     position = bisect_left(receipts, receipt.client, key=_client_of)
     return (*receipts[:position], receipt, *receipts[position:])
+
+
+def without_client(receipts: tuple[Sent, ...], client: ClientId) -> tuple[Sent, ...]:
+    """Returns the receipts or messages without the client's."""
+    position = bisect_left(receipts, client, key=_client_of)
+    if position == len(receipts) or receipts[position].client != client:
+        return receipts
+    return (*receipts[:position], *receipts[position + 1 :])

@@ -5,22 +5,32 @@ from enum import StrEnum
 from typing import Self
 
 from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber, RunId
+from pluralllm.common.words.private_rounds import PrivateRounds, threshold
 from pluralllm.common.words.reward_weights import RewardAggregation
 from pluralllm.common.words.spec import Aggregation, RoundPolicy
 from pluralllm.server.rounds import events as ev
-from pluralllm.server.rounds.sorted_clients import holds, receipt_of
+from pluralllm.server.rounds.sorted_clients import Clients, Messages, holds, receipt_of
 from pluralllm.server.rounds.weighting import FairnessHistory
 
 
 class Phase(StrEnum):
-    """The phase that a run is in. machine.py has the table of transitions."""
+    """The phase that a run is in. machine.py has the table of transitions; private.py has that of private rounds."""
 
     CREATED = "created"
     WAITING = "waiting"
+    KEYING = "keying"
+    SHARING = "sharing"
     COLLECTING = "collecting"
+    CONFIRMING = "confirming"
+    UNMASKING = "unmasking"
     AGGREGATING = "aggregating"
     EVALUATING = "evaluating"
     ENDED = "ended"
+
+
+# The phases in which the members of a private round exchange messages. Between them, a private round collects updates.
+EXCHANGING = (Phase.KEYING, Phase.SHARING, Phase.CONFIRMING, Phase.UNMASKING)
+WITH_OPEN_ROUND = (*EXCHANGING, Phase.COLLECTING, Phase.AGGREGATING)
 
 
 class Outcome(StrEnum):
@@ -42,7 +52,7 @@ class Run:
     named_groups: int  # number of groups that the run spec names; 0 if every group may take part
     model_digest: Digest  # digest of the file of `version`
     version: ModelVersion = ModelVersion(0)
-    round: RoundNumber = RoundNumber(0)  # the newest round; it is open while COLLECTING or AGGREGATING
+    round: RoundNumber = RoundNumber(0)  # the newest round; it is open in the phases WITH_OPEN_ROUND
     phase: Phase = Phase.CREATED
     since_s: float = 0.0  # when the phase began
     paused: bool = False
@@ -58,8 +68,8 @@ class Run:
     losses: tuple[ev.PlaceLost, ...] = ()  # slots lost in the open round or evaluation, in order
     excluded: tuple[ev.PlaceLost, ...] = ()  # permanent failures
     quorum_s: float | None = None  # when the quorum was reached
-    deadline_s: float | None = None  # end of COLLECTING or EVALUATING
-    extensions: int = 0  # how often the deadline was extended
+    deadline_s: float | None = None  # end of COLLECTING, EVALUATING or a phase of EXCHANGING
+    extensions: int = 0  # how often the phase's deadline was extended
     reported: tuple[ClientId, ...] = ()  # clients that have sent their scores, sorted; only while EVALUATING
     evaluated: ModelVersion | None = None  # newest version whose evaluation has ended
     refusals: tuple[ev.UpdateRefused, ...] = ()  # newest last
@@ -73,10 +83,83 @@ class Run:
     rewards: RewardAggregation | None = None  # None for a run that trains
     rollouts: str = ""  # digest of the open round's batch, if the run asks for rewards
     candidates: int = 0  # number of candidates in the open round's batch
+    private: PrivateRounds | None = None  # None for plain rounds
+    roster_head: str = ""  # the roster of peer keys that the open private round is for
+    # Messages of the open private round, sorted by client. Whoever is in `keyed` is a member after KEYING, and whoever is in
+    # `dealt` is a dealer after SHARING.
+    keyed: Messages = ()
+    dealt: Messages = ()
+    complained: Messages = ()
+    confirmed: Messages = ()
+    revealed: Messages = ()
+
+    @property
+    def is_private_round(self) -> bool:
+        """Whether a private round is open and its members have work in it."""
+        return self.phase in EXCHANGING or (self.private is not None and self.phase is Phase.COLLECTING)
+
+    @property
+    def threshold(self) -> int:
+        """The number of members that must confirm and reveal the sum of the open private round; 0 in a plain round."""
+        return 0 if self.private is None else threshold(len(self.keyed), self.private.colluders)
+
+    @property
+    def quorum(self) -> int:
+        """The least number of updates that make a version."""
+        return max(self.policy.min_clients, self.threshold)
+
+    @property
+    def members(self) -> Clients:
+        """The clients that have sent keys for the open private round, sorted."""
+        return tuple(sent.client for sent in self.keyed)
+
+    @property
+    def dealers(self) -> Clients:
+        """The members that have dealt shares in the open private round, sorted. Updates are masked for them, and they reveal."""
+        return tuple(sent.client for sent in self.dealt)
+
+    @property
+    def outside(self) -> frozenset[ClientId]:
+        """The dealers whose updates the sum leaves out: those who complain of a box, and those whom a complaint is about."""
+        return frozenset(
+            client for sent in self.complained for client in (sent.client, sent.accused) if client is not None
+        )
+
+    @property
+    def summed(self) -> Clients:
+        """The members whose updates are in the sum that the open private round has fixed, sorted."""
+        fixed = self.private is not None and self.phase in (Phase.CONFIRMING, Phase.UNMASKING, Phase.AGGREGATING)
+        return tuple(receipt.client for receipt in self.receipts) if fixed else ()
+
+    @property
+    def returning(self) -> Clients:
+        """The clients that may take up their own slots in the open private round again, because their daemons are back."""
+        holders = self.keyed if self.phase is Phase.SHARING else self.dealt
+        return tuple(sent.client for sent in holders if holds(self.away, sent.client))
+
+    @property
+    def sent(self) -> Clients:
+        """The clients that have sent what the open phase waits for, sorted."""
+        match self.phase:
+            case Phase.KEYING:
+                return self.members
+            case Phase.SHARING:
+                return self.dealers
+            case Phase.CONFIRMING:
+                return tuple(sent.client for sent in self.confirmed)
+            case Phase.UNMASKING:
+                return tuple(sent.client for sent in self.revealed)
+            case _:
+                return (*self.reported, *(receipt.client for receipt in self.receipts))
 
     @property
     def active(self) -> tuple[ClientId, ...]:
-        """The clients that have a slot in the cohort and have not yet delivered an update or scores."""
+        """The clients that have a slot in the cohort and have not yet delivered an update or scores.
+
+        The members of a private round keep their slots until the round's end, because the round has more steps.
+        """
+        if self.is_private_round:
+            return tuple(client for client in self.cohort if not holds(self.away, client))
         done = {*(receipt.client for receipt in self.receipts), *self.reported, *self.away}
         return tuple(client for client in self.cohort if client not in done)
 
@@ -86,16 +169,23 @@ class Run:
 
         Receipts, `reported` and `away` are of clients in the cohort, and no client is in two of them.
         """
-        return len(self.cohort) - len(self.receipts) - len(self.reported) - len(self.away)
+        delivered = 0 if self.is_private_round else len(self.receipts) + len(self.reported)
+        return len(self.cohort) - delivered - len(self.away)
 
     @property
     def free_slots(self) -> int:
-        """The number of slots of the open round that no client has now; below 0 if a late update's slot has a new client."""
+        """The number of slots of the open round that no client has now; below 0 if a late update's slot has a new client.
+
+        After the first phase of a private round, no slot is for a new client: each is for the member that has lost it.
+        """
+        if self.is_private_round:
+            return self.slots - self.active_count if self.phase is Phase.KEYING else len(self.returning)
         return self.slots - len(self.receipts) - self.active_count
 
     def is_active(self, client: ClientId) -> bool:
         """Returns whether the client is in `active`."""
-        return holds(self.cohort, client) and not holds(self.away, client) and not self.has_delivered(client)
+        has_slot = holds(self.cohort, client) and not holds(self.away, client)
+        return has_slot and (self.is_private_round or not self.has_delivered(client))
 
     def has_delivered(self, client: ClientId) -> bool:
         """Returns whether the client has delivered its update or its scores."""
@@ -129,4 +219,10 @@ class Run:
             reported=(),
             rollouts="",
             candidates=0,
+            roster_head="",
+            keyed=(),
+            dealt=(),
+            complained=(),
+            confirmed=(),
+            revealed=(),
         )

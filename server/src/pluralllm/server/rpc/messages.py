@@ -38,7 +38,11 @@ MAX_TEXT = 2_000  # characters of one text in a log: earlier releases kept refus
 PHASES = {
     Phase.CREATED: pb.RUN_PHASE_CREATED,
     Phase.WAITING: pb.RUN_PHASE_WAITING,
+    Phase.KEYING: pb.RUN_PHASE_KEYING,
+    Phase.SHARING: pb.RUN_PHASE_SHARING,
     Phase.COLLECTING: pb.RUN_PHASE_COLLECTING,
+    Phase.CONFIRMING: pb.RUN_PHASE_CONFIRMING,
+    Phase.UNMASKING: pb.RUN_PHASE_UNMASKING,
     Phase.AGGREGATING: pb.RUN_PHASE_AGGREGATING,
     Phase.EVALUATING: pb.RUN_PHASE_EVALUATING,
     Phase.ENDED: pb.RUN_PHASE_ENDED,

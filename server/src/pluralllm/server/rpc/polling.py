@@ -9,6 +9,7 @@ from pluralllm.common.wire.messages import PROTOCOL_MAX, PROTOCOL_MIN
 from pluralllm.common.words.ids import ClientId, RoundNumber
 from pluralllm.common.words.names import TaskKind
 from pluralllm.server.rounds.cohort import task_seed
+from pluralllm.server.rounds.state import Phase
 from pluralllm.server.rpc.messages import OUTCOMES, duration
 from pluralllm.server.rpc.signatures import Signatures
 from pluralllm.server.runs.bell import ClientBells
@@ -29,6 +30,7 @@ TASK_KINDS = {
     TaskKind.EVALUATE: pb.TASK_KIND_EVALUATE,
     TaskKind.REWARD: pb.TASK_KIND_REWARD,
 }
+STEPS = {Phase.KEYING: 1, Phase.SHARING: 2, Phase.COLLECTING: 3, Phase.CONFIRMING: 4, Phase.UNMASKING: 5}
 
 
 class Polls:
@@ -123,7 +125,9 @@ class Polls:
         lease = self._leases.of(session.client)
         leased = None if lease is None else lease.task
         spread = spread_of(session.client, session.last_seen_s)
-        match what_now(ended, leased, request.held_task, spread, is_last=is_last):
+        step = 0 if lease is None else task_step(self._runs.get(lease.run))
+        held_step = request.held_phase
+        match what_now(ended, leased, request.held_task, spread, is_last=is_last, phase=step, held_phase=held_step):
             case RunOver(run):
                 return pb.PollResponse(run_over=run_over_message(self._runs.get(run)))
             case DoTask(task):
@@ -142,6 +146,7 @@ class Polls:
             run=run.id,
             kind=TASK_KINDS[name.kind],
             round=state.round,
+            phase=task_step(run),
             spec_sha256=run.record.spec_sha256,
             base_version=run.base.version,
             base_digest=run.base.digest,
@@ -151,6 +156,11 @@ class Polls:
             lease=duration(self._leases.duration_s),
             traceparent=traceparent(trace_key(run.record, state.round)),
         )
+
+
+def task_step(run: LiveRun) -> int:
+    """Returns the step of the run's private round that its tasks are in, as Task.phase has it; 0 in every other round."""
+    return STEPS[run.state.phase] if run.state.is_private_round else 0
 
 
 def _has_ended_for(run: LiveRun, session: Session) -> bool:

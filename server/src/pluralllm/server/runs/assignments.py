@@ -8,12 +8,12 @@ differ: after an effect that was interrupted, or while a client still works for 
 from pluralllm.common.process.clock import Clock
 from pluralllm.common.words.ids import ClientId
 from pluralllm.server.rounds import events as ev
-from pluralllm.server.rounds.state import Phase, Run
+from pluralllm.server.rounds.state import EXCHANGING, Phase, Run
 from pluralllm.server.runs.bell import ClientBells
 from pluralllm.server.runs.leases import Leases
 from pluralllm.server.runs.live_run import LiveRun, Step
 
-WITH_TASKS = (Phase.COLLECTING, Phase.EVALUATING)
+WITH_TASKS = (Phase.COLLECTING, Phase.EVALUATING, *EXCHANGING)
 
 
 class Assignments:
@@ -26,6 +26,9 @@ class Assignments:
         """Makes the leases agree with one step of the run. The run may be further already: steps share transactions."""
         if change_slots(step):
             self.settle(run)
+            if step.after.state.is_private_round and step.before.state.phase is not step.after.state.phase:
+                for client in self._leases.held_in(run.id):  # the same task goes on with its next step
+                    self._client_bells.ring(client)
         elif (client := _delivering(step.event)) is not None:
             lease = self._leases.of(client)
             if lease is not None and lease.run == run.id and not run.state.is_active(client):

@@ -67,8 +67,10 @@ def change_of(
                 round_row = _closed(round_row, RoundOutcome.CLOSED, event.at_s, version=version)
             case ev.Abandon(_, reason):
                 round_row = _closed(round_row, RoundOutcome.ABANDONED, event.at_s, reason=reason)
-            case ev.Average() | ev.EndRun():
+            case ev.Average() | ev.EndRun() | ev.FixMembers() | ev.FixDealers() | ev.FixSum():
                 pass
+            case ev.RecordMessage():
+                pass  # MESSAGES
     is_open = round_row is not None and round_row.outcome is RoundOutcome.OPEN and round_row.round == after.round
     # The cohort of an open round only grows. Most events leave it as it is, and equal tuples are compared fast.
     if round_row is not None and is_open and after.slots and after.cohort != round_row.cohort:

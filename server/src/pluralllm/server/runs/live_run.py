@@ -217,6 +217,7 @@ def first_state(record: RunRecord, spec: RunSpec, first: VersionRecord) -> Run:
         aggregation=spec.aggregation,
         limits_members=spec.limits_members,
         rewards=None if spec.rewards is None else spec.rewards.aggregation,
+        private=spec.private_rounds,
     )
 
 

@@ -13,7 +13,7 @@ from pluralllm.common.words.ids import ClientId, GroupName
 from pluralllm.common.words.noise import NoiseStatement
 from pluralllm.common.words.spec import Aggregation, GroupRole
 from pluralllm.server.rounds.events import Receipt
-from pluralllm.server.rounds.state import Phase, Run
+from pluralllm.server.rounds.state import EXCHANGING, WITH_OPEN_ROUND, Phase, Run
 from pluralllm.server.rounds.weighting import shares_of
 from pluralllm.server.runs.leases import Lease
 from pluralllm.server.runs.live_run import LiveRun
@@ -21,6 +21,13 @@ from pluralllm.server.runs.sessions import TAKEOVER_WINDOW_S, TOLD_TAKEOVERS, Se
 from pluralllm.server.storage.store import ClientRecord, EvaluationRecord
 
 LATE_AFTER = 0.5  # a client is late after this share of the phase's time
+# In a private round: what the members do in each step.
+SENT = {
+    Phase.KEYING: "have sent their keys",
+    Phase.SHARING: "have dealt their shares",
+    Phase.CONFIRMING: "have confirmed which updates the sum has",
+    Phase.UNMASKING: "have revealed the sum's masks",
+}
 COMES_AND_GOES = "comes and goes too often, gets no task for some minutes"
 
 
@@ -147,7 +154,7 @@ def states_of(run: Run) -> dict[ClientId, ParticipantState]:
     states = dict.fromkeys((loss.client for loss in run.excluded), ParticipantState.LOST)
     states |= dict.fromkeys(run.away, ParticipantState.LOST)
     states |= dict.fromkeys(run.active, ParticipantState.ASSIGNED)
-    states |= dict.fromkeys((*run.reported, *(receipt.client for receipt in run.receipts)), ParticipantState.DONE)
+    states |= dict.fromkeys(run.sent, ParticipantState.DONE)
     return states
 
 
@@ -215,9 +222,13 @@ def what_next(run: LiveRun, trouble: str, idle_trainers: int, now_s: float) -> s
             have = f"{len(state.receipts)} of {state.slots} updates"
             if state.quorum_s is None:
                 left = _left(state.deadline_s, now_s)
-                return f"{have}; quorum is {policy.min_clients}, deadline in {left}, then {policy.on_missed_quorum}"
+                return f"{have}; quorum is {state.quorum}, deadline in {left}, then {policy.on_missed_quorum}"
             grace_over_s = min(state.quorum_s + policy.grace_after_quorum_s, state.deadline_s or 0.0)
             return f"{have}; quorum reached, the round closes in {_left(grace_over_s, now_s)} at the latest"
+        case phase if phase in EXCHANGING:
+            needed = state.quorum if phase in (Phase.KEYING, Phase.SHARING) else state.threshold
+            left = _left(state.deadline_s, now_s)
+            return f"{len(state.sent)} of {state.slots} members {SENT[phase]}; {needed} are needed, this step ends in {left}"
         case Phase.AGGREGATING:
             what = f"version {state.version + 1}" if state.rewards is None else f"rewards of round {state.round}"
             return f"{what} from {len(state.receipts)} updates"
@@ -248,7 +259,8 @@ def why_waiting(run: LiveRun, client: ClientId) -> str:
             return f"{run.id}: waiting for rollouts to score"
         case Phase.WAITING:
             return f"{run.id}: waiting for {state.policy.target_clients} training clients"
-        case Phase.COLLECTING | Phase.AGGREGATING:
-            return f"{run.id}: round {state.round} is under way, the next one may have a slot"
+        case phase if phase in WITH_OPEN_ROUND:
+            kind = "private and " if state.private is not None else ""
+            return f"{run.id}: round {state.round} is {kind}under way, the next one may have a slot"
         case _:
             return f"{run.id}: evaluation of version {state.version}"

@@ -6,6 +6,7 @@ state of the client                                               answer to its 
 ------------------------------------------------------------------------------------------------------
 It follows a run that has ended.                                  RunOver
 It has a lease on a task that it does not work on.                DoTask
+It works on an earlier step of its task, in a private round.      DoTask with the same task and its next step
 It has a lease on the task it works on; the poll's time is over.  DoTask with the same task again
 It works on a task on which it has no lease.                      Wait for RETRY_AFTER_S
 It has no lease, and the poll's time is over.                     Wait for RETRY_AFTER_S and up to IDLE_HINT_S more
@@ -51,18 +52,27 @@ Answer = RunOver | DoTask | Wait
 
 
 def what_now(
-    ended: Sequence[RunId], leased: TaskName | None, works_on: str, spread: float, *, is_last: bool
+    ended: Sequence[RunId],
+    leased: TaskName | None,
+    works_on: str,
+    spread: float,
+    *,
+    is_last: bool,
+    phase: int = 0,
+    held_phase: int = 0,
 ) -> Answer | None:
     """Returns the answer to a client's poll, or None if the server must keep the poll open.
 
     `ended` lists the client's runs that have ended. `leased` is the task on which the client has a lease (None if it has no
     lease). `works_on` is the name of the task that the client reports ("" if it reports no task). `spread` (0 <= spread < 1)
-    varies the waiting time. `is_last` is true when the poll's time is over and the server must answer.
+    varies the waiting time. `is_last` is true when the poll's time is over and the server must answer. `phase` is the step of
+    the leased task in a private round (0 in a plain one), `held_phase` the step that the client reports.
     """
     if ended:
         return RunOver(ended[0])
     if leased is not None:
-        return DoTask(leased) if is_last or str(leased) != works_on else None
+        is_new = str(leased) != works_on or phase not in (0, held_phase)
+        return DoTask(leased) if is_last or is_new else None
     if works_on:
         return Wait(RETRY_AFTER_S)
     return Wait(RETRY_AFTER_S + IDLE_HINT_S * spread) if is_last else None
