@@ -31,6 +31,7 @@ log = structlog.get_logger()
 
 OVER = "over"  # a key beside the version numbers: the run has ended
 OWN_UPDATES = "own_updates"  # a key beside the version numbers: the updates that this client has sent, by round
+CLOSED_ROUND = "closed_private_round"  # a key beside the version numbers: the newest closed private round
 MAX_UPDATES_OF_ROUND = 3  # different updates that this client makes: each further one shows more of the same answers
 
 MEND = "restore it from a backup, or move it away: then this client begins the history of the run anew"
@@ -168,6 +169,24 @@ class History:
                 self._write(run, {**facts, OVER: OVER})
         except InvalidConfig as error:
             log.error("history.damaged", run=run, problem=str(error))
+
+    def closed_private_round(self, run: RunId) -> RoundNumber:
+        """Returns the newest private round of a run that is closed for this client; 0 if there is none.
+
+        Raises InvalidConfig if the run's file is damaged.
+        """
+        closed = self._read(run).get(CLOSED_ROUND, 0)
+        if type(closed) is not int:
+            raise damaged(self._path(run), f"{CLOSED_ROUND} is no number", MEND)
+        return RoundNumber(closed)
+
+    def close_private_round(self, run: RunId, number: RoundNumber) -> None:
+        """Enters a private round as closed, however it ended; durable when the method returns.
+
+        Raises InvalidConfig if the run's file is damaged.
+        """
+        if number > self.closed_private_round(run):
+            self._write(run, {**self._read(run), CLOSED_ROUND: number})
 
     def open_runs(self) -> set[RunId]:
         """Returns the runs that this client took part in and whose end it has not seen.

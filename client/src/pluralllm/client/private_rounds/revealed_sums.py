@@ -1,0 +1,90 @@
+"""The sums that this client has revealed, by base version and over all runs: two sums must not differ by a few members.
+
+The difference of two sums is exact. Two runs of one spec, or a round that was abandoned and repeated without one member, would
+else show the update of the members in which the sums differ. The file is beside the history, and only grows.
+"""
+
+import json
+import os
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from pluralllm.client.private_rounds.membership import Myself
+from pluralllm.common.errors.private_rounds import SumsTooClose
+from pluralllm.common.errors.tree import InvalidConfig
+from pluralllm.common.private_rounds.thresholds import is_far_enough
+from pluralllm.common.process.files import RESTORE, create_file, damaged, storage_errors, sync_directory
+
+FILE = "revealed_sums.jsonl"
+
+
+class RevealedSum(BaseModel):
+    """A sum that this client has revealed its shares for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    base: str  # digest of the model that its updates start from
+    run: str
+    round: int
+    names: tuple[str, ...]  # of the members whose updates are in the sum, sorted
+
+
+_SUM = TypeAdapter(RevealedSum)
+
+
+class RevealedSums:
+    """The file of the revealed sums, in the folder of the history."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / FILE
+
+    def check(self, me: Myself, names: Collection[str]) -> None:
+        """Checks that a sum may be revealed after those that were revealed on the same base version.
+
+        me: with the terms of the sum's round. names: of the members whose updates are in the sum.
+        Raises SumsTooClose if the sum has other members than an earlier one, and too few pinned ones among those in which they
+        differ; InvalidConfig if the file is damaged.
+        """
+        for earlier in self._on(me.terms.base_digest.hex()):
+            difference = set(earlier.names) ^ set(names)
+            pinned = sum(name == me.name or name in me.pins for name in difference)
+            if difference and not is_far_enough(
+                pinned_in_difference=pinned, colluders=me.colluders, hidden_among=me.hidden_among
+            ):
+                needed = me.hidden_among
+                raise SumsTooClose(base=earlier.base, trusted=max(0, pinned - me.colluders), needed=needed)
+
+    def note(self, me: Myself, names: Collection[str]) -> None:
+        """Adds a sum. It is durable when the method returns. Call this before the shares leave. Raises StorageFull."""
+        terms = me.terms
+        new = RevealedSum(base=terms.base_digest.hex(), run=terms.run, round=terms.round, names=tuple(sorted(names)))
+        if new in self._on(new.base):
+            return
+        with storage_errors("the list of revealed sums"):
+            create_file(self._path)
+            with self._path.open("r+b") as file:
+                end = file.read().rfind(b"\n") + 1
+                file.truncate(end)  # the rest of a line whose writing was interrupted
+                file.seek(end)
+                file.write(json.dumps(new.model_dump(mode="json"), separators=(",", ":")).encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+            sync_directory(self._path.parent)
+
+    def _on(self, base: str) -> Iterator[RevealedSum]:
+        """Yields the sums on a base version. Raises InvalidConfig if the file is damaged, because a lost line would be unsafe."""
+        if not self._path.exists():
+            return
+        content = self._path.read_bytes()
+        for number, line in enumerate(content[: content.rfind(b"\n") + 1].splitlines()):
+            try:
+                one = _SUM.validate_json(line)
+            except ValidationError as error:
+                raise self._damaged(number) from error
+            if one.base == base:
+                yield one
+
+    def _damaged(self, number: int) -> InvalidConfig:
+        return damaged(self._path, f"line {number + 1} is no sum", RESTORE)

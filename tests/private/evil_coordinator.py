@@ -1,0 +1,211 @@
+"""A coordinator in memory that runs whole private rounds with the real steps of its clients, and lies as a test tells it.
+
+Without a lie it is an honest one. It keeps everything that reaches it, so that a test can ask what has left a client.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TypeVar
+
+from support.private_members import NAMES, TERMS, digest, member_key
+
+from pluralllm.client.keeping.history import History
+from pluralllm.client.private_rounds import steps
+from pluralllm.client.private_rounds.membership import Myself
+from pluralllm.client.private_rounds.notebooks import Notebooks
+from pluralllm.client.private_rounds.revealed_sums import RevealedSums
+from pluralllm.common.errors.tree import PluralError
+from pluralllm.common.private_rounds.messages import (
+    Complaint,
+    Confirmation,
+    Keys,
+    Reveal,
+    RoundMember,
+    Shares,
+    UpdateStatement,
+)
+from pluralllm.common.private_rounds.peer_keys import fingerprint, public_der
+from pluralllm.common.private_rounds.round_view import DealtBox, MemberComplaint, MemberConfirmation, RoundView
+from pluralllm.common.private_rounds.statements import RoundTerms
+from pluralllm.common.words.ids import RoundNumber, RunId
+from pluralllm.common.words.private_rounds import threshold
+
+KEYS, SHARES, UPDATE, CONFIRM, REVEAL = STEPS = (1, 2, 3, 4, 5)
+Message = Keys | Shares | UpdateStatement | Complaint | Confirmation | Reveal
+MessageT = TypeVar("MessageT", Keys, Shares, UpdateStatement, Complaint, Confirmation, Reveal)
+Lie = Callable[[str, int, RoundView], RoundView]  # what a client is shown in a step, in place of the honest view
+
+
+def honest(name: str, step: int, view: RoundView) -> RoundView:
+    return view
+
+
+def pins_of(names: Iterable[str]) -> dict[str, str]:
+    """Returns the true fingerprints of members."""
+    return {name: fingerprint(public_der(member_key(name))) for name in names}
+
+
+class Client:
+    """One client: the real steps over a notebook on disk."""
+
+    def __init__(self, name: str, folder: Path, me: Myself) -> None:
+        self.name, self.folder, self.me = name, folder, me
+        self.has_receipt = False
+        self.restart()
+
+    def restart(self) -> None:
+        """Forgets everything that is not on disk."""
+        self.notebooks = Notebooks(self.folder / "private", History(self.folder / "history"))
+        self.notebook = self.notebooks.open(RunId(self.me.terms.run), RoundNumber(self.me.terms.round))
+        self.sums = RevealedSums(self.folder / "history")
+
+    def answer(self, step: int, view: RoundView) -> Message:
+        """Takes a step, and returns the message that leaves this client."""
+        notebook, me = self.notebook, self.me
+        if step == KEYS:
+            return steps.send_keys(notebook, me, view)
+        if step == SHARES:
+            return steps.send_shares(notebook, me, view)
+        if step == UPDATE:
+            return self.update(view)
+        if step == CONFIRM:
+            return steps.confirm(notebook, me, view, self.sums, has_receipt=self.has_receipt)
+        return steps.reveal(notebook, me, view, self.sums, has_receipt=self.has_receipt)
+
+    def update(self, view: RoundView) -> UpdateStatement | Complaint:
+        """Masks the update, or sends the file that is masked already; complains if a box is bad."""
+        holding = steps.hold(self.notebook, self.me, view)
+        complaint = steps.send_complaint(self.notebook, self.me, holding)
+        return complaint or steps.send_update(self.notebook, self.me, holding, digest(f"masked by {self.name}"))
+
+
+@dataclass
+class Coordinator:
+    """The coordinator's memory of one round. `lie` changes what it shows."""
+
+    clients: dict[str, Client]
+    terms: RoundTerms = TERMS
+    lie: Lie = honest
+    got: list[tuple[str, Message]] = field(default_factory=list)  # all that has reached it, with the sender
+    members: tuple[RoundMember, ...] = ()
+    dealers: tuple[str, ...] = ()
+    dealt: dict[str, Shares] = field(default_factory=dict)
+    complaints: tuple[MemberComplaint, ...] = ()
+    arrived: dict[str, UpdateStatement] = field(default_factory=dict)
+    updates: tuple[UpdateStatement, ...] = ()
+    confirmations: tuple[MemberConfirmation, ...] = ()
+
+    @property
+    def threshold(self) -> int:
+        return threshold(len(self.members), self.terms.colluders)
+
+    def honest_view(self, name: str) -> RoundView:
+        """Returns what an honest coordinator shows to a client at the present step."""
+        boxes: tuple[DealtBox, ...] = ()
+        if self.dealers:
+            index = [member.name for member in self.members].index(name) + 1
+            others = [dealer for dealer in self.dealers if dealer != name]
+            boxes = tuple(DealtBox(dealer, self.dealt[dealer].box_of(index)) for dealer in others)
+        return RoundView(
+            self.terms, self.members, self.dealers, boxes, self.complaints, self.updates, self.confirmations
+        )
+
+    def ask(self, step: int, names: Iterable[str] | None = None) -> dict[str, PluralError]:
+        """Asks clients for one step; takes what they send. Returns the refusals, by client."""
+        refusals = {}
+        for name in sorted(self.clients) if names is None else names:
+            try:
+                message = self.clients[name].answer(step, self.lie(name, step, self.honest_view(name)))
+            except PluralError as error:
+                refusals[name] = error
+            else:
+                self.got.append((name, message))
+        self._close(step)
+        return refusals
+
+    def run(self, last: int = REVEAL, gone: Mapping[int, Iterable[str]] | None = None) -> dict[str, PluralError]:
+        """Runs the round up to a step. Returns the last refusal of each client. gone: the clients that are away from a step on."""
+        refusals: dict[str, PluralError] = {}
+        away: set[str] = set()
+        for step in range(KEYS, last + 1):
+            away |= set((gone or {}).get(step, ()))
+            refusals |= self.ask(step, [name for name in sorted(self.clients) if name not in away])
+        return refusals
+
+    def sent(self, kind: type[MessageT], name: str | None = None) -> list[MessageT]:
+        """Returns all messages of a kind that have reached the coordinator; of one client only if it is named."""
+        return [message for sender, message in self.got if isinstance(message, kind) and name in (None, sender)]
+
+    def latest(self, kind: type[MessageT]) -> dict[str, MessageT]:
+        """Returns the newest message of a kind from each client, sorted by client."""
+        return {sender: message for sender, message in sorted(self.got, key=_sender) if isinstance(message, kind)}
+
+    def _close(self, step: int) -> None:
+        """Fixes what follows from the messages of a step, as an honest coordinator does."""
+        if step == KEYS:
+            keys = self.latest(Keys).items()
+            self.members = tuple(RoundMember(name, public_der(member_key(name)), one) for name, one in keys)
+        elif step == SHARES:
+            self.dealt = self.latest(Shares)
+            self.dealers = tuple(self.dealt)
+        elif step == UPDATE:
+            self.complaints = tuple(MemberComplaint(name, one) for name, one in self.latest(Complaint).items())
+            out = {one.name for one in self.complaints} | {one.complaint.dealer for one in self.complaints}
+            self.arrived = self.latest(UpdateStatement)
+            self.updates = tuple(one for name, one in self.arrived.items() if name not in out)
+            for name in self.arrived:
+                self.clients[name].has_receipt = True
+        elif step == CONFIRM:
+            confirmed = self.latest(Confirmation).items()
+            self.confirmations = tuple(MemberConfirmation(name, one.signature) for name, one in confirmed)
+
+
+def _sender(one: tuple[str, Message]) -> str:
+    return one[0]
+
+
+def new_round(
+    folder: Path,
+    size: int = 5,
+    *,
+    terms: RoundTerms = TERMS,
+    pinned: Mapping[str, Iterable[str]] | None = None,
+    colluders: int = 1,
+    hidden_among: int = 3,
+    unchecked: Iterable[str] = (),
+) -> Coordinator:
+    """Returns a coordinator with new clients, whose state is below `folder`.
+
+    pinned: by client, the members that it has pinned; all for a client that is not named.
+    unchecked: clients that have not computed the base version again.
+    """
+    names = NAMES[:size]
+    clients = {}
+    for name in names:
+        me = Myself(
+            name=name,
+            key=member_key(name),
+            terms=terms,
+            pins=pins_of((pinned or {}).get(name, names)),
+            colluders=colluders,
+            hidden_among=hidden_among,
+            checked=name not in unchecked,
+        )
+        clients[name] = Client(name, folder / name, me)
+    return Coordinator(clients, terms)
+
+
+def for_victims(victims: Iterable[str], step: int, change: Callable[[RoundView], RoundView]) -> Lie:
+    """Returns a lie to some clients in one step; all others see the honest view."""
+    chosen = frozenset(victims)
+
+    def lie(name: str, at: int, view: RoundView) -> RoundView:
+        return change(view) if name in chosen and at == step else view
+
+    return lie
+
+
+def without(view: RoundView, *names: str) -> RoundView:
+    """Returns a view whose sum lacks the updates of some members."""
+    return replace(view, updates=tuple(update for update in view.updates if update.name not in names))
