@@ -125,7 +125,7 @@ class Coordinator:
         return refusals
 
     def run(self, last: int = REVEAL, gone: Mapping[int, Iterable[str]] | None = None) -> dict[str, PluralError]:
-        """Runs the round up to a step. Returns the last refusal of each client. gone: the clients that are away from a step on."""
+        """Runs the round up to a step. Returns the last refusal of each client. gone: clients that are away from a step on."""
         refusals: dict[str, PluralError] = {}
         away: set[str] = set()
         for step in range(KEYS, last + 1):

@@ -279,7 +279,7 @@ def test_4_a_signature_of_a_member_that_is_no_dealer_does_not_count(tmp_path: Pa
 
 
 def test_5_a_sum_of_the_victim_and_the_coordinators_own_members_is_not_confirmed(tmp_path: Path) -> None:
-    """Of six members the coordinator has invented two, which nobody has pinned; it drops all others but the victim."""
+    """Nobody has pinned two of the members: the coordinator has invented them, and drops all others but the victim."""
     pinned = ("ann", "bob", VICTIM, "dora", "gus")
     coordinator = new_round(
         tmp_path,

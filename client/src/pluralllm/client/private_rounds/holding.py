@@ -33,7 +33,7 @@ class Dealers:
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """What this client holds for the dealers of a round."""
+    """The shares and halves of pair keys that this client holds for the dealers of a round."""
 
     dealers: Dealers
     held: Mapping[str, HeldShares] = field(repr=False)  # by dealer, its own included; a bad box gives nothing

@@ -96,10 +96,10 @@ def check_round(me: Myself, view: RoundView, own_keys: Keys, dealt_to: bytes | N
 
 def _is_pinned(me: Myself, member: RoundMember) -> bool:
     """Returns whether a member is pinned. Raises PeerKeyDiffers if its key is not the pinned one."""
-    known, got = me.pins.get(member.name), fingerprint(member.peer_key_der)
-    if known is not None and known != got:
-        raise PeerKeyDiffers(name=member.name, known=known, got=got)
-    return known is not None
+    pin, presented = me.pins.get(member.name), fingerprint(member.peer_key_der)
+    if pin is not None and pin != presented:
+        raise PeerKeyDiffers(name=member.name, known=pin, got=presented)
+    return pin is not None
 
 
 def _checked_numbers(me: Myself, members: int, pinned: int) -> tuple[int, int]:
