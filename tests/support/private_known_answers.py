@@ -7,7 +7,7 @@ import json
 
 from support.private_members import TERMS, digest, member_key, numbers, person
 
-from pluralllm.common.private_rounds import dealing, peer_keys, shamir
+from pluralllm.common.private_rounds import dealing, masks, peer_keys, shamir
 from pluralllm.common.private_rounds.messages import (
     Box,
     Complaint,
@@ -16,6 +16,7 @@ from pluralllm.common.private_rounds.messages import (
     UpdateStatement,
     digest_of_members,
 )
+from pluralllm.common.private_rounds.roster import Roster, RosterChange, RosterEntry
 from pluralllm.common.private_rounds.sealed_boxes import HybridKey
 from pluralllm.common.private_rounds.statements import dealers_digest, derived, enc, hashed, sum_digest
 
@@ -44,6 +45,10 @@ SEALED = (
     "753d47cca3e09a7be9f22caf524ee6b58739ec665cd99c3079b6689c7bfe21685fbfbb1a10ebec3d896f12df64e7ba1ed0b7"
     "9b922cf1acd8651f4d099b0f7076f78c7215bf08e190fa6a251ee300788b6a1496ee75d04b9aa2f81e1c7bd1be265413f222"
     "640141cb62747445fae95a1e70155822252ddf1106eca69dce301db5e9b5bdeb3fabd97b18e6e4fce46a"
+)
+ROSTER = (
+    RosterEntry(1, "ann", "Côte d'Ivoire", "a" * 64, RosterChange.ADDED),
+    RosterEntry(2, "ann", "Côte d'Ivoire", "a" * 64, RosterChange.REMOVED),
 )
 
 
@@ -89,6 +94,11 @@ def known_answers() -> dict[str, str]:
         "statement update": UpdateStatement("ann", digest("file a")).signed(ann.key, r2).signature,
         "statement confirm": Confirmation(r3).signed(ann.key).signature,
         "statement reveal": Reveal.of(r3, {1: shares[1], 2: shares[2]}).signed(ann.key).signature,
+        "pair stream key": masks.pair_stream_key(digest("k ij"), digest("k ji"), r2, 1, 2),
+        "self stream key": masks.self_stream_key(ann.secrets.own, r2, 1),
+        "stream from 0": masks.stream(digest("stream"), 0, 8).astype("<u4").tobytes(),
+        "stream from 1000003": masks.stream(digest("stream"), 1_000_003, 8).astype("<u4").tobytes(),
+        "roster head": Roster().extended(ROSTER).head,
         "body of keys": digest(ann.keys.to_json().decode()),
         "body of a confirmation": Confirmation(r3).signed(ann.key).to_json(),
     }

@@ -6,12 +6,32 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
+import numpy as np
 from cryptography.hazmat.primitives.asymmetric import ec
+from numpy.typing import NDArray
 
-from pluralllm.common.private_rounds.dealing import BoxOpener, HeldShares, RoundSecrets, deal
-from pluralllm.common.private_rounds.messages import Keys, RoundMember, Shares, digest_of_members
+from pluralllm.common.private_rounds.dealing import (
+    BoxOpener,
+    HeldShares,
+    OpenedBox,
+    RoundSecrets,
+    deal,
+    pair_key,
+    revealed_values,
+)
+from pluralllm.common.private_rounds.masks import add_masks, masking_keys
+from pluralllm.common.private_rounds.messages import (
+    Confirmation,
+    Keys,
+    Reveal,
+    RoundMember,
+    Shares,
+    UpdateStatement,
+    digest_of_members,
+)
 from pluralllm.common.private_rounds.peer_keys import public_der
-from pluralllm.common.private_rounds.statements import PrivateKey, RoundTerms
+from pluralllm.common.private_rounds.round_sum import FixedRound
+from pluralllm.common.private_rounds.statements import PrivateKey, RoundTerms, dealers_digest
 
 NAMES = ("ann", "bob", "cleo", "dora", "emil", "fay", "gus", "hana")
 
@@ -67,7 +87,7 @@ def person(name: str, terms: RoundTerms = TERMS) -> Person:
     return Person(name, key, secrets, keys)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # hashed as an object, so that what a test asks twice is computed once
 class Dealt:
     """A round after SHARES: its members, their boxes and the shares that each holds."""
 
@@ -89,11 +109,12 @@ class Dealt:
         return BoxOpener(self.people[self.names.index(name)].secrets, self.r1, name)
 
 
-def dealt_round(size: int, threshold: int, least: int = 2) -> Dealt:
+@cache
+def dealt_round(size: int, threshold: int, least: int = 2, terms: RoundTerms = TERMS) -> Dealt:
     """Returns a round of the first `size` names, in which all have dealt."""
-    people = tuple(person(name) for name in NAMES[:size])
+    people = tuple(person(name, terms) for name in NAMES[:size])
     members = tuple(one.member for one in people)
-    r1 = digest_of_members(TERMS.sha256, members)
+    r1 = digest_of_members(terms.sha256, members)
     shares, own = {}, {}
     for one in people:
         shares[one.name], own[one.name] = deal(
@@ -103,3 +124,65 @@ def dealt_round(size: int, threshold: int, least: int = 2) -> Dealt:
             random_below=numbers(one.name),
         )
     return Dealt(people, r1, threshold, shares, own)
+
+
+@cache
+def held_shares(dealt: Dealt, holder: str, dealer: str) -> OpenedBox:
+    """Returns what a holder has of a dealer: its shares and the dealer's half of their pair's key (none of its own)."""
+    if holder == dealer:
+        return OpenedBox(dealt.own[holder], b"")
+    index = dealt.names.index(holder) + 1
+    spki = dealt.members[dealt.names.index(dealer)].peer_key_der
+    return dealt.opener(holder).opened(dealer, spki, dealt.shares[dealer].box_of(index), index)
+
+
+@dataclass(frozen=True)
+class Played:
+    """A round that honest members have played to its end."""
+
+    dealt: Dealt
+    fixed: FixedRound
+    masked: dict[str, NDArray[np.uint32]]
+    confirmations: dict[str, Confirmation]
+    reveals: dict[str, Reveal]
+
+
+def masked_by(dealt: Dealt, name: str, dealers: tuple[str, ...], plain: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """Returns one member's numbers, masked for these dealers."""
+    r2 = dealers_digest(dealt.r1, dealers)
+    secrets = dealt.people[dealt.names.index(name)].secrets
+    halves = {
+        dealt.names.index(other) + 1: (
+            pair_key(secrets.mask, dealt.r1, name, other),
+            held_shares(dealt, name, other).pair_key,
+        )
+        for other in dealers
+        if other != name
+    }
+    values = plain.copy()
+    add_masks(values, 0, masking_keys(secrets.own, halves, r2, dealt.names.index(name) + 1))
+    return values
+
+
+def played_round(
+    dealt: Dealt,
+    dealers: tuple[str, ...],
+    plain: dict[str, NDArray[np.uint32]],
+    holders: tuple[str, ...],
+    terms: RoundTerms = TERMS,
+) -> Played:
+    """Plays a round. plain: the numbers of each member whose update is in the sum. holders: who confirm and reveal."""
+    r2 = dealers_digest(dealt.r1, dealers)
+    masked = {name: masked_by(dealt, name, dealers, plain[name]) for name in sorted(plain)}
+    updates = tuple(
+        UpdateStatement(name, hashlib.sha256(values.tobytes()).digest()).signed(member_key(name), r2)
+        for name, values in masked.items()
+    )
+    fixed = FixedRound(terms, dealt.members, dealers, updates)
+    confirmations = {name: Confirmation(fixed.sum_sha256).signed(member_key(name)) for name in holders}
+    reveals = {}
+    for name in holders:
+        held = {dealer: held_shares(dealt, name, dealer).held for dealer in dealers}
+        values = revealed_values(held, dealers, frozenset(plain), dealt.names)
+        reveals[name] = Reveal.of(fixed.sum_sha256, values).signed(member_key(name))
+    return Played(dealt, fixed, masked, confirmations, reveals)

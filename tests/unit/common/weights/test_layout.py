@@ -125,7 +125,7 @@ def layout_in(folder: Path, header: bytes, payload_bytes: int = 4) -> Layout:
 
 def test_the_limits_of_headers_are_those_of_the_documentation() -> None:
     assert (MAX_HEADER_BYTES, MAX_DIMENSIONS, MAX_VALUES, SHOWN_CHARACTERS) == (1024 * 1024, 8, 2**40, 100)
-    assert DTYPE_BYTES == {"F32": 4, "BF16": 2, "I8": 1}
+    assert DTYPE_BYTES == {"F32": 4, "BF16": 2, "I8": 1, "U32": 4}
 
 
 @pytest.mark.parametrize(

@@ -11,17 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from pluralllm.common.errors.tree import Corrupt
+from pluralllm.common.errors.tree import Corrupt, WrongLayout
 from pluralllm.common.weights.chunks import HashingReader
 from pluralllm.common.weights.layout import layout_of
 from pluralllm.common.weights.update_format import (
     BLOCK,
     SLICE,
+    TAIL,
     SliceReader,
     UpdateFormat,
     as_read,
     decode,
     update_format,
+    write_masked,
     write_update,
 )
 from pluralllm.common.words.spec import UpdateEncoding
@@ -139,3 +141,25 @@ def test_scales_from_the_network_that_are_no_numbers_raise_no_warning() -> None:
         assert out[1:].tolist() == [math.inf, -math.inf]
         decode(np.array([0, 127, 1], np.uint8), np.array([3e38], np.float32), "int8", out)
     assert out[1] == math.inf
+
+
+def test_a_masked_update_is_a_tail_and_the_values_and_is_never_decoded(tmp_path: Path) -> None:
+    form = update_format(LAYOUT, "ring32")
+    numbers = np.random.default_rng(2).integers(0, 2**32, TAIL + LAYOUT.values, dtype=np.uint32)
+    manifest = write_masked(tmp_path / "u", form, (numbers[:10], numbers[10:]))
+    assert manifest.size_bytes == form.size_bytes == (tmp_path / "u").stat().st_size
+    assert form.size_bytes == len(form.header) + 4 * (TAIL + LAYOUT.values)
+    stored = load_file(tmp_path / "u")
+    assert np.array_equal(stored["tail"], numbers[:TAIL])
+    assert np.array_equal(stored["values"], numbers[TAIL:])
+    with pytest.raises(WrongLayout):
+        write_masked(tmp_path / "v", form, [numbers[1:]])
+    with pytest.raises(TypeError, match="fp32 is not"):
+        write_masked(tmp_path / "w", update_format(LAYOUT, "fp32"), [numbers])
+    with pytest.raises(TypeError, match="added, not decoded"):
+        write_update(tmp_path / "w", form, random_delta(0), np.random.default_rng(0))
+    with pytest.raises(TypeError, match="added, not decoded"):
+        SliceReader(form, lambda _: None)
+    alone = update_format(layout_of([]), "ring32")  # the scores of the last version travel without values
+    write_masked(tmp_path / "x", alone, [numbers[:TAIL]])
+    assert load_file(tmp_path / "x")["values"].shape == (0,)

@@ -23,7 +23,7 @@ MAX_HEADER_BYTES = 1024 * 1024
 MAX_DIMENSIONS = 8
 MAX_VALUES = 2**40  # in one tensor: far more than any model here may have
 SHOWN_CHARACTERS = 100  # of a file's own words in an error, which others keep and send on
-DTYPE_BYTES = {"F32": 4, "BF16": 2, "I8": 1}
+DTYPE_BYTES = {"F32": 4, "BF16": 2, "I8": 1, "U32": 4}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ def rewards_layout(candidates: int) -> Layout:
 def header_of(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> bytes:
     """Returns the bytes of a safetensors header.
 
-    tensors: name, dtype (F32, BF16 or I8) and shape of each tensor, in file order.
+    tensors: name, dtype (F32, BF16, I8 or U32) and shape of each tensor, in file order.
     """
     entries: dict[str, object] = {}
     offset = 0

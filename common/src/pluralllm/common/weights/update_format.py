@@ -5,15 +5,18 @@ tensors: `scales`, one float32 for each block of 1,024 values, and `values`, the
 first, so a delta (the numbers of an update) can be decoded from front to back, slice by slice. The constant SLICE sets the
 length of a slice; the last slice may be shorter.
 
+A masked update of a private round (ring32) has two tensors of numbers modulo 2^32: `tail`, 64 numbers about the update, and
+`values`, the delta's numbers in layout order. Each looks like a random number, so it is only ever added, never decoded.
+
 bf16 rounds to nearest, ties to even. int8 rounds at random, so that the expected value of a rounded number is the number
 itself (Alistarh et al. 2017, arXiv 1610.02132, section 3.1). A client adds the rounding error of one update to its next
 update (error feedback: Karimireddy et al. 2019, arXiv 1901.09847, Algorithm 2).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import assert_never
+from typing import Literal, assert_never
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +28,10 @@ from pluralllm.common.words.spec import UpdateEncoding
 BLOCK = 1024  # values that share one scale
 SLICE = 256 * BLOCK  # values that are encoded or decoded at a time
 STEPS = 127  # int8 steps on each side of 0
-VALUE_BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
+VALUE_BYTES = {"fp32": 4, "bf16": 2, "int8": 1, "ring32": 4}
+TAIL = 64  # numbers of a masked update that stand before its values
+
+FileEncoding = UpdateEncoding | Literal["ring32"]
 
 Floats = NDArray[np.float32]
 ReadInto = Callable[
@@ -38,7 +44,7 @@ class UpdateFormat:
     """The required form of an update's file, which depends on the model's layout and on the encoding that the run spec names."""
 
     layout: Layout  # the model's
-    encoding: UpdateEncoding
+    encoding: FileEncoding
     header: bytes
 
     @property
@@ -49,11 +55,22 @@ class UpdateFormat:
     @property
     def size_bytes(self) -> int:
         """Size in bytes of the whole file, header included."""
-        return len(self.header) + 4 * self.blocks + VALUE_BYTES[self.encoding] * self.layout.values
+        tail_bytes = 4 * TAIL if self.encoding == "ring32" else 0
+        return len(self.header) + tail_bytes + 4 * self.blocks + VALUE_BYTES[self.encoding] * self.layout.values
+
+    @property
+    def plain(self) -> UpdateEncoding:
+        """The encoding of an update that can be decoded. Raises TypeError for a masked one."""
+        if self.encoding == "ring32":
+            raise TypeError("a masked update is added, not decoded")
+        return self.encoding
 
 
-def update_format(layout: Layout, encoding: UpdateEncoding) -> UpdateFormat:
-    """Returns the required form of an update's file, for the layout of the model and the encoding of the run spec."""
+def update_format(layout: Layout, encoding: FileEncoding) -> UpdateFormat:
+    """Returns the required form of an update's file, for the layout of the model and the encoding.
+
+    The encoding is that of the run spec; in private rounds, it is ring32.
+    """
     match encoding:
         case "fp32":
             return UpdateFormat(layout, encoding, layout.header)
@@ -64,8 +81,26 @@ def update_format(layout: Layout, encoding: UpdateEncoding) -> UpdateFormat:
             return UpdateFormat(
                 layout, encoding, header_of([("scales", "F32", (scales,)), ("values", "I8", (values,))])
             )
+        case "ring32":
+            values = layout.values
+            return UpdateFormat(layout, encoding, header_of([("tail", "U32", (TAIL,)), ("values", "U32", (values,))]))
         case _:
             assert_never(encoding)
+
+
+def write_masked(path: Path, form: UpdateFormat, pieces: Iterable[NDArray[np.uint32]]) -> Manifest:
+    """Writes a masked update to a new file and returns its manifest. pieces: the tail, then the values, cut anywhere.
+
+    The file does not survive a power loss until `process.files.publish` moves the file. Raises WrongLayout if the pieces have too
+    few or too many numbers together, TypeError if the form is not ring32.
+    """
+    if form.encoding != "ring32":
+        raise TypeError(f"{form.encoding} is not the encoding of a masked update")
+    with HashingWriter(path, form.size_bytes) as writer:
+        writer.write(form.header)
+        for piece in pieces:
+            writer.write(np.ascontiguousarray(piece, dtype="<u4").data)
+        return writer.finish()
 
 
 def write_update(path: Path, form: UpdateFormat, delta: Floats, rng: np.random.Generator) -> tuple[Manifest, Floats]:
@@ -75,11 +110,11 @@ def write_update(path: Path, form: UpdateFormat, delta: Floats, rng: np.random.G
     Returns the file's manifest, and the delta with its rounding errors, as a reader will decode it.
     """
     read = np.empty_like(delta)
-    scales = scales_of(delta, form.encoding)
+    scales = scales_of(delta, form.plain)
     with HashingWriter(path, form.size_bytes) as writer:
         writer.write(form.header)
         writer.write(scales.astype("<f4").data)
-        for raw in _encoded(delta, scales, form.encoding, rng, read):
+        for raw in _encoded(delta, scales, form.plain, rng, read):
             writer.write(raw.data)
         return writer.finish(), read
 
@@ -115,7 +150,7 @@ class SliceReader:
 
         read_into: fills an array with the next bytes of the file; its first call gives the bytes after the header.
         """
-        self._encoding = form.encoding
+        self._encoding = form.plain
         self._read_into = read_into
         self._scales = np.empty(form.blocks, "<f4")
         self._block = 0  # the first block of the next slice
