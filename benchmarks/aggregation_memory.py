@@ -19,7 +19,7 @@ import numpy as np
 import psutil
 
 from pluralllm.common.weights.layout import Layout, layout_of, write_weights
-from pluralllm.common.words.spec import Aggregation
+from pluralllm.common.words.aggregation import Aggregation
 from pluralllm.server.aggregation.arithmetic import server_optimizer
 from pluralllm.server.aggregation.update_files import StoredWeights, average
 

@@ -27,7 +27,7 @@ from pluralllm.common.errors.grpc_status import CODES
 from pluralllm.common.errors.root import PluralError, reason_of
 from pluralllm.common.process.exits import exit_code_of
 from pluralllm.common.process.json_forms import FORMS
-from pluralllm.common.words import predictors, reward_weights, spec
+from pluralllm.common.words import aggregation, noise, predictors, private_rounds, reward_weights, spec
 from pluralllm.common.words.predictors import architecture_of
 from pluralllm.server.observe.gauges import COUNTERS, GAUGES
 from pluralllm.server.process import instruments as of_server
@@ -162,8 +162,9 @@ def log_lines(folder: Path) -> Iterator[tuple[str, str, str]]:
 
 
 def run_spec_page() -> str:
-    comments = {**field_comments(Path(spec.__file__)), **field_comments(Path(reward_weights.__file__))}
-    comments |= field_comments(Path(predictors.__file__))
+    comments: dict[tuple[str, str], str] = {}
+    for module in (spec, aggregation, noise, predictors, private_rounds, reward_weights):
+        comments |= field_comments(Path(str(module.__file__)))
     presets = {name: spec.preset_values(name) for name in spec.PRESETS}
     sections = "\n".join(_spec_part(spec.RunSpec, (), comments, presets))
     return f"{MADE}{RUN_SPEC}{sections}"

@@ -45,7 +45,7 @@ from pluralllm.common.weights.layout import layout_of, write_weights
 from pluralllm.common.words.ids import ClientId, RoundNumber, RunId
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import GroupRole, RunSpec
-from pluralllm.server.aggregation.next_version import Draft, write_next
+from pluralllm.server.aggregation.next_version import NextVersion, write_next
 from pluralllm.server.commands.verify import verify_state
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.storage.blobs import LocalBlobs
@@ -137,11 +137,11 @@ async def test_a_run_cancelled_while_it_averages_leaves_no_version_that_nothing_
 ) -> None:
     written, go_on = asyncio.Event(), asyncio.Event()
 
-    async def write_and_wait(*given: Any) -> tuple[Draft, ...]:
-        drafts = await write_next(*given)
+    async def write_and_wait(*given: Any) -> NextVersion:
+        made = await write_next(*given)
         written.set()
         await go_on.wait()
-        return drafts
+        return made
 
     monkeypatch.setattr("pluralllm.server.runs.coordinator.write_next", write_and_wait)
     async with serving(tmp_path / "state") as served:

@@ -9,9 +9,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from pluralllm.common.errors.tree import Refused
 from pluralllm.common.predictor.metrics import MAX_JS_DISTANCE
+from pluralllm.common.words.aggregation import Aggregation
 from pluralllm.common.words.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber, RunId
 from pluralllm.common.words.not_reported import NotReported
-from pluralllm.common.words.spec import Aggregation, GroupRole, RoundPolicy
+from pluralllm.common.words.spec import GroupRole, RoundPolicy
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.clipping import MAX_LENGTH
 from pluralllm.server.rounds.looking import needs_look, sightings

@@ -115,6 +115,32 @@ def test_a_point_knows_the_longest_update_of_all_rounds_before_any_is_shortened(
     assert [point.longest_update for point in points] == pytest.approx([0.0, 2.0, 50.0, 50.0])
 
 
+@pytest.mark.parametrize(
+    ("rule", "expected"), [("mean", 24.0), ("trimmed_mean", 3.0), ("median", 3.0), ("multi_krum", 2.5)]
+)
+def test_an_experiment_follows_the_rule_of_its_spec(
+    monkeypatch: pytest.MonkeyPatch, rule: str, expected: float
+) -> None:
+    names = [f"client-{number}" for number in range(5)]
+    aggregation = {"rule": rule, "weighting": "uniform"}
+    policy = {"min_clients": 5, "target_clients": 5}
+    spec = small_spec({"rounds": 1, "groups": {"train": names}, "round": policy, "aggregation": aggregation})
+
+    def pretend(
+        _self: LocalTraining, base: Flat, _number: RoundNumber, cohort: tuple[ClientId, ...]
+    ) -> tuple[dict[ClientId, Flat], dict[ClientId, float | None]]:
+        steps = zip(cohort, (1.0, 2.0, 3.0, 4.0, 110.0), strict=True)
+        # No update is so long that it is shortened, because all of them move another value by far more.
+        deltas = {
+            client: np.append(np.full(base.size - 1, STEP * np.float32(step)), np.float32(9)) for client, step in steps
+        }
+        return deltas, dict.fromkeys(cohort, 0.3)
+
+    monkeypatch.setattr(LocalTraining, "train_round", pretend)
+    first, last = federate(spec, {name: small_group(name, questions=20) for name in names}, torch.device("cpu"))
+    assert float((last.values - first.values)[0] / STEP) == pytest.approx(expected, rel=1e-4)
+
+
 def test_factors_are_applied_before_the_mean() -> None:
     spec = spec_of()
     clients = [ClientId("a"), ClientId("b")]

@@ -17,7 +17,8 @@ from pluralllm.common.words.ids import ClientId, Digest, GroupName, ModelVersion
 from pluralllm.common.words.spec import GroupRole, RunSpec
 from pluralllm.experiment.stacked import Flat, Learners
 from pluralllm.experiment.sums import SumsRounds, without_projection
-from pluralllm.server.aggregation.arithmetic import first_moments, server_optimizer, shorten, weighted_mean
+from pluralllm.server.aggregation.arithmetic import first_moments, server_optimizer, shorten
+from pluralllm.server.aggregation.rules import aggregator
 from pluralllm.server.aggregation.update_files import norm_of
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.cohort import task_seed
@@ -221,7 +222,7 @@ def aggregate(
     stacked: NDArray[np.float32] = np.stack([deltas[receipt.client] for receipt in average.receipts])
     shorten(stacked, average.scales)
     weights = np.array(weights_of(average.receipts, spec.aggregation, average.weights), dtype=np.float64)
-    mean = weighted_mean(stacked, weights)
+    mean = aggregator(spec.aggregation).whole(stacked, weights)
     return server_optimizer(spec.aggregation)(base, mean, moments)
 
 

@@ -202,6 +202,14 @@ def test_a_round_of_fewer_clients_than_the_policy_demands_needs_consent(min_clie
     assert fields_of(spec, min_cohort=min_clients) == []
 
 
+def test_a_rule_that_leaves_updates_out_needs_consent_if_fewer_count_than_the_policy_demands() -> None:
+    aggregation = {"rule": "multi_krum", "assumed_attackers": 2, "weighting": "uniform"}
+    spec = spec_of(round={"min_clients": 7, "target_clients": 8}, aggregation=aggregation)
+    assert fields_of(spec, min_cohort=5) == []
+    (difference,) = differences_of(Policy(min_cohort=6), spec)
+    assert difference.text.startswith("round.min_clients is 7, of which 5 count, allowed is at least 6")
+
+
 def test_rewards_need_consent_to_each_run_although_the_policy_allows_them() -> None:
     spec = spec_of(rewards=REWARDS)
     assert fields_of(spec, allow_rewards=True) == ["rewards"]

@@ -90,6 +90,16 @@ def test_the_smallest_cohort_is_the_policys_or_the_smaller_one_that_the_partner_
         check_updates_behind(policy, spec, 7, least - 1)
 
 
+def test_updates_that_the_rule_leaves_out_are_not_behind_a_version() -> None:
+    aggregation = {"rule": "multi_krum", "assumed_attackers": 2, "weighting": "uniform"}
+    sizes = {"min_clients": 7, "target_clients": 8}
+    spec = process_spec(format="pluralllm.run/2", round=sizes, aggregation=aggregation)
+    policy = open_policy(min_cohort=7)
+    check_updates_behind(policy, spec, 1, 5)
+    with pytest.raises(PolicyForbids, match="min_cohort is 4 updates behind model version 1, allowed is at least 5"):
+        check_updates_behind(policy, spec, 1, 4)
+
+
 def test_the_questions_of_a_step_are_those_of_all_its_episodes() -> None:
     spec = process_spec(training={"batch_episodes": 3})
     check(open_policy(max_questions_of_step=120), spec)

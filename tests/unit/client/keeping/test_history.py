@@ -286,6 +286,32 @@ async def test_the_number_of_updates_behind_a_version_is_known(tmp_path: Path) -
     assert [history.updates_of(RUN, ModelVersion(number)) for number in (0, 1, 2)] == [0, 4, None]
 
 
+@pytest.mark.parametrize(
+    ("weights", "is_good"),
+    [
+        ((1.0, 0.0, 1.0, 1.0), True),
+        ((), False),
+        ((1.0, 1.0, 1.0, 1.0), False),
+        ((1.0, 0.0, 0.0, 1.0), False),
+        ((1.0, 0.0, 1.0, 2.0), False),
+    ],
+)
+async def test_a_rule_that_chooses_leaves_out_as_many_updates_as_the_spec_says_and_they_do_not_count(
+    tmp_path: Path, weights: tuple[float, ...], is_good: bool
+) -> None:
+    records = chain_of(1)
+    records = rechained([records[0], replace(records[1], weights=weights)])
+    shown, history = Presented(train_task(records[1]), records), of_client(tmp_path)
+    aggregation = SPEC.aggregation.model_copy(update={"rule": "multi_krum", "weighting": "uniform"})
+    spec = SPEC.model_copy(update={"format": "pluralllm.run/2", "aggregation": aggregation})
+    if not is_good:
+        with pytest.raises(RecordInvalid, match="another number of updates counts"):
+            await history.follow(shown.task, spec, shown.fetch)
+        return
+    await history.follow(shown.task, spec, shown.fetch)
+    assert history.updates_of(RUN, ModelVersion(1)) == 3
+
+
 async def test_new_versions_are_copied_to_the_place_of_the_partners_choice(tmp_path: Path) -> None:
     place = tmp_path / "elsewhere"
     place.mkdir()

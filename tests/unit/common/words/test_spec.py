@@ -6,6 +6,7 @@ import pytest
 
 from pluralllm.common import __version__
 from pluralllm.common.errors.tree import InvalidSpec
+from pluralllm.common.words.aggregation import Aggregation
 from pluralllm.common.words.ids import Digest, ModelVersion, RunId
 from pluralllm.common.words.names import ModelName
 from pluralllm.common.words.predictors import FourierKernel, KernelSums, NeuralProcess
@@ -13,7 +14,6 @@ from pluralllm.common.words.reward_weights import RewardOptions
 from pluralllm.common.words.spec import (
     MAX_SPEC_BYTES,
     PRESETS,
-    Aggregation,
     GroupRole,
     Groups,
     RoundPolicy,
@@ -171,6 +171,77 @@ def test_presets_limit_what_one_member_contributes_and_a_bare_spec_does_not(tmp_
     assert (spec.format, spec.limits_members, spec.aggregation.max_examples) == ("pluralllm.run/2", limits, 1024)
     bare = RunSpec.model_validate({"embedding": {"model": "m", "dimension": 8}})
     assert (bare.format, bare.limits_members, bare.aggregation.max_examples) == ("pluralllm.run/1", False, 100_000)
+
+
+RULE = MINIMAL + "[round]\nmin_clients = 7\ntarget_clients = 8\n[aggregation]\nrule = "
+
+
+@pytest.mark.parametrize(
+    ("text", "expected_text"),
+    [
+        (
+            f'{RULE}"trimmed_mean"\nassumed_attackers = 4\n',
+            "aggregation.rule trimmed_mean: set round.min_clients to at least 9",
+        ),
+        (f'{RULE}"multi_krum"\nassumed_attackers = 3\nweighting = "uniform"\n', "set round.min_clients to at least 9"),
+        (f'{RULE}"multi_krum"\n', "set aggregation.weighting = uniform, because distances choose the updates"),
+        (f'{RULE}"median"\n'.replace("= 7", "= 2"), "aggregation.rule median: set round.min_clients to at least 3"),
+        (f'{RULE}"median_norm_clip"\n'.replace("= 7", "= 2"), "set round.min_clients to at least 3"),
+        (
+            f'format = "pluralllm.run/1"\n{RULE}"median"\n',
+            "median: set format = pluralllm.run/2, because without its bound",
+        ),
+        (
+            f'{RULE}"median"\n[private_rounds]\n',
+            "aggregation.rule median looks at single updates; private rounds hide them: choose rule = mean",
+        ),
+        (f'preset = "sums"\n{MINIMAL}[aggregation]\nrule = "median"\n', "terms of sums: set aggregation.rule = mean"),
+        (f'{RULE}"krum"\n', "'multi_krum' or 'median_norm_clip'"),
+        (f'{RULE}"median"\nassumed_attackers = 0\n', "assumed_attackers: Input should be greater than or equal to 1"),
+    ],
+)
+def test_a_rule_that_does_not_fit_the_run_is_refused_with_the_reason(
+    tmp_path: Path, text: str, expected_text: str
+) -> None:
+    with pytest.raises(InvalidSpec) as refused:
+        load_spec(written(tmp_path, text))
+    assert expected_text in str(refused.value)
+
+
+def test_a_reward_run_has_no_rule_over_updates() -> None:
+    source = RunSpec.model_validate({"embedding": {"model": "m", "dimension": 8}})
+    values = source.for_rewards(MODEL, DIGEST, RewardOptions(), "here").model_dump(mode="json")
+    values |= {"format": "pluralllm.run/2", "round": {"min_clients": 5, "target_clients": 5}}
+    values["aggregation"]["rule"] = "median"
+    assert "rewards are not deltas" in refusal_of(values)
+
+
+@pytest.mark.parametrize("rule", ["trimmed_mean", "median", "multi_krum", "median_norm_clip"])
+@pytest.mark.parametrize("optimizer", ["fedavg", "fedavgm", "fedadam", "fedyogi"])
+def test_rules_go_with_every_server_optimizer_and_all_but_multi_krum_with_fair_weights(
+    tmp_path: Path, rule: str, optimizer: str
+) -> None:
+    weighting = "uniform" if rule == "multi_krum" else "agnostic"
+    least = {"trimmed_mean": 5, "multi_krum": 7}.get(rule, 3)
+    text = f'{RULE}"{rule}"\nassumed_attackers = 2\noptimizer = "{optimizer}"\nweighting = "{weighting}"\n'
+    spec = load_spec(written(tmp_path, text.replace("min_clients = 7", f"min_clients = {least}")))
+    assert parse_spec(spec.canonical_json(), "again") == spec
+    assert (spec.aggregation.least_clients, spec.aggregation.counted(least)) == (
+        least,
+        5 if rule == "multi_krum" else least,
+    )
+
+
+def test_keys_of_a_rule_are_in_the_hash_only_where_they_say_something(tmp_path: Path) -> None:
+    def canonical(more: str) -> dict[str, Any]:
+        text = load_spec(written(tmp_path, f"{RULE}{more}")).canonical_json()
+        aggregation: dict[str, Any] = json.loads(text)["aggregation"]
+        return aggregation
+
+    assert not {"rule", "assumed_attackers"} & set(canonical('"mean"\nassumed_attackers = 1\n'))
+    assert canonical('"trimmed_mean"\n')["rule"] == "trimmed_mean"
+    assert "assumed_attackers" not in canonical('"trimmed_mean"\n')
+    assert canonical('"trimmed_mean"\nassumed_attackers = 2\n')["assumed_attackers"] == 2
 
 
 SUMS = 'preset = "sums"\n' + MINIMAL

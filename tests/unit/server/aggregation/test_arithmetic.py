@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from pluralllm.common.words.spec import Aggregation
+from pluralllm.common.words.aggregation import Aggregation
 from pluralllm.server.aggregation.arithmetic import first_moments, server_optimizer, shorten, weighted_mean
 
 OPTIMIZERS: list[Any] = ["fedavg", "fedavgm", "fedadam", "fedyogi"]

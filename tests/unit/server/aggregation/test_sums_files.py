@@ -50,7 +50,7 @@ class Chain:
 
     def make(self) -> tuple[Draft, ...]:
         arguments = (self.blobs, SPEC, self.newest, self.receipts, (), (), self.folder / "next")
-        return asyncio.run(write_next(*arguments))
+        return asyncio.run(write_next(*arguments)).files
 
     def advance(self) -> tuple[Draft, ...]:
         """Makes the next version and its record."""

@@ -14,7 +14,8 @@ from pluralllm.common.errors.tree import Corrupt, NormTooLarge, NotFinite, Wrong
 from pluralllm.common.weights.chunks import CHUNK_BYTES, manifest_of
 from pluralllm.common.weights.layout import Layout, flat_values, layout_of, write_weights
 from pluralllm.common.weights.update_format import SLICE, update_format, write_update
-from pluralllm.common.words.spec import Aggregation, UpdateEncoding
+from pluralllm.common.words.aggregation import Aggregation
+from pluralllm.common.words.spec import UpdateEncoding
 from pluralllm.server.aggregation import update_files
 from pluralllm.server.aggregation.arithmetic import add_weighted, first_moments, server_optimizer, weighted_mean
 from pluralllm.server.aggregation.update_files import StoredWeights, average, check_update, norm_of

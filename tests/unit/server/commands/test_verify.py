@@ -49,8 +49,9 @@ class History:
 
     def __init__(self, folder: Path, store: SqlStore) -> None:
         self.spec = SPEC
-        self.examples = (10, 11)  # of the clients
-        self.lengths = (1.0, 1.0)  # factors on the clients' updates
+        self.clients: tuple[ClientId, ...] = CLIENTS
+        self.examples: tuple[int, ...] = (10, 11)  # of the clients
+        self.lengths: tuple[float, ...] = (1.0, 1.0)  # factors on the clients' updates
         self.folder = folder
         self.store = store
         self.blobs = LocalBlobs(folder / "blobs")
@@ -74,7 +75,7 @@ class History:
         run = await coordinator.create_run("r", self.spec.canonical_json())
         await coordinator.dispatch(run, ev.RunStarted(clock.now_s()))
         for _ in range(2):  # the evaluation opens, and both clients are asked
-            await coordinator.dispatch(run, ev.ClientsSeen(clock.now_s(), CLIENTS, ()))
+            await coordinator.dispatch(run, ev.ClientsSeen(clock.now_s(), self.clients, ()))
         score = ev.Score(CLIENTS[0], GroupName("a"), GroupRole.TRAIN, run.state.version, 0.6, 0.3, None, 5)
         await coordinator.dispatch(run, ev.EvaluationArrived(clock.now_s(), score))
         name, group, reason = CLIENTS[1], GroupName("b"), NotReported.TOO_FEW_QUESTIONS
@@ -83,9 +84,9 @@ class History:
         clock.advance(301)
         await coordinator.dispatch(run, ev.ClockTicked(clock.now_s()))
         for number, updates in enumerate(updates_of_rounds, 1):
-            await coordinator.dispatch(run, ev.ClientsSeen(clock.now_s(), CLIENTS, ()))
+            await coordinator.dispatch(run, ev.ClientsSeen(clock.now_s(), self.clients, ()))
             assert run.state.phase is Phase.COLLECTING
-            for seed, client in enumerate(CLIENTS[:updates]):
+            for seed, client in enumerate(self.clients[:updates]):
                 draft = self.folder / "draft"
                 layout = run.update_format.layout
                 values = np.random.default_rng(10 * number + seed).normal(0, 0.01, layout.values).astype(np.float32)
@@ -373,6 +374,34 @@ async def test_a_blob_nobody_names_is_an_orphan_and_goes(history: History) -> No
     assert (report.is_clean, report.orphan_blobs) == (True, 1)
     await collect(history.store, history.blobs, keep_updates=100)
     assert set(await history.blobs.digests()) == await kept_blobs(history.store, 100)
+
+
+@pytest.mark.parametrize("rule", ["trimmed_mean", "median", "multi_krum", "median_norm_clip"])
+async def test_a_version_that_a_rule_made_is_made_again_with_the_same_bits(unwritten: History, rule: str) -> None:
+    clients = ("ann", "ben", "cem", "dan", "eva")
+    unwritten.clients = tuple(ClientId(name) for name in clients)
+    unwritten.examples, unwritten.lengths = (10, 11, 12, 13, 14), (1.0, 2.0, 1.5, 1.25, 1.75)
+    weighting = "uniform" if rule == "multi_krum" else "adaptive"
+    unwritten.spec = small_spec(
+        format="pluralllm.run/2",
+        rounds=3,
+        round={"min_clients": 5, "target_clients": 5},
+        aggregation={"rule": rule, "optimizer": "fedadam", "server_learning_rate": 0.01, "weighting": weighting},
+    )
+    await unwritten.make([5, 5])
+    report = await verify_state(
+        unwritten.store, SqlMembership(unwritten.store), unwritten.blobs, unwritten.folder / "scratch"
+    )
+    assert report.is_clean, report.lines()
+    assert report.aggregates_repeated == 2
+    _, first, second = await unwritten.store.versions(RunId("r"))
+    for version in (first, second):
+        if rule == "multi_krum":
+            assert version.weights == (1.0, 0.0, 1.0, 1.0, 1.0), "the longest one is the farthest from the others"
+        if rule == "median_norm_clip":
+            assert version.scales == pytest.approx((1.0, 0.75, 1.0, 1.0, 0.857), rel=0.1)
+    await unwritten.execute("UPDATE versions SET weights = '[1.0, 1.0, 0.0, 1.0, 1.0]' WHERE version = 2")
+    assert {4, 6} <= await unwritten.invariants() if rule == "multi_krum" else 6 in await unwritten.invariants()
 
 
 async def test_a_run_of_sums_is_solved_again_with_the_same_bits_in_both_stages(unwritten: History) -> None:

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from pluralllm.common.words.aggregation import Aggregation
 from pluralllm.common.words.ids import ClientId, Digest
-from pluralllm.common.words.spec import Aggregation
 from pluralllm.server.rounds.clipping import MAX_LENGTH, clip_scales
 from pluralllm.server.rounds.events import Receipt
 from pluralllm.server.rounds.weighting import shares_of, weigh
@@ -53,6 +53,27 @@ def test_factors_have_twelve_significant_digits_and_shares_nine_decimals() -> No
     assert clip_scales(receipts_of(1.0, 1.0, 3.0), (1 / 3, 1 / 3, over)) == (1.0, 1.0, 0.999999997)
     within = 1 / 3 + 1e-10  # three shares of it round to 1
     assert clip_scales(receipts_of(1.0, 1.0, 3.0), (1 / 3, 1 / 3, within)) == ()
+
+
+@pytest.mark.parametrize(
+    ("norms", "shares", "scales"),
+    [
+        ((1.0, 2.0, 4.0), (1 / 3,) * 3, (1, 1, 0.5)),
+        ((1.0, 2.0, 4.0, 5.0), (1 / 4,) * 4, (1, 1, 0.5, 0.4)),  # the lower one of two in the middle
+        (
+            (2.0, 2.0, 2.0),
+            (1 / 9, 1 / 9, 7 / 9),
+            (),
+        ),  # the limit of the share is not below the median up to three even shares
+        ((2.0, 2.0, 2.0, 4.0), (1 / 12, 1 / 12, 1 / 12, 0.75), (1, 1, 1, 0.5)),
+        ((2.0, 2.0, 1.0), (1 / 3,) * 3, ()),
+        ((0.0, 0.0, 3.0), (1 / 3,) * 3, ()),
+    ],
+)
+def test_a_run_may_shorten_every_update_to_the_median_itself(
+    norms: tuple[float, ...], shares: tuple[float, ...], scales: tuple[float, ...]
+) -> None:
+    assert clip_scales(receipts_of(*norms), shares, at_median=True) == pytest.approx(scales)
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,10 @@ import pytest
 from support.round_policies import TWO_OF_THREE
 
 from pluralllm.common.errors.tree import AlreadyCommitted, LeaseLost, RoundClosed, WrongBase, WrongPhase
+from pluralllm.common.words.aggregation import Aggregation
 from pluralllm.common.words.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber, RunId
 from pluralllm.common.words.not_reported import NotReported
-from pluralllm.common.words.spec import Aggregation, GroupRole, RoundPolicy
+from pluralllm.common.words.spec import GroupRole, RoundPolicy
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.looking import MAX_SLOTS_LOST
 from pluralllm.server.rounds.machine import step

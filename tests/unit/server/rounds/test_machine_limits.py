@@ -7,9 +7,10 @@ import pytest
 from support.round_policies import TWO_OF_THREE
 
 from pluralllm.common.errors.tree import AlreadyCommitted, LeaseLost, RoundClosed, WrongBase, WrongPhase
+from pluralllm.common.words.aggregation import Aggregation
 from pluralllm.common.words.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber, RunId
 from pluralllm.common.words.reward_weights import RewardAggregation
-from pluralllm.common.words.spec import Aggregation, GroupRole
+from pluralllm.common.words.spec import GroupRole
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.clipping import clip_scales
 from pluralllm.server.rounds.looking import MAX_SLOTS_LOST
@@ -421,6 +422,28 @@ def test_an_average_that_failed_costs_the_round_or_the_run_and_only_that_of_the_
     assert effects == (ev.Abandon(RoundNumber(1), "lost"), ev.EndRun("aborted", "lost"))
     assert unchanged(aggregating(), replace(failed, round=RoundNumber(2)))
     assert unchanged(collecting(), failed)
+
+
+def test_the_updates_that_a_rule_has_chosen_are_the_weights_on_record() -> None:
+    run = replace(aggregating(), aggregation=Aggregation(rule="multi_krum", weighting="uniform"), limits_members=True)
+    averaged = ev.ModelAveraged(60, run.round, Digest("d1"), chosen=(1.0, 0.0, 1.0))
+    _, (publish, *_) = step(run, averaged)
+    assert isinstance(publish, ev.Publish)
+    assert publish.weights == (1.0, 0.0, 1.0)
+    assert ev.event_from_facts("ModelAveraged", ev.event_to_facts(averaged)) == averaged
+    earlier = {"at_s": 60, "round": 1, "digest": "d1", "moments": []}  # of a release that knew no such rule
+    assert ev.event_from_facts("ModelAveraged", earlier) == replace(averaged, chosen=())
+
+
+def test_the_rule_median_norm_clip_shortens_to_the_median() -> None:
+    rule = Aggregation(rule="median_norm_clip", weighting="uniform")
+    run = collecting(limits_members=True, aggregation=rule)
+    effects: tuple[ev.Effect, ...] = ()
+    for client, norm in ((ANN, 1.0), (BEN, 2.0), (CAT, 4.0)):
+        run, effects = step(run, update(client, norm=norm))
+    average = effects[-1]
+    assert isinstance(average, ev.Average)
+    assert average.scales == (1.0, 1.0, 0.5)
 
 
 def test_only_runs_that_limit_members_shorten_updates() -> None:

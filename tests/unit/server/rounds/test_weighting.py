@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pluralllm.common.predictor.metrics import MAX_JS_DISTANCE
+from pluralllm.common.words.aggregation import Aggregation
 from pluralllm.common.words.ids import ClientId, Digest
-from pluralllm.common.words.spec import Aggregation
 from pluralllm.server.rounds.events import Receipt
 from pluralllm.server.rounds.weighting import MAX_LEANING, FairnessHistory, shares_of, weigh, weights_of
 

@@ -22,7 +22,7 @@ from pluralllm.common.errors.tree import (
 )
 from pluralllm.common.words.ids import ClientId, Digest, RunId
 from pluralllm.common.words.spec import GroupRole
-from pluralllm.server.aggregation.next_version import Draft, write_next
+from pluralllm.server.aggregation.next_version import NextVersion, write_next
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.state import Outcome, Phase
 from pluralllm.server.runs.coordinator import MAX_STEPS_AT_ONCE, RETRY_S, Timing
@@ -533,12 +533,12 @@ async def test_a_model_of_a_run_that_was_cancelled_meanwhile_is_deleted(
     run = await place.collecting("ann", "ben")
     digests: list[Digest] = []
 
-    async def cancelled_meanwhile(*arguments: Any) -> tuple[Draft, ...]:
-        drafts = await write_next(*arguments)
+    async def cancelled_meanwhile(*arguments: Any) -> NextVersion:
+        made = await write_next(*arguments)
         await place.coordinator.dispatch(run, ev.RunCancelled(place.clock.now_s(), "enough"))
         await settle()
-        digests.extend(draft.manifest.digest for draft in drafts)
-        return drafts
+        digests.extend(draft.manifest.digest for draft in made.files)
+        return made
 
     monkeypatch.setattr("pluralllm.server.runs.coordinator.write_next", cancelled_meanwhile)
     await deliver_all(place, run)

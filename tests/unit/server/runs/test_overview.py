@@ -9,9 +9,10 @@ from support.counted_calls import GROWTH, calls_of
 
 from pluralllm.common.predictor.architecture import layout_for
 from pluralllm.common.trust.version_record import VersionRecord
+from pluralllm.common.words.aggregation import Aggregation
 from pluralllm.common.words.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber, RunId
 from pluralllm.common.words.private_rounds import PrivateRounds
-from pluralllm.common.words.spec import Aggregation, GroupRole, RoundPolicy
+from pluralllm.common.words.spec import GroupRole, RoundPolicy
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.state import Phase
 from pluralllm.server.runs.checkpoints import Remembered
@@ -56,6 +57,15 @@ def test_with_uniform_weighting_the_weights_are_even() -> None:
 def test_weights_on_record_are_shown_as_shares() -> None:
     weights = weights_in(version({"a": 10, "b": 10}, weights=(0.2, 0.6)), Aggregation())
     assert weights == pytest.approx({"a": 0.25, "b": 0.75})
+
+
+def test_an_update_that_the_rule_left_out_has_no_part_in_the_version() -> None:
+    rule = Aggregation(rule="multi_krum", weighting="uniform")
+    assert weights_in(version({"a": 10, "b": 10, "c": 10}, weights=(1.0, 0.0, 1.0)), rule) == {
+        "a": 0.5,
+        "b": 0.0,
+        "c": 0.5,
+    }
 
 
 def test_version_0_has_no_weights() -> None:

@@ -134,9 +134,12 @@ def json_text(value: object) -> str:
 
 
 def _small_rounds(policy: Policy, spec: RunSpec) -> Iterator[Difference]:
-    """Yields a difference if a round may end with fewer updates than the policy demands."""
-    if spec.round.min_clients < policy.min_cohort:
-        asked, allowed = str(spec.round.min_clients), f"at least {policy.min_cohort}"
+    """Yields a difference if a version may be made from fewer updates than the policy demands."""
+    counted = spec.aggregation.counted(spec.round.min_clients)
+    if counted < policy.min_cohort:
+        asked, allowed = str(counted), f"at least {policy.min_cohort}"
+        if counted < spec.round.min_clients:
+            asked = f"{spec.round.min_clients}, of which {counted} count"
         yield Difference("round.min_clients", asked, allowed, "min_cohort", SMALL_ROUNDS_SHOW)
 
 

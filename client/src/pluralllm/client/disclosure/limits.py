@@ -145,7 +145,7 @@ def check_private_rounds(policy: Policy, spec: RunSpec) -> None:
 
 
 def smallest_cohort(policy: Policy, spec: RunSpec) -> int:
-    """Returns the smallest number of clients that may train together, and of updates that a published model may be made from.
+    """Returns the smallest number of clients that may train together.
 
     A run spec with a smaller min_clients than the policy's min_cohort needs consent (differences.py). With the consent, its own
     min_clients holds.
@@ -156,9 +156,10 @@ def smallest_cohort(policy: Policy, spec: RunSpec) -> int:
 def check_updates_behind(policy: Policy, spec: RunSpec, version: int, updates: int) -> None:
     """Checks how many updates a published model version was made from. Raises PolicyForbids if there were too few.
 
-    The coordinator promises the number in the run spec, and this is how the client notices that the promise was broken.
+    The coordinator promises the number in the run spec, and this is how the client notices that the promise was broken. Updates
+    that the run's rule leaves out do not count.
     """
-    least = smallest_cohort(policy, spec)
+    least = min(policy.min_cohort, spec.aggregation.counted(spec.round.min_clients))
     if version > 0 and updates < least:
         _forbid("min_cohort", f"{updates} updates behind model version {version}", f"at least {least}")
 

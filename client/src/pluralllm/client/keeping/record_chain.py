@@ -127,7 +127,8 @@ class RecordChain:
             raise RecordInvalid(run=task.run, version=expected, problem=problem)
         if _leans_on_few(record, self._spec):
             problem = (
-                "one update weighs more than three even shares or less than a third, or most updates were shortened"
+                "one update weighs more than three even shares or less than a third, most updates were shortened, or "
+                "another number of updates counts than the rule of the run lets count"
             )
             raise RecordInvalid(run=task.run, version=expected, problem=problem)
         sha256 = record_sha256(record)
@@ -140,7 +141,7 @@ class RecordChain:
             raise RecordInvalid(run=task.run, version=expected, problem="the task states the hash of another record")
         if expected == task.base_version and record.digest != task.base_digest:
             raise RecordInvalid(run=task.run, version=expected, problem="the task states the digest of another model")
-        self.new[expected] = SeenVersion(sha256, record.digest, record.round, len(record.updates))
+        self.new[expected] = SeenVersion(sha256, record.digest, record.round, _counted(record))
 
     def _check_place(self, record: VersionRecord, sha256: str) -> None:
         """Checks that the record follows the record before it, and that it is the one that this client may have seen."""
@@ -214,13 +215,22 @@ def _leans_on_few(record: VersionRecord, spec: RunSpec) -> bool:
     """
     if not record.updates or not spec.limits_members or spec.rewards is not None:
         return False
+    shortened = sum(scale < 0.5 for scale in record.scales)
+    if 2 * shortened > len(record.updates):
+        return True
+    if spec.aggregation.rule == "multi_krum":
+        counted = spec.aggregation.counted(len(record.updates))
+        return sorted(record.weights) != [0.0] * (len(record.updates) - counted) + [1.0] * counted
     most = spec.aggregation.max_examples
     by_examples = spec.aggregation.weighting != "uniform"
     weights = record.weights or [min(n, most) if by_examples else 1 for _, _, n in record.updates]
     even = sum(weights) / len(weights)
-    shortened = sum(scale < 0.5 for scale in record.scales)
-    is_uneven = max(weights) >= even * MAX_LEANING * (1 + 1e-6) or min(weights) * MAX_LEANING <= even * (1 - 1e-6)
-    return is_uneven or 2 * shortened > len(weights)
+    return max(weights) >= even * MAX_LEANING * (1 + 1e-6) or min(weights) * MAX_LEANING <= even * (1 - 1e-6)
+
+
+def _counted(record: VersionRecord) -> int:
+    """Returns how many updates a version was made from: a rule that chooses gives the others the weight 0."""
+    return sum(weight > 0 for weight in record.weights) if record.weights else len(record.updates)
 
 
 def _last_round(task: Task) -> RoundNumber:

@@ -159,15 +159,15 @@ class SliceReader:
     def read(self, row: Floats) -> None:
         """Fills an array with the numbers of the next slice of the update.
 
-        row: the array to fill; its length must be the length of the slice. The constant SLICE sets this length, but the last
-        slice may be shorter.
+        row: the array to fill; its length is that of the slice. The length must be a multiple of BLOCK; only the last slice may
+        end elsewhere.
         """
         if self._encoding == "fp32":
             self._read_into(row.view(np.uint8))
             return
         raw = np.empty(row.size * VALUE_BYTES[self._encoding], np.uint8)
         self._read_into(raw)
-        following = self._block + SLICE // BLOCK
+        following = self._block + -(-row.size // BLOCK)
         decode(raw, self._scales[self._block : following], self._encoding, row)
         self._block = following
 

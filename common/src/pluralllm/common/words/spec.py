@@ -15,6 +15,7 @@ from pydantic import FailFast, Field, ValidationError, model_validator
 
 from pluralllm.common.errors.tree import InvalidSpec
 from pluralllm.common.text.reading import Unreadable, read_text
+from pluralllm.common.words.aggregation import Aggregation
 from pluralllm.common.words.ids import Digest
 from pluralllm.common.words.names import ModelName
 from pluralllm.common.words.noise import PrivacyDemand
@@ -41,6 +42,8 @@ MAX_GROUPS = 1000
 MAX_PROBES = 64
 MAX_PROBLEMS = 20  # lines in the text of one error
 MAX_SHOWN = 80  # characters of a key or a value in the text of an error
+
+LATER_TABLES = ("rewards", "privacy", "private_rounds")
 
 UpdateEncoding = Literal["fp32", "bf16", "int8"]
 
@@ -167,31 +170,6 @@ class Updates(SpecPart):
     encoding: UpdateEncoding = "fp32"
 
 
-class Aggregation(SpecPart):
-    """The computation of the next model version from updates: client weights, the mean delta, and the server optimizer's step.
-
-    Sources: Hsu et al. 2019 (arXiv 1909.06335) for fedavgm; Reddi et al. 2021 (arXiv 2003.00295), Algorithm 2, for fedadam and
-    fedyogi. The mean delta is these papers' pseudo-gradient with the opposite sign. The optimizers do no bias correction.
-    """
-
-    optimizer: Literal["fedavg", "fedavgm", "fedadam", "fedyogi"] = "fedavg"
-    # With fedadam and fedyogi this is about the most that one value moves in a round, so choose 0.1 or less.
-    server_learning_rate: Positive = 1.0
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # beta1 of fedavgm, fedadam and fedyogi
-    second_moment: Annotated[float, Field(ge=0, lt=1)] = 0.99  # beta2 of fedadam and fedyogi
-    adaptivity: Annotated[float, Field(ge=1e-8, le=1)] = (
-        1e-3  # tau of fedadam and fedyogi: the smaller, the more adaptive
-    )
-    weighting: Literal["examples", "uniform", "q_fair", "agnostic", "adaptive"] = "examples"
-    # How much more weight goes to clients that the base model predicts badly. For q_fair it is q: the weight is proportional
-    # to examples * distance^q. For agnostic it is gamma, the step of the worst-case mixture. For adaptive it is the inverse
-    # temperature over past distances (use tens, because distances differ by hundredths). It has no effect with examples and
-    # uniform. Sources and bounds stand in server/rounds/weighting.py.
-    fairness: Positive = 1.0
-    max_examples: Count = 100_000  # upper bound of one client's weight
-    max_delta_norm: Positive = 100.0  # L2 norm of the whole update
-
-
 class Evaluation(SpecPart):
     """The way in which a model version is scored for one group."""
 
@@ -274,8 +252,12 @@ class RunSpec(SpecPart):
         problem = self.predictor.problem_with(self.embedding.normalize, len(self.embedding.templates))
         if problem is not None:
             raise ValueError(problem)
-        if self.rewards is not None and (self.updates.encoding, self.aggregation.optimizer) != ("fp32", "fedavg"):
-            raise ValueError("rewards are not deltas: set updates.encoding = fp32 and aggregation.optimizer = fedavg")
+        of_deltas = self.updates.encoding, self.aggregation.optimizer, self.aggregation.rule
+        if self.rewards is not None and of_deltas != ("fp32", "fedavg", "mean"):
+            raise ValueError(
+                "rewards are not deltas: set updates.encoding = fp32, aggregation.optimizer = fedavg and "
+                "aggregation.rule = mean (rewards.aggregation.rule combines rewards)"
+            )
         return self
 
     @model_validator(mode="after")
@@ -298,6 +280,18 @@ class RunSpec(SpecPart):
         )
         if problems:
             raise ValueError(f"private rounds add masked updates: set {' and '.join(problems)}")
+        return self
+
+    @model_validator(mode="after")
+    def _rule_fits(self) -> Self:
+        rule, is_private = self.aggregation.rule, self.private_rounds is not None
+        if rule != "mean" and is_private:
+            raise ValueError(
+                f"aggregation.rule {rule} looks at single updates; private rounds hide them: choose rule = mean"
+            )
+        problems = self.aggregation.problems(self.round.min_clients, limits_members=self.limits_members)
+        if problems:
+            raise ValueError(f"aggregation.rule {rule}: set {' and '.join(problems)}")
         return self
 
     @model_validator(mode="after")
@@ -361,8 +355,9 @@ class RunSpec(SpecPart):
 
     def canonical_json(self) -> bytes:
         """Returns the bytes that the spec's hash is computed over: JSON with sorted keys and no spaces."""
-        # A table that came later is left out where it is absent, so that the hash of an earlier release's spec never changes.
-        left_out = {name for name in ("rewards", "privacy", "private_rounds") if getattr(self, name) is None}
+        # A table or key that came later is left out where it says nothing: the hash of an earlier release's spec never changes.
+        left_out: dict[str, Any] = {name: True for name in LATER_TABLES if getattr(self, name) is None}
+        left_out["aggregation"] = self.aggregation.later_defaults()
         values = self.model_dump(mode="json", exclude=left_out)
         return json.dumps(values, sort_keys=True, separators=(",", ":")).encode()
 
@@ -377,6 +372,8 @@ def _problems_of_sums(spec: RunSpec, predictor: KernelSums) -> Iterator[str]:
         yield "aggregation.optimizer = fedavg with server_learning_rate = 1"
     if aggregation.weighting != "uniform":
         yield "aggregation.weighting = uniform"
+    if aggregation.rule != "mean":
+        yield "aggregation.rule = mean"
     if spec.updates.encoding != "fp32":
         yield "updates.encoding = fp32"
     if spec.round.on_missed_quorum == "skip":

@@ -9,7 +9,7 @@ from typing import assert_never
 import numpy as np
 from numpy.typing import NDArray
 
-from pluralllm.common.words.spec import Aggregation
+from pluralllm.common.words.aggregation import Aggregation
 
 # [slice] float32 base, [slice] float64 mean delta, [moments, slice] float32 moments
 # -> [slice] float32 next version, [moments, slice] float32 next moments

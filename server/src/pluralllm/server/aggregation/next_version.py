@@ -19,8 +19,9 @@ from pluralllm.common.words.ids import Digest
 from pluralllm.common.words.spec import RunSpec
 from pluralllm.server.aggregation.arithmetic import first_moments, server_optimizer
 from pluralllm.server.aggregation.reward_files import write_aggregate
+from pluralllm.server.aggregation.rules import aggregator
 from pluralllm.server.aggregation.sums_files import state_files, write_next_sum
-from pluralllm.server.aggregation.update_files import StoredWeights, average
+from pluralllm.server.aggregation.update_files import StoredWeights, average, distances_between
 from pluralllm.server.rounds.events import Receipt
 from pluralllm.server.rounds.weighting import weights_of
 from pluralllm.server.storage.blobs import Blobs, verify
@@ -34,6 +35,15 @@ class Draft:
     manifest: Manifest
 
 
+@dataclass(frozen=True, slots=True)
+class NextVersion:
+    """The files that a round has made: the next model version first, then the server optimizer's moments."""
+
+    files: tuple[Draft, ...]
+    # One weight for each update, if the rule of the run has chosen among them: 1 for a chosen one, else 0. Otherwise empty.
+    chosen: tuple[float, ...] = ()
+
+
 async def write_next(
     blobs: Blobs,
     spec: RunSpec,
@@ -42,15 +52,15 @@ async def write_next(
     weights: Sequence[float],
     scales: Sequence[float],
     draft: Path,
-) -> tuple[Draft, ...]:
+) -> NextVersion:
     """Writes the files that a round makes: the next model version, or the aggregate of the clients' rewards.
 
-    The version is written to `draft`, and each moment of the server optimizer (its state) to a file beside `draft`. Returns
-    the written files.
+    The version is written to `draft`, and each moment of the server optimizer (its state) to a file beside `draft`.
     base: the model version that the round trains from. receipts: sorted by client. weights: the weights that the round has
     recorded, in the order of `receipts`; empty if the round has recorded no weights. scales: the factors that shorten updates,
     in the same order; empty if no update is shortened. In a run whose updates are terms of sums, the solver's state takes the
-    place of the moments, and neither weights nor scales count.
+    place of the moments, and neither weights nor scales count. A rule that chooses among the updates chooses anew, whatever
+    the weights are.
     Raises BaseLost or UpdateLost if a blob of the base version or of an update is missing or corrupt. Raises Corrupt or
     NotFound if reading failed once but all blobs are whole in a second check. Raises StorageFull if no space is left. After an
     error no file is left.
@@ -84,11 +94,12 @@ async def _write(
     weights: Sequence[float],
     scales: Sequence[float],
     draft: Path,
-) -> tuple[Draft, ...]:
+) -> NextVersion:
     if spec.rewards is not None:
         rewards = [await _stored(blobs, receipt.digest) for receipt in receipts]
         settings = spec.rewards.aggregation
-        return (Draft(draft, await asyncio.to_thread(write_aggregate, rewards, weights, settings, draft)),)
+        manifest = await asyncio.to_thread(write_aggregate, rewards, weights, settings, draft)
+        return NextVersion((Draft(draft, manifest),))
     aggregation = spec.aggregation
     first = first_moments(aggregation)
     moments, following = (len(first) if base.version else 0), len(first)
@@ -103,20 +114,29 @@ async def _write(
         state = kept[0] if kept else None
         sums = partial(write_next_sum, spec, base.version, start, state, receipts, updates, outs)
         manifests = await asyncio.to_thread(sums)
-        return tuple(Draft(out, manifest) for out, manifest in zip(outs, manifests, strict=True))
+        return NextVersion(tuple(map(Draft, outs, manifests)))
+    rule, factors = aggregator(aggregation), np.array(weights_of(receipts, aggregation, weights), dtype=np.float64)
+    chosen: tuple[float, ...] = ()
+    if rule.choose is not None:
+        distances = partial(distances_between, updates, layout_for(spec), spec.updates.encoding, scales)
+        places = rule.choose(await asyncio.to_thread(distances))
+        chosen = tuple(float(place in places) for place in range(len(updates)))
+        updates, factors = [updates[place] for place in places], np.ones(len(places))
+        scales = [scales[place] for place in places] if scales else ()
     manifests = await asyncio.to_thread(
         average,
         start,
         kept or first,
         updates,
-        np.array(weights_of(receipts, aggregation, weights), dtype=np.float64),
+        factors,
         layout_for(spec),
         server_optimizer(aggregation),
         outs,
         spec.updates.encoding,
         scales,
+        rule.combine,
     )
-    return tuple(Draft(out, manifest) for out, manifest in zip(outs, manifests, strict=True))
+    return NextVersion(tuple(map(Draft, outs, manifests)), chosen)
 
 
 async def _stored(blobs: Blobs, digest: Digest) -> StoredWeights:

@@ -2,7 +2,8 @@
 
 A slice is a range of the model's values.
 Memory holds one slice of twice AT_ONCE updates at a time, however large the model is and however many updates there are: some
-updates are read while the ones before them are added. Files are read, not mapped into memory. Mapped pages would count as the
+updates are read while the ones before them are added. A rule that needs all updates of a slice at once gets them in narrower
+slices, so it needs no more memory. Files are read, not mapped into memory. Mapped pages would count as the
 coordinator's own memory, and the process would die if a mapped file became shorter.
 """
 
@@ -25,6 +26,7 @@ from pluralllm.common.weights.update_format import SLICE, SliceReader, UpdateFor
 from pluralllm.common.words.ids import Digest
 from pluralllm.common.words.spec import UpdateEncoding
 from pluralllm.server.aggregation.arithmetic import ServerOptimizer, add_weighted, mean_of, shorten
+from pluralllm.server.aggregation.rules import COLUMNS, Combine, add_squared_distances
 
 SHORT = 64  # values in one float32 sum; the relative error of 1e-6 is small enough for a comparison with a limit
 NORM_DIGITS = 6  # significant ones; the last bits of a sum differ between machines
@@ -130,6 +132,7 @@ def average(
     outs: Sequence[Path],
     encoding: UpdateEncoding = "fp32",
     scales: Sequence[float] = (),
+    combine: Combine | None = None,
 ) -> tuple[Manifest, ...]:
     """Writes optimizer(base, weighted_mean(updates, weights), moments) to `outs`: the next version, then each new moment.
 
@@ -139,6 +142,7 @@ def average(
     weights: (clients,), one number for each update, in the order of `updates`.
     scales: one factor for each update; the updates are multiplied by their factors first. Empty if every factor is 1.
     outs: one path for the version and one path for each moment. The written files are not yet durable.
+    combine: the rule that takes the place of the weighted mean; None for the mean.
     Returns the manifests of `outs`. Every byte is hashed while it is read or written for the average, not in a second pass.
     Raises Corrupt if a file's bytes do not have its digest; StorageFull if no space is left. After an error no file of `outs`
     is left.
@@ -149,17 +153,23 @@ def average(
         with ExitStack() as stack, storage_errors("the next model version"):
             start = [_reader_of(source, whole, stack, files) for source in (base, *moments)]
             readers = [_reader_of(update, sent, stack, files) for update in updates]
-            groups = [start, *(readers[first : first + AT_ONCE] for first in range(0, len(readers), AT_ONCE))]
+            in_block, width = (AT_ONCE, SLICE) if combine is None else (len(readers), width_for(len(readers)))
+            groups = [start, *(readers[first : first + in_block] for first in range(0, len(readers), in_block))]
             writers = [stack.enter_context(HashingWriter(out, layout.size_bytes)) for out in outs]
             for writer in writers:
                 writer.write(layout.header)
             threads = stack.enter_context(ThreadPoolExecutor(READERS))
             flushes: list[Future[None]] = []
-            slices = _next_slices(_read_ahead(groups, layout.values, threads), groups, weights, scales, optimizer)
+            blocks = _read_ahead(groups, layout.values, threads, width)
+            if combine is None:
+                slices = _next_slices(blocks, groups, weights, scales, optimizer)
+            else:
+                slices = _combined_slices(blocks, combine, weights, scales, optimizer)
+            slices_to_flush = SLICES_TO_FLUSH * SLICE // width
             for number, (following, kept) in enumerate(slices, start=1):
                 for writer, values in zip(writers, (following, *kept), strict=True):
                     writer.write(np.ascontiguousarray(values, dtype="<f4").data)
-                if number % SLICES_TO_FLUSH == 0:  # the disk starts while more is computed
+                if number % slices_to_flush == 0:  # the disk starts while more is computed
                     flushes += [threads.submit(sync_data, out) for out in outs]
             for file in files:
                 file.check()
@@ -212,26 +222,69 @@ def _next_slices(
         yield optimizer(base, mean_of(total, weights), moments)
 
 
-def _read_ahead(groups: Sequence[Readers], values: int, threads: ThreadPoolExecutor) -> Iterator[Floats]:
+def _combined_slices(
+    blocks: Iterator[Floats],
+    combine: Combine,
+    weights: NDArray[np.float64],
+    scales: Sequence[float],
+    optimizer: ServerOptimizer,
+) -> Iterator[tuple[Floats, Floats]]:
+    """Yields what `_next_slices` yields, for a rule that takes the place of the mean.
+
+    blocks: for each slice the base version with its moments, then the updates of all clients.
+    """
+    for start in blocks:
+        deltas = next(blocks)
+        shorten(deltas, scales)
+        yield optimizer(start[0], combine(deltas, weights), start[1:])
+
+
+def width_for(updates: int) -> int:
+    """Returns how many values a slice has if memory holds it for all updates at once: fewer the more updates there are."""
+    return max(COLUMNS, min(SLICE, SLICE * AT_ONCE // updates // COLUMNS * COLUMNS))
+
+
+def distances_between(
+    updates: Sequence[StoredWeights], layout: Layout, encoding: UpdateEncoding, scales: Sequence[float]
+) -> NDArray[np.float64]:
+    """Returns the squared L2 distances between the updates, above the diagonal of a matrix. The arguments are as in `average`.
+
+    Raises Corrupt if a file's bytes do not have its digest.
+    """
+    form, total = update_format(layout, encoding), np.zeros((len(updates), len(updates)))
+    files: list[HashingReader] = []
+    with ExitStack() as stack:
+        readers = [_reader_of(update, form, stack, files) for update in updates]
+        threads = stack.enter_context(ThreadPoolExecutor(READERS))
+        blocks = _read_ahead([(), readers], layout.values, threads, width_for(len(readers)))
+        for deltas in itertools.islice(blocks, 1, None, 2):  # the block between two slices is that of no base version
+            shorten(deltas, scales)
+            add_squared_distances(total, deltas)
+        for file in files:
+            file.check()
+    return total
+
+
+def _read_ahead(groups: Sequence[Readers], values: int, threads: ThreadPoolExecutor, width: int) -> Iterator[Floats]:
     """Yields for every slice (range of the model's values), in order, one block for each group of readers: (readers, slice).
 
     Threads read the next block while the caller works on the current block. A later block uses the memory again: that of
     updates after the next block, that of the base version and the moments after the next slice.
     groups: the readers of the base version (the model version that the round trains from) and of the moments, then the readers
-    of updates. values: number of values in the model.
+    of updates. values: number of values in the model. width: number of values in a slice; the last one may be shorter.
     """
     largest = max(len(group) for group in groups[1:])
-    of_start = [np.empty((len(groups[0]), SLICE), np.float32) for _ in range(2)]
-    of_updates = [np.empty((largest, SLICE), np.float32) for _ in range(2)]
+    of_start = [np.empty((len(groups[0]), width), np.float32) for _ in range(2)]
+    of_updates = [np.empty((largest, width), np.float32) for _ in range(2)]
     number = itertools.count()
 
     def begin(start: int, group: int) -> tuple[Floats, list[Future[None]]]:
         readers = groups[group]
-        buffer = of_updates[next(number) % 2] if group else of_start[start // SLICE % 2]
-        rows = buffer[: len(readers), : min(SLICE, values - start)]
+        buffer = of_updates[next(number) % 2] if group else of_start[start // width % 2]
+        rows = buffer[: len(readers), : min(width, values - start)]
         return rows, [threads.submit(reader.read, row) for reader, row in zip(readers, rows, strict=True)]
 
-    first, *others = itertools.product(range(0, values, SLICE), range(len(groups)))
+    first, *others = itertools.product(range(0, values, width), range(len(groups)))
     ahead = begin(*first)
     for following in (*others, None):
         block, reading = ahead

@@ -359,19 +359,21 @@ async def _check_aggregate(
         report.aggregates_not_kept += 1
         return []
     try:
-        files = await write_next(blobs, spec, base, receipts, version.weights, version.scales, draft)
+        made = await write_next(blobs, spec, base, receipts, version.weights, version.scales, draft)
         problems = await _check_norms(spec, blobs, tables, version)
     except (PluralError, OSError) as error:
         return [(7, f"what version {version.version} is made of: {error}")]
-    for file in files:
+    for file in made.files:
         file.path.unlink()
     report.aggregates_repeated += 1
-    stored, again = (version.digest, *version.moments), tuple(file.manifest.digest for file in files)
+    stored, again = (version.digest, *version.moments), tuple(file.manifest.digest for file in made.files)
     if again != stored:
         names = ("the model", "the first moment", "the second moment")
         differing = [name for name, *both in zip(names, stored, again, strict=False) if both[0] != both[1]]
         what = " and ".join(differing) or "the number of moments"
         problems.append((5, f"version {version.version}: aggregating again gives other bits of {what}"))
+    if made.chosen and made.chosen != version.weights:
+        problems.append((4, f"round {version.round}: the rule chooses other updates than those on record"))
     return problems
 
 

@@ -211,6 +211,8 @@ class ModelAveraged:
     digest: Digest
     moments: tuple[Digest, ...] = ()
     transcript: str = ""  # digest of a private round's transcript, which is durable
+    # One for each receipt, if the rule has chosen among the updates: 1 for a chosen one, else 0. Empty for other rules.
+    chosen: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -410,7 +412,7 @@ class Publish:
     digest: Digest
     receipts: tuple[Receipt, ...]
     moments: tuple[Digest, ...] = ()
-    weights: tuple[float, ...] = ()  # as in Average
+    weights: tuple[float, ...] = ()  # as in Average; those of ModelAveraged.chosen if the rule has chosen
     scales: tuple[float, ...] = ()  # as in Average
     transcript: str = ""  # digest of a private round's transcript
 

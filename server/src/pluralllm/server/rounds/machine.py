@@ -328,7 +328,8 @@ def _weigh(run: Run) -> tuple[tuple[float, ...], FairnessHistory]:
 def _scales(run: Run, weights: tuple[float, ...]) -> tuple[float, ...]:
     if not run.limits_members or run.private is not None:
         return ()
-    return clip_scales(run.receipts, shares_of(run.receipts, run.aggregation, weights))
+    shares = shares_of(run.receipts, run.aggregation, weights)
+    return clip_scales(run.receipts, shares, at_median=run.aggregation.rule == "median_norm_clip")
 
 
 def _publish(run: Run, event: ev.ModelAveraged) -> Step:
@@ -338,8 +339,8 @@ def _publish(run: Run, event: ev.ModelAveraged) -> Step:
         raise RoundClosed(run=run.id, asked=event.round, current=run.round)
     version = ModelVersion(run.version + 1)
     weights, fairness_history = _weigh(run)
-    scales, receipts = _scales(run, weights), run.receipts
-    published = ev.Publish(run.round, version, event.digest, receipts, event.moments, weights, scales, event.transcript)
+    made = event.digest, run.receipts, event.moments, event.chosen or weights, _scales(run, weights), event.transcript
+    published = ev.Publish(run.round, version, *made)
     run = replace(run, version=version, model_digest=event.digest, fairness_history=fairness_history)
     advanced, effects = advance(run, event.at_s)
     return advanced, (published, *effects)

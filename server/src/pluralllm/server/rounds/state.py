@@ -4,10 +4,11 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Self
 
+from pluralllm.common.words.aggregation import Aggregation
 from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber, RunId
 from pluralllm.common.words.private_rounds import PrivateRounds, threshold
 from pluralllm.common.words.reward_weights import RewardAggregation
-from pluralllm.common.words.spec import Aggregation, RoundPolicy
+from pluralllm.common.words.spec import RoundPolicy
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.sorted_clients import Clients, Messages, holds, receipt_of
 from pluralllm.server.rounds.weighting import FairnessHistory

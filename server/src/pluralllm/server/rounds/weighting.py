@@ -33,8 +33,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import assert_never
 
+from pluralllm.common.words.aggregation import Aggregation
 from pluralllm.common.words.ids import ClientId
-from pluralllm.common.words.spec import Aggregation
 from pluralllm.server.rounds.events import Receipt
 
 MAX_LEANING = (

@@ -353,16 +353,18 @@ class Coordinator:
         draft = self._scratch / f"{run.id}-{effect.round}.safetensors"
         trace = round_context(trace_key(run.record, effect.round))
         with AGGREGATION_SECONDS.time(), span("average", trace, updates=len(effect.receipts)):
-            drafts = await write_next(
+            made = await write_next(
                 self._blobs, run.spec, run.newest, effect.receipts, effect.weights, effect.scales, draft
             )
-        self._manifests.keep(drafts[0].manifest)
+        self._manifests.keep(made.files[0].manifest)
         with span("publish", trace):
             async with self._retention.storing():
-                for made in drafts:
-                    await self._blobs.put(made.manifest.digest, made.path)
-                digest, *moments = [made.manifest.digest for made in drafts]
-                averaged = ev.ModelAveraged(self._clock.now_s(), effect.round, digest, tuple(moments))
+                for draft_file in made.files:
+                    await self._blobs.put(draft_file.manifest.digest, draft_file.path)
+                digest, *moments = [draft_file.manifest.digest for draft_file in made.files]
+                averaged = ev.ModelAveraged(
+                    self._clock.now_s(), effect.round, digest, tuple(moments), chosen=made.chosen
+                )
                 await self.dispatch(run, averaged)
 
     async def _abandon_averaging(self, run: LiveRun, effect: ev.Average, error: BaseLost | UpdateLost) -> None:

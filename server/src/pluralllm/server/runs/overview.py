@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from pluralllm.common.trust.version_record import VersionRecord
+from pluralllm.common.words.aggregation import Aggregation
 from pluralllm.common.words.ids import ClientId, GroupName
 from pluralllm.common.words.noise import NoiseStatement
-from pluralllm.common.words.spec import Aggregation, GroupRole
+from pluralllm.common.words.spec import GroupRole
 from pluralllm.server.rounds.events import Receipt
 from pluralllm.server.rounds.state import EXCHANGING, WITH_OPEN_ROUND, Phase, Run
 from pluralllm.server.rounds.weighting import shares_of
