@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import hashlib
+import json
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
@@ -40,6 +41,7 @@ from pluralllm.server.storage.store import (
     ClientRecord,
     EvaluationRecord,
     ReceiptRecord,
+    RoundMessage,
     RoundOutcome,
     RoundRecord,
     RunRecord,
@@ -167,6 +169,43 @@ async def test_moments_weights_scales_distances_and_norms_come_back_as_they_were
     assert await store.receipts(R, RoundNumber(1)) == [receipt]
 
 
+def message(
+    client: str, step: ev.RoundStep = ev.RoundStep.KEYS, number: int = 1, body: bytes = b"\x00k"
+) -> RoundMessage:
+    return RoundMessage(R, RoundNumber(number), step, ClientId(client), Digest(hashlib.sha256(body).hexdigest()), body)
+
+
+async def test_messages_of_a_private_round_stay_until_the_round_ends(store: Store) -> None:
+    ann, ben, dealt = message("ann"), message("ben"), message("ann", ev.RoundStep.SHARES)
+    await store.apply([change(1, messages=(ben,)), change(2, messages=(dealt,)), change(3, messages=(ann,))])
+    assert await store.round_messages(R, RoundNumber(1), ev.RoundStep.KEYS) == [ann, ben]
+    assert await store.round_messages(R, RoundNumber(1)) == await store.round_messages(R) == [ann, ben, dealt]
+    assert await store.round_messages(R, RoundNumber(2)) == []
+    again, other = message("ben", body=b"other keys"), message("ann", number=2)
+    await store.apply([change(4, messages=(again,)), change(5, messages=(other,))])
+    assert await store.round_messages(R, step=ev.RoundStep.KEYS) == [ann, again, other]
+    await store.apply([change(6, messages=(message("cat"),)), change(7, ended=(RoundNumber(1),))])
+    assert await store.round_messages(R) == [other]
+
+
+async def test_of_two_messages_of_one_member_in_one_transaction_the_last_one_stands(store: Store) -> None:
+    again = message("ann", body=b"other keys")
+    await store.apply([change(1, messages=(message("ann"),)), change(2, messages=(again,))])
+    assert await store.round_messages(R) == [again]
+    await store.apply([change(3, messages=(message("ben"),)), change(4, ended=(RoundNumber(1),))])
+    await store.apply([change(5, ended=(RoundNumber(1),)), change(6, messages=(again,))])
+    assert await store.round_messages(R) == [again]
+
+
+async def test_a_version_of_a_private_round_names_its_transcript_and_its_hash_does_too(store: Store) -> None:
+    private = replace(SECOND, transcript="f" * 64)
+    await store.apply([change(1, versions=(private,))])
+    assert await store.version(R, ModelVersion(1)) == private
+    facts = [1, 1, "d1", private.spec_sha256, private.parent_sha256, [["ann", "u", 5]], ["private", "f" * 64]]
+    expected = hashlib.sha256(json.dumps(facts, separators=(",", ":")).encode()).hexdigest()
+    assert private.record_sha256 == expected != SECOND.record_sha256
+
+
 def test_moments_and_weights_are_in_a_versions_hash_where_there_are_any() -> None:
     records = [
         SECOND,
@@ -190,10 +229,10 @@ async def test_rows_of_an_older_release_are_read_as_without_moments_weights_and_
         added.append(("certificates", "predecessor"))
         added += [("receipts", "norm"), ("versions", "scales")]
         added += [("members", "max_examples"), ("invites", "max_examples"), ("evaluations", "context_gain")]
-        added.append(("clients", "noise"))
+        added += [("clients", "noise"), ("versions", "transcript")]
         for table, column in added:
             await connection.execute(sa.text(f"ALTER TABLE {table} DROP COLUMN {column}"))
-        for table in ("leadership", "checkpoints"):
+        for table in ("leadership", "checkpoints", "round_messages"):
             await connection.execute(sa.text(f"DROP TABLE {table}"))
         await connection.execute(sa.text("UPDATE alembic_version SET version_num = '0002'"))
     await store.close()

@@ -15,7 +15,7 @@ from pluralllm.common.errors.tree import StoreFailed
 from pluralllm.common.trust.audit_chain import FIRST_PREVIOUS, AuditEntry
 from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber, RunId
-from pluralllm.server.rounds.events import event_kind, event_to_facts
+from pluralllm.server.rounds.events import RoundStep, event_kind, event_to_facts
 from pluralllm.server.storage.membership import Everyone, InviteRecord, IssuedCertificate, Member, MembershipChange
 from pluralllm.server.storage.store import (
     Change,
@@ -24,6 +24,7 @@ from pluralllm.server.storage.store import (
     EvaluationRecord,
     EventRecord,
     ReceiptRecord,
+    RoundMessage,
     RoundRecord,
     RunRecord,
 )
@@ -81,6 +82,7 @@ class RunTables:
     rounds: Rows[RoundRecord] = field(default_factory=Rows)
     receipts: dict[int, dict[ClientId, ReceiptRecord]] = field(default_factory=dict)
     evaluations: dict[tuple[ModelVersion, ClientId], tuple[int, EvaluationRecord]] = field(default_factory=dict)
+    messages: dict[tuple[RoundNumber, RoundStep, ClientId], RoundMessage] = field(default_factory=dict)
     cursor: int = 0  # the cursor of the newest evaluation; the dictionary is in the order of the cursors
     checkpoint: Checkpoint | None = None
 
@@ -146,6 +148,13 @@ class MemoryStore:
     async def receipt(self, run: RunId, number: RoundNumber, client: ClientId) -> ReceiptRecord | None:
         await self._before("store.receipt", client)
         return self._tables.runs[run].receipts.get(number, {}).get(client)
+
+    async def round_messages(
+        self, run: RunId, number: RoundNumber | None = None, step: RoundStep | None = None
+    ) -> Sequence[RoundMessage]:
+        await self._before("store.round_messages", step)
+        found = [row for _, row in sorted(self._tables.runs[run].messages.items())]
+        return [row for row in found if number in (None, row.round) and step in (None, row.step)]
 
     async def version(self, run: RunId, number: ModelVersion) -> VersionRecord | None:
         await self._before("store.version", number)
@@ -216,6 +225,8 @@ def _write(run: RunTables, change: Change) -> None:
         run.receipts.setdefault(row.round, {})[row.receipt.client] = row
     for number, client in change.withdrawn:
         run.receipts.get(number, {}).pop(client, None)
+    run.messages |= {(row.round, row.step, row.client): row for row in change.messages}
+    run.messages = {key: row for key, row in run.messages.items() if key[0] not in change.ended}
     for version in change.versions:
         run.versions.put(version.version, version)
     for round_row in change.rounds:

@@ -32,6 +32,8 @@ POLICY = RoundPolicy(
 # Six members: four of them must confirm and reveal, and five updates are a quorum.
 PRIVATE = PrivateRounds(colluders=1, step_s=60)
 Message = Callable[..., ev.MessageArrived]
+Arrival = Callable[..., ev.Event]
+Begun = tuple[tuple[Run, Arrival], ...]
 
 
 def a_run(policy: RoundPolicy = POLICY, **changes: Any) -> Run:
@@ -196,7 +198,9 @@ def test_a_message_of_another_step_or_round_is_refused(message: Message, phase: 
         reveal: Phase.UNMASKING,
     }
     run = IN_PHASES[phase]()
-    late = {"dealt": tuple(sent for sent in run.dealt if sent.client != EVE)}  # as if eve had sent nothing
+    late: dict[str, Any] = {
+        "dealt": tuple(sent for sent in run.dealt if sent.client != EVE)
+    }  # as if eve had sent nothing
     late |= {"keyed": tuple(sent for sent in run.keyed if sent.client != EVE)}
     if phase is not steps[message]:
         with pytest.raises(RoundClosed if phase is Phase.AGGREGATING else WrongStep):
@@ -216,16 +220,15 @@ def test_plain_runs_refuse_the_messages_of_private_rounds() -> None:
 
 
 def test_only_clients_with_a_part_in_the_round_are_heard() -> None:
-    for run, message in ((keying(), keys), (sharing(), shares), (collecting(), complaint), (collecting(), update)):
-        with pytest.raises(LeaseLost):
-            step(run, message(GUS))
-    for run, message in ((confirming(), confirmation), (unmasking(), reveal)):
+    trained: Begun = ((sharing(), shares), (collecting(), complaint), (collecting(), update))
+    confirmed: Begun = ((confirming(), confirmation), (unmasking(), reveal))
+    for run, message in ((keying(), keys), *trained, *confirmed):
         with pytest.raises(LeaseLost):
             step(run, message(GUS))
     gone = fed(keying(), lost(ANN))
     with pytest.raises(LeaseLost):
         step(gone, keys(ANN))
-    for run, message in ((sharing(), shares), (collecting(), complaint), (collecting(), update)):
+    for run, message in trained:
         with pytest.raises(LeaseLost):
             step(fed(run, lost(ANN, permanent=True)), message(ANN))
 
@@ -327,12 +330,8 @@ def test_a_member_that_comes_back_takes_its_own_slot_at_most_three_times_in_a_st
 
 
 def test_a_message_of_a_member_that_lost_its_slot_gives_the_slot_back() -> None:
-    for run, message in (
-        (sharing(), shares),
-        (collecting(), update),
-        (confirming(), confirmation),
-        (unmasking(), reveal),
-    ):
+    begun: Begun = ((sharing(), shares), (collecting(), update), (confirming(), confirmation), (unmasking(), reveal))
+    for run, message in begun:
         after = fed(run, lost(ANN), message(ANN))
         assert ANN in after.active, run.phase
 
@@ -395,7 +394,7 @@ def test_a_complaint_takes_both_members_out_of_the_sum_and_both_still_answer() -
     run, effects = step(run, complaint(EVE, FAY))
     recorded = ev.RecordMessage(ONE, ev.RoundStep.COMPLAINT, EVE, Digest("c-eve"))
     assert effects == (recorded, ev.WithdrawReceipt(ONE, EVE))
-    assert (run.outside, run.quorum_s, len(run.receipts), run.active) == ({EVE, FAY}, None, 3, SIX)
+    assert (run.outside, run.quorum_s, len(run.receipts), run.active) == (frozenset({EVE, FAY}), None, 3, SIX)
     for client in (EVE, FAY):
         with pytest.raises(LeaseLost):
             step(run, update(client))

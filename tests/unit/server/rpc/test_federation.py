@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from support.memory_coordinator import MemoryCoordinator, Update, as_caller, settle
+from support.private_round import NAMES, keying, send
 
 from pluralllm.common import __version__
 from pluralllm.common.errors.grpc_status import CLIENT_STOPPED
@@ -247,6 +248,25 @@ async def test_a_poll_is_held_until_a_task_comes(service: Service) -> None:
     answer = await in_time(polling)
     assert answer.task.kind == pb.TASK_KIND_EVALUATE
     assert (session.polls_open, session.last_seen_s) == (0, place.clock.now_s())
+
+
+async def test_a_poll_is_answered_as_soon_as_the_step_of_its_task_in_a_private_round_has_ended(
+    service: Service,
+) -> None:
+    place = service.place
+    run = await keying(place)
+    ann, ben = (str(run.task_name(client)) for client in (ANN, BEN))
+    assert (await service.poll()).task.phase == 1
+    polling = asyncio.create_task(service.poll(hold_s=30, held_task=ann, held_phase=1))
+    await settle()
+    await send(place, run, ev.RoundStep.KEYS, *NAMES[:3])
+    await settle()
+    assert not polling.done()
+    await send(place, run, ev.RoundStep.KEYS, NAMES[3])
+    answer = await in_time(polling)
+    assert (answer.task.name, answer.task.phase) == (ann, 2)
+    late = await service.poll("ben", 30, held_task=ben, held_phase=1)
+    assert late.task.phase == 2, "it need not have been there"
 
 
 async def test_a_poll_renews_the_lease_and_is_a_sign_of_life(service: Service) -> None:

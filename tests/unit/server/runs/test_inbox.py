@@ -130,10 +130,10 @@ async def test_what_the_database_refuses_costs_the_other_runs_nothing(store: Slo
 async def test_an_error_of_the_round_machine_is_the_answer_to_its_entry_alone(
     store: SlowStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(record: object, before: Progress, event: ev.Event) -> object:
+    def broken(record: object, before: Progress, event: ev.Event, body: bytes) -> object:
         if isinstance(event, ev.RunPaused):
             raise ZeroDivisionError
-        return next_step(record, before, event)  # type: ignore[arg-type]
+        return next_step(record, before, event, body)  # type: ignore[arg-type]
 
     monkeypatch.setattr(inbox_module, "next_step", broken)
     inbox, run = Inbox(store), await a_run(store)

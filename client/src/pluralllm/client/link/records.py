@@ -22,6 +22,7 @@ def signed_record(run: RunId, message: pb.VersionRecord) -> SignedRecord:
         moments=tuple(map(Digest, message.moments)),
         weights=tuple(message.weights),
         scales=tuple(message.scales),
+        transcript=message.transcript,
     )
     return SignedRecord(record, message.signature)
 

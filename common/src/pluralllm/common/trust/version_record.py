@@ -24,6 +24,7 @@ class VersionRecord:
     moments: tuple[Digest, ...] = ()
     weights: tuple[float, ...] = ()  # weights of the updates, if they do not follow from the examples alone
     scales: tuple[float, ...] = ()  # factors, at most 1, of the updates in the average; empty if none was clipped
+    transcript: str = ""  # digest of the round's transcript; "" unless the round was private
 
     @property
     def record_sha256(self) -> str:
@@ -35,8 +36,8 @@ def record_sha256(record: VersionRecord) -> str:
     """Returns the hash of a version record, as lower-case hex.
 
     The hash does not cover the time. So two runs with the same run spec and the same updates have the same hashes.
-    Moments (the server optimizer's state), weights and scales are hashed only if the record has them. So records of older
-    releases, which had none of them, keep their hash.
+    Moments (the server optimizer's state), weights, scales and the transcript are hashed only if the record has them. So
+    records of older releases, which had none of them, keep their hash.
     """
     facts: list[Any] = [
         record.version,
@@ -46,6 +47,11 @@ def record_sha256(record: VersionRecord) -> str:
         record.parent_sha256,
         record.updates,
     ]
-    optional = (("moments", record.moments), ("weights", record.weights), ("scales", record.scales))
+    optional: tuple[tuple[str, Any], ...] = (
+        ("moments", record.moments),
+        ("weights", record.weights),
+        ("scales", record.scales),
+        ("private", record.transcript),
+    )
     facts += [[name, values] for name, values in optional if values]
     return hashlib.sha256(json.dumps(facts, separators=(",", ":")).encode()).hexdigest()

@@ -49,7 +49,7 @@ NORM_TOLERANCE = 1e-4  # relative; another machine adds the squares in another o
 
 INVARIANTS = {
     1: "an acknowledged update is in exactly one aggregate of its round, or the round is abandoned with a reason, "
-    "or its member was revoked before the round was averaged",
+    "or its member was revoked or complained of before the round was averaged",
     2: "no update counts twice, no unacknowledged one counts",
     3: "model versions are gap-free, monotone and hash-chained",
     4: "the weights and scales in a round's record are those of its receipts, and a receipt's norm is that of its update",
@@ -122,6 +122,7 @@ class Tables:
     rounds: dict[int, RoundRecord] = field(default_factory=dict)
     receipts: dict[tuple[int, str], ReceiptRecord] = field(default_factory=dict)
     evaluations: dict[tuple[int, str], EvaluationRecord] = field(default_factory=dict)
+    messages: dict[tuple[int, str, str], Digest] = field(default_factory=dict)  # digests of a private round's messages
     checkpoint: Checkpoint | None = None
 
     def write(self, change: Change) -> None:
@@ -132,6 +133,8 @@ class Tables:
         for key in change.withdrawn:
             self.receipts.pop(key, None)
         self.evaluations |= {(row.score.version, row.score.client): row for row in change.evaluations}
+        self.messages |= {(row.round, row.step, row.client): row.sha256 for row in change.messages}
+        self.messages = {key: sha256 for key, sha256 in self.messages.items() if key[0] not in change.ended}
         self.checkpoint = change.checkpoint or self.checkpoint
 
     def acknowledged(self, number: int) -> tuple[tuple[ClientId, Digest, int], ...]:
@@ -199,6 +202,9 @@ async def _read(store: Store, run: RunId) -> tuple[Tables, list[EventRecord]]:
         before = page[-1].round
     for number in tables.rounds:
         tables.receipts |= {(number, row.receipt.client): row for row in await store.receipts(run, RoundNumber(number))}
+    for message in await store.round_messages(run):
+        sha256 = Digest(hashlib.sha256(message.body).hexdigest())
+        tables.messages[message.round, message.step, message.client] = sha256
     cursor = 0
     while scores := await store.evaluations(run, cursor, PAGE):
         tables.evaluations |= {(row.score.version, row.score.client): row for _, row in scores}
@@ -297,6 +303,7 @@ def _check_replay(
         *_differences("round", tables.rounds, replayed.rounds),
         *_differences("receipt", tables.receipts, replayed.receipts),
         *_differences("evaluation", tables.evaluations, replayed.evaluations),
+        *_differences("message", tables.messages, replayed.messages),
     ]
     return problems, state.phase is Phase.ENDED
 

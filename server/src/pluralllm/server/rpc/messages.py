@@ -257,6 +257,7 @@ def version_record_message(record: VersionRecord) -> pb.VersionRecord:
         moments=record.moments,
         weights=record.weights,
         scales=record.scales,
+        transcript=record.transcript,
     )
 
 

@@ -27,8 +27,8 @@ class Assignments:
         if change_slots(step):
             self.settle(run)
             if step.after.state.is_private_round and step.before.state.phase is not step.after.state.phase:
-                for client in self._leases.held_in(run.id):  # the same task goes on with its next step
-                    self._client_bells.ring(client)
+                for member in self._leases.held_in(run.id):  # the same task goes on with its next step
+                    self._client_bells.ring(member)
         elif (client := _delivering(step.event)) is not None:
             lease = self._leases.of(client)
             if lease is not None and lease.run == run.id and not run.state.is_active(client):

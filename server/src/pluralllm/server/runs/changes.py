@@ -6,12 +6,14 @@ The module is pure: it does no input or output.
 from dataclasses import replace
 
 from pluralllm.common.trust.version_record import VersionRecord
+from pluralllm.common.words.ids import RoundNumber
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.state import Run
 from pluralllm.server.storage.store import (
     Change,
     EvaluationRecord,
     ReceiptRecord,
+    RoundMessage,
     RoundOutcome,
     RoundRecord,
     RunRecord,
@@ -26,12 +28,13 @@ def change_of(
     effects: tuple[ev.Effect, ...],
     open_round: RoundRecord | None,
     newest: VersionRecord,
+    body: bytes = b"",
 ) -> Change:
     """Returns the database rows that the store must write for one event of a run.
 
     `record` is the run's row. `after` is the run's state after the event, and `sequence` is the event's number in the run.
     `open_round` is the row of the newest round before the event (None before the first round). `newest` is the row of the run's
-    current model version.
+    current model version. `body` is the message that a member of a private round has sent, if the event is its arrival.
     """
     change = Change(run=record.id, sequence=sequence, event=event)
     round_row = open_round
@@ -49,7 +52,7 @@ def change_of(
                 change = replace(change, withdrawn=(*change.withdrawn, (number, client)))
             case ev.RecordEvaluation(score):
                 change = replace(change, evaluations=(EvaluationRecord(record.id, score, event.at_s),))
-            case ev.Publish(number, version, digest, receipts, moments, weights, scales):
+            case ev.Publish(number, version, digest, receipts, moments, weights, scales, transcript):
                 link = VersionRecord(
                     run=record.id,
                     version=version,
@@ -62,6 +65,7 @@ def change_of(
                     moments=moments,
                     weights=weights,
                     scales=scales,
+                    transcript=transcript,
                 )
                 change = replace(change, versions=(link,))
                 round_row = _closed(round_row, RoundOutcome.CLOSED, event.at_s, version=version)
@@ -69,8 +73,12 @@ def change_of(
                 round_row = _closed(round_row, RoundOutcome.ABANDONED, event.at_s, reason=reason)
             case ev.Average() | ev.EndRun() | ev.FixMembers() | ev.FixDealers() | ev.FixSum():
                 pass
-            case ev.RecordMessage():
-                pass  # MESSAGES
+            case ev.RecordMessage(number, round_step, client, digest):
+                message = RoundMessage(record.id, number, round_step, client, digest, body)
+                change = replace(change, messages=(*change.messages, message))
+    ends = any(isinstance(effect, ev.Publish | ev.Abandon) for effect in effects)
+    if ends and after.private is not None:  # with its messages a private round could be unmasked again
+        change = replace(change, messages=(), ended=(RoundNumber(after.round),))
     is_open = round_row is not None and round_row.outcome is RoundOutcome.OPEN and round_row.round == after.round
     # The cohort of an open round only grows. Most events leave it as it is, and equal tuples are compared fast.
     if round_row is not None and is_open and after.slots and after.cohort != round_row.cohort:

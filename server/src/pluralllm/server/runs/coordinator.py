@@ -229,12 +229,13 @@ class Coordinator:
         return run
 
     @unbroken
-    async def dispatch(self, run: LiveRun, event: ev.Event) -> None:
+    async def dispatch(self, run: LiveRun, event: ev.Event, body: bytes = b"") -> None:
         """Passes an event to the run's round machine, makes the result durable, starts the effects, and then reports the step.
 
-        Raises a subclass of Refused if the round machine does not allow the event now.
+        body: the message of a private round that has arrived with the event. Raises a subclass of Refused if the round machine
+        does not allow the event now.
         """
-        step = await self._inbox.put(run, event)
+        step = await self._inbox.put(run, event, body)
         if step is None:
             return
         self._troubles.clear(run.id)

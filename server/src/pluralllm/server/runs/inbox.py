@@ -27,6 +27,7 @@ class Entry:
 
     run: LiveRun
     event: ev.Event
+    body: bytes = b""  # the message that has arrived with the event
     answer: "asyncio.Future[Step | None]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
@@ -39,14 +40,15 @@ class Inbox:
         self._turn = asyncio.Lock()
 
     @unbroken
-    async def put(self, run: LiveRun, event: ev.Event) -> Step | None:
+    async def put(self, run: LiveRun, event: ev.Event, body: bytes = b"") -> Step | None:
         """Passes one event to the run's round machine and makes the result durable before it returns.
 
+        body: the message of a private round that has arrived with the event; it is stored in the same transaction.
         Returns the step, or None if the event changes nothing. Raises a subclass of Refused if the round machine does not allow
         the event; StoreFailed, StorageFull or Overtaken if the store cannot write. After an error of the store, the runs of all
         entries of the transaction are unchanged. Events have the order of their calls.
         """
-        entry = Entry(run, event)
+        entry = Entry(run, event, body)
         self._waiting.append(entry)
         async with (
             self._turn
@@ -93,7 +95,7 @@ def _fold(entries: Sequence[Entry]) -> tuple[list[Step | Exception | None], list
     for entry in entries:
         run, steps = entry.run, steps_of.setdefault(entry.run.id, [])
         try:
-            made = next_step(run.record, steps[-1].after if steps else run.progress, entry.event)
+            made = next_step(run.record, steps[-1].after if steps else run.progress, entry.event, entry.body)
         except Exception as error:  # noqa: BLE001 - it is the answer to this entry, and the others go on
             outcomes.append(error)
             continue

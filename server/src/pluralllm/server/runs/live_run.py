@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pluralllm.common.errors.tree import Corrupt
+from pluralllm.common.errors.tree import Corrupt, DigestMismatch
 from pluralllm.common.predictor.architecture import (
     initial_values,
     layout_for,
@@ -176,17 +176,21 @@ class LiveRun:
         return checkpoint_of(self.id, last.sequence, Content(last.state, last.updated_s, remembered))
 
 
-def next_step(record: RunRecord, before: Progress, event: ev.Event) -> tuple[Step, Change] | None:
+def next_step(record: RunRecord, before: Progress, event: ev.Event, body: bytes = b"") -> tuple[Step, Change] | None:
     """Passes one event to the round machine, and returns the step and the rows that the store must write for it.
 
-    record: the run's row. before: the run's progress before the event. Returns None if the event changes nothing. Raises a
-    subclass of Refused if the round machine does not allow the event.
+    record: the run's row. before: the run's progress before the event. body: the message that a member of a private round has
+    sent, if the event is its arrival. Returns None if the event changes nothing. Raises a subclass of Refused if the round
+    machine does not allow the event; DigestMismatch if the event is the arrival of another message.
     """
     state, effects = step(before.state, event)
     if not effects and state == before.state:
         return None
+    for effect in effects:
+        if isinstance(effect, ev.RecordMessage) and (got := hashlib.sha256(body).hexdigest()) != effect.digest:
+            raise DigestMismatch(what=f"the {effect.step} of {effect.client}", expected=effect.digest, got=got)
     sequence = before.sequence + 1
-    change = change_of(record, state, sequence, event, effects, before.open_round, before.newest)
+    change = change_of(record, state, sequence, event, effects, before.open_round, before.newest, body)
     after = Progress(
         state=state,
         newest=change.versions[-1] if change.versions else before.newest,

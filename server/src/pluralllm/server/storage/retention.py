@@ -17,6 +17,7 @@ async def kept_blobs(store: Store, keep_updates: int, over: Collection[RunId] = 
 
     All model versions are kept. For each run, the updates and rollouts of the open round and of the newest N ended rounds are
     kept.
+    The transcript of a private round is kept as long as the round's updates.
     Moments (the server optimizer's state) are kept for two purposes. The newest version's moments are the input of the next
     round. The command `verify` repeats the kept rounds, so it needs the moments with which these rounds began.
     keep_updates: the number N. over: the runs that have ended. These runs have no next round, so their newest moments are not
@@ -37,12 +38,18 @@ async def kept_blobs(store: Store, keep_updates: int, over: Collection[RunId] = 
                 keep |= {row.receipt.digest for row in await store.receipts(run.id, record.round)}
                 if record.outcome is RoundOutcome.CLOSED:
                     keep.update(await _moments(store, run.id, record.base_version))
+                    keep.update(await _transcript(store, run.id, record.version))
     return keep
 
 
 async def _moments(store: Store, run: RunId, number: ModelVersion) -> tuple[Digest, ...]:
     version = await store.version(run, number)
     return () if version is None else version.moments
+
+
+async def _transcript(store: Store, run: RunId, number: ModelVersion | None) -> tuple[Digest, ...]:
+    version = None if number is None else await store.version(run, number)
+    return (Digest(version.transcript),) if version is not None and version.transcript else ()
 
 
 async def collect(store: Store, blobs: Blobs, keep_updates: int, over: Collection[RunId] = ()) -> None:

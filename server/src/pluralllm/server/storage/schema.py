@@ -62,6 +62,17 @@ receipts = Table(
     Column("norm", Float),
 )
 
+round_messages = Table(
+    "round_messages",
+    metadata,
+    Column("run", String(40), primary_key=True),
+    Column("round", Integer, primary_key=True, autoincrement=False),
+    Column("step", String(20), primary_key=True),
+    Column("client", String(40), primary_key=True),
+    Column("sha256", String(64), nullable=False),
+    Column("body", LargeBinary, nullable=False),
+)
+
 versions = Table(
     "versions",
     metadata,
@@ -77,6 +88,7 @@ versions = Table(
     Column("moments", Text, nullable=False, server_default="[]"),  # JSON list of digests
     Column("weights", Text, nullable=False, server_default="[]"),  # JSON list of numbers, one for each update, or empty
     Column("scales", Text, nullable=False, server_default="[]"),  # as weights
+    Column("transcript", String(64), nullable=False, server_default=""),  # digest; "" unless the round was private
 )
 
 evaluations = Table(

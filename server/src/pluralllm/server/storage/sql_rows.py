@@ -12,12 +12,13 @@ from pluralllm.common.words.ids import ClientId, Digest, GroupName, ModelVersion
 from pluralllm.common.words.noise import NoiseStatement
 from pluralllm.common.words.not_reported import NotReported
 from pluralllm.common.words.spec import GroupRole
-from pluralllm.server.rounds.events import Receipt, Score, event_kind, event_to_facts
+from pluralllm.server.rounds.events import Receipt, RoundStep, Score, event_kind, event_to_facts
 from pluralllm.server.storage.store import (
     Change,
     ClientRecord,
     EvaluationRecord,
     ReceiptRecord,
+    RoundMessage,
     RoundOutcome,
     RoundRecord,
 )
@@ -44,6 +45,18 @@ def receipts_after(changes: Sequence[Change]) -> tuple[list[dict[str, Any]], lis
             withdrawn.append(key)
             inserted = [values for values in inserted if key.items() - values.items()]
     return inserted, withdrawn
+
+
+def messages_after(changes: Sequence[Change]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Returns the messages that stand after changes, and the keys of the rounds whose messages are deleted."""
+    standing: dict[tuple[RunId, RoundNumber, RoundStep, ClientId], RoundMessage] = {}
+    ended: list[dict[str, Any]] = []
+    for change in changes:
+        standing |= {(row.run, row.round, row.step, row.client): row for row in change.messages}
+        for number in change.ended:
+            ended.append({"run": change.run, "round": number})
+            standing = {key: row for key, row in standing.items() if key[:2] != (change.run, number)}
+    return [message_values(row) for row in standing.values()], ended
 
 
 def evaluations_after(changes: Sequence[Change]) -> list[dict[str, Any]]:
@@ -104,6 +117,23 @@ def receipt_row(row: Row[Any]) -> ReceiptRecord:
     return ReceiptRecord(RunId(row.run), RoundNumber(row.round), receipt, row.created_s)
 
 
+def message_values(row: RoundMessage) -> dict[str, Any]:
+    return {
+        "run": row.run,
+        "round": row.round,
+        "step": row.step.value,
+        "client": row.client,
+        "sha256": row.sha256,
+        "body": row.body,
+    }
+
+
+def message_row(row: Row[Any]) -> RoundMessage:
+    return RoundMessage(
+        RunId(row.run), RoundNumber(row.round), RoundStep(row.step), ClientId(row.client), Digest(row.sha256), row.body
+    )
+
+
 def version_values(row: VersionRecord) -> dict[str, Any]:
     return {
         "run": row.run,
@@ -118,6 +148,7 @@ def version_values(row: VersionRecord) -> dict[str, Any]:
         "moments": json.dumps(row.moments),
         "weights": json.dumps(row.weights),
         "scales": json.dumps(row.scales),
+        "transcript": row.transcript,
     }
 
 
@@ -134,6 +165,7 @@ def version_row(row: Row[Any]) -> VersionRecord:
         tuple(Digest(moment) for moment in json.loads(row.moments)),
         tuple(json.loads(row.weights)),
         tuple(json.loads(row.scales)),
+        row.transcript,
     )
 
 

@@ -19,6 +19,7 @@ from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumb
 from pluralllm.server.process.cancellation import unbroken
 from pluralllm.server.process.fail_stop import FailStop
 from pluralllm.server.process.instruments import STORE_SECONDS
+from pluralllm.server.rounds.events import RoundStep
 from pluralllm.server.storage import schema as t
 from pluralllm.server.storage import sql_rows as rows
 from pluralllm.server.storage.sql_engine import failure, is_broken, migrate, new_engine, reading_engine
@@ -29,6 +30,7 @@ from pluralllm.server.storage.store import (
     EvaluationRecord,
     EventRecord,
     ReceiptRecord,
+    RoundMessage,
     RoundRecord,
     RunRecord,
 )
@@ -175,14 +177,17 @@ class SqlStore:
         versions = [rows.version_values(version) for change in changes for version in change.versions]
         rounds = {(row.run, row.round): rows.round_values(row) for change in changes for row in change.rounds}
         evaluations = rows.evaluations_after(changes)
+        messages, ended = rows.messages_after(changes)
         checkpoints = {change.run: asdict(change.checkpoint) for change in changes if change.checkpoint is not None}
         async with self._only_writer(), self.writing() as connection:
             await connection.execute(sa.insert(t.events), events)
             await delete_rows(connection, t.receipts, withdrawn)
+            await delete_rows(connection, t.round_messages, ended)
             for table, values in ((t.receipts, inserted), (t.versions, versions)):
                 if values:
                     await connection.execute(sa.insert(table), values)
             await replace_rows(connection, t.rounds, ("run", "round"), list(rounds.values()))
+            await replace_rows(connection, t.round_messages, ("run", "round", "step", "client"), messages)
             await replace_rows(connection, t.evaluations, ("run", "version", "client"), evaluations)
             await replace_rows(connection, t.checkpoints, ("run",), list(checkpoints.values()))
 
@@ -216,6 +221,16 @@ class SqlStore:
         query = sa.select(table).where(table.c.run == run, table.c.round == number, table.c.client == client)
         row = await self._first(query)
         return rows.receipt_row(row) if row is not None else None
+
+    async def round_messages(
+        self, run: RunId, number: RoundNumber | None = None, step: RoundStep | None = None
+    ) -> Sequence[RoundMessage]:
+        table = t.round_messages
+        query = sa.select(table).where(table.c.run == run)
+        query = query if number is None else query.where(table.c.round == number)
+        query = query if step is None else query.where(table.c.step == step.value)
+        selected = await self._rows(query.order_by(table.c.round, table.c.step, table.c.client))
+        return [rows.message_row(row) for row in selected]
 
     async def version(self, run: RunId, number: ModelVersion) -> VersionRecord | None:
         row = await self._first(sa.select(t.versions).where(t.versions.c.run == run, t.versions.c.version == number))

@@ -9,7 +9,7 @@ from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.words.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber, RunId
 from pluralllm.common.words.noise import NoiseStatement
 from pluralllm.common.words.spec import GroupRole
-from pluralllm.server.rounds.events import Event, Receipt, Score
+from pluralllm.server.rounds.events import Event, Receipt, RoundStep, Score
 
 
 class RoundOutcome(StrEnum):
@@ -48,6 +48,18 @@ class ReceiptRecord:
     round: RoundNumber
     receipt: Receipt
     created_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class RoundMessage:
+    """A message that a member has sent in a private round. It is kept until the round ends."""
+
+    run: RunId
+    round: RoundNumber
+    step: RoundStep
+    client: ClientId
+    sha256: Digest  # of the body
+    body: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +114,8 @@ class Change:
     withdrawn: tuple[tuple[RoundNumber, ClientId], ...] = ()  # receipts deleted: their members were revoked
     evaluations: tuple[EvaluationRecord, ...] = ()  # inserted or replaced
     versions: tuple[VersionRecord, ...] = ()  # inserted
+    messages: tuple[RoundMessage, ...] = ()  # inserted or replaced
+    ended: tuple[RoundNumber, ...] = ()  # private rounds that have ended: their messages are deleted
     checkpoint: Checkpoint | None = None  # replaces the run's checkpoint
 
 
@@ -151,6 +165,16 @@ class Store(Protocol):
         ...
 
     async def receipt(self, run: RunId, number: RoundNumber, client: ClientId) -> ReceiptRecord | None: ...
+
+    async def round_messages(
+        self, run: RunId, number: RoundNumber | None = None, step: RoundStep | None = None
+    ) -> Sequence[RoundMessage]:
+        """Returns the messages of an open private round, sorted by step, then by client.
+
+        number: the round; None for all rounds, of which only an open one has messages. step: the only step whose messages are
+        returned; None for all steps.
+        """
+        ...
 
     async def version(self, run: RunId, number: ModelVersion) -> VersionRecord | None: ...
 
