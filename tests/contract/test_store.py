@@ -23,6 +23,7 @@ from support.memory_store import MemoryStore, Tables
 from support.real_stores import Postgres, free_port
 
 from pluralllm.common.errors.tree import InvalidConfig, Overtaken, StorageFull, StoreFailed
+from pluralllm.common.private_rounds.roster import RosterChange, RosterEntry
 from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.words.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber, RunId
 from pluralllm.common.words.noise import NoiseStatement
@@ -31,6 +32,7 @@ from pluralllm.common.words.spec import GroupRole
 from pluralllm.server.process.fail_stop import FailStop
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.storage import migrations, schema
+from pluralllm.server.storage.membership import MembershipChange, NewAuditEntry, RosterRow
 from pluralllm.server.storage.sql_engine import NEWEST_REVISION, new_engine
 from pluralllm.server.storage.sql_membership import SqlMembership
 from pluralllm.server.storage.sql_rows import evaluation_values
@@ -232,7 +234,7 @@ async def test_rows_of_an_older_release_are_read_as_without_moments_weights_and_
         added += [("clients", "noise"), ("versions", "transcript")]
         for table, column in added:
             await connection.execute(sa.text(f"ALTER TABLE {table} DROP COLUMN {column}"))
-        for table in ("leadership", "checkpoints", "round_messages"):
+        for table in ("leadership", "checkpoints", "round_messages", "roster"):
             await connection.execute(sa.text(f"DROP TABLE {table}"))
         await connection.execute(sa.text("UPDATE alembic_version SET version_num = '0002'"))
     await store.close()
@@ -346,6 +348,26 @@ async def test_certificates_of_an_older_release_become_one_line_so_that_their_ow
         "z0": 2.0,
         "a9": 2.6,
     }
+    await store.close()
+
+
+async def test_the_roster_grows_by_the_next_entry_only(database: str) -> None:
+    entry, audited = (
+        RosterEntry(1, "ann", "S. Korea", "a" * 64, RosterChange.ADDED),
+        NewAuditEntry(1.0, "", "", "A", "o", ""),
+    )
+    first = RosterRow(entry, b"\0key", entry.head_after(b""))
+    gone = replace(entry, sequence=2, change=RosterChange.REMOVED)
+    store = await open_store(database)
+    membership = SqlMembership(store)
+    assert await membership.roster_rows(0, 9) == []
+    for row in (first, second := RosterRow(gone, b"\0key", gone.head_after(first.head))):
+        await membership.change_membership(MembershipChange(audited, roster=(row,)))
+    with pytest.raises(StoreFailed):
+        await membership.change_membership(MembershipChange(audited, roster=(second,)))
+    assert await membership.roster_rows(0, 9) == [first, second]
+    assert [await membership.roster_rows(after, 1) for after in (0, 1, 2)] == [[first], [second], []]
+    assert (await membership.audit_head())[0] == 2  # the refused change has no entry
     await store.close()
 
 

@@ -46,7 +46,7 @@ READS: dict[str, frozenset[str]] = {
         | {"evaluations", "latest_evaluations", "close"}
     ),
     "inbox": frozenset(),
-    "membership": frozenset({"everyone", "audit_entries", "audit_head"}),
+    "membership": frozenset({"everyone", "audit_entries", "audit_head", "roster_rows"}),
     "blobs": frozenset({"path", "exists", "digests"}),
     "uploads": frozenset({"missing"}),
 }

@@ -17,13 +17,17 @@ import structlog
 from fuzz.good_requests import GUEST, RATER, SCORER, TRAINERS, Situation
 from support.coordinator_harness import BOOTSTRAP, HandClient, Served, serving, small_spec, write_delta
 
+from pluralllm.common.private_rounds.peer_keys import endorsed, public_der
 from pluralllm.common.rewards.rollout_batch import Candidates, write_rollouts
-from pluralllm.common.trust.certificates import make_request, new_key
+from pluralllm.common.trust.certificates import key_from_pem, make_request, new_key
+from pluralllm.common.trust.identity import load_identity
 from pluralllm.common.wire.channels import blocking_channel, enrolment_channel
 from pluralllm.common.words.ids import ClientId
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import RunSpec
+from pluralllm.server.members.access import Principal
 from pluralllm.server.members.registry import InviteOrder
+from pluralllm.server.members.roster_log import PeerKeyClaim
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.state import Phase
 from pluralllm.server.runs.live_run import LiveRun
@@ -145,6 +149,8 @@ class World:
     async def _heal(self, *, uploaded: bool) -> None:
         for name in PEOPLE:
             await self._readmit(name)
+        if not self._served.registry.roster.entries(0, 1):
+            await self._register_peer_key(TRAINERS[0])
         if not any(invite.name == GUEST for invite in self._served.registry.open_invites()):
             await self._invite_guest()
         for run in self._served.parts.runs.all():
@@ -198,6 +204,12 @@ class World:
             client = self._clients[name]
             if session is None or (session.instance, session.training_questions) != (client.instance, client.questions):
                 await client.hello()
+
+    async def _register_peer_key(self, name: str) -> None:
+        identity, key = load_identity(self._served.identities / name, ""), new_key()
+        said = (self._served.registry.authority.federation, name, public_der(key))
+        claim = PeerKeyClaim(public_der(key), endorsed(key_from_pem(identity.key_pem), *said), endorsed(key, *said))
+        await self._served.registry.roster.register(Principal(ClientId(name), MemberRole.CLIENT), "G", claim)
 
     async def _invite_guest(self) -> None:
         order = InviteOrder(GUEST, MemberRole.CLIENT, f"group of {GUEST}")

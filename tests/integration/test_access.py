@@ -62,10 +62,10 @@ EXPECTED: dict[str, frozenset[MemberRole]] = {
     rpc: frozenset(roles)
     for roles, rpcs in (
         ((CLIENT,), "Hello Poll GetRunSpec GetRollouts BeginUpdate PutChunks CommitUpdate"),
-        ((CLIENT,), "ReportEvaluation ReportProgress ReportFailure"),
+        ((CLIENT,), "ReportEvaluation ReportProgress ReportFailure GetRoster"),
         ((CLIENT, ADMIN), "ListVersionRecords GetManifest GetChunks GetModel ListAuditEvents"),
         ((ADMIN,), "CreateRun StartRun PauseRun ResumeRun CancelRun AskRewards GetRewards"),
-        ((ADMIN,), "ListMembers CreateInvite ApproveMember RevokeMember"),
+        ((ADMIN,), "ListMembers CreateInvite ApproveMember RevokeMember ResetPeerKey"),
         (tuple(MemberRole), "GetRun ListRuns GetRound ListRounds ListEvaluations WatchRun"),
         (tuple(MemberRole), "Check List Watch ServerReflectionInfo Renew"),
         ((), "Join GetMembership"),

@@ -20,6 +20,7 @@ from pluralllm.server.aggregation import update_files as updates
 from pluralllm.server.composition import federation_of
 from pluralllm.server.members.audit_log import AuditLog
 from pluralllm.server.members.door import MainDoor, by_word
+from pluralllm.server.members.roster_log import RosterLog
 from pluralllm.server.process.fail_stop import FailStop
 from pluralllm.server.rpc.signatures import Signatures
 from pluralllm.server.runs.assembly import Assembly
@@ -89,7 +90,9 @@ class Process:
         await self.parts.coordinator.start()
         self.spawn(self.parts.intake.tend())
         self.spawn(self._fail_stop())
-        federation = federation_of(self.parts, POLL_HOLD_S, 30.0, Signatures(lambda: (0, ""), None))
+        roster = RosterLog(self._membership, audit_log)
+        await roster.start()
+        federation = federation_of(self.parts, POLL_HOLD_S, 30.0, Signatures(lambda: (0, ""), None), roster)
         self._service = await Service.of(federation, MainDoor(by_word, audit_log, CALLS_AT_A_TIME), self.fail_stop)
 
     async def _fail_stop(self) -> None:

@@ -16,7 +16,14 @@ from pluralllm.common.trust.audit_chain import FIRST_PREVIOUS, AuditEntry
 from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber, RunId
 from pluralllm.server.rounds.events import RoundStep, event_kind, event_to_facts
-from pluralllm.server.storage.membership import Everyone, InviteRecord, IssuedCertificate, Member, MembershipChange
+from pluralllm.server.storage.membership import (
+    Everyone,
+    InviteRecord,
+    IssuedCertificate,
+    Member,
+    MembershipChange,
+    RosterRow,
+)
 from pluralllm.server.storage.store import (
     Change,
     Checkpoint,
@@ -96,6 +103,7 @@ class Tables:
     members: dict[ClientId, Member] = field(default_factory=dict)
     certificates: dict[str, IssuedCertificate] = field(default_factory=dict)
     invites: dict[str, InviteRecord] = field(default_factory=dict)
+    roster: list[RosterRow] = field(default_factory=list)
     audit_log: list[tuple[AuditEntry, str]] = field(default_factory=list)
 
 
@@ -258,6 +266,10 @@ class MemoryMembership:
             invite = tables.invites.get(change.spends)
             if invite is None or invite.used_by_key or invite.withdrawn:
                 raise InviteUsed(name="" if invite is None else invite.name)
+        for row in change.roster:
+            if row.entry.sequence != len(tables.roster) + 1:
+                raise StoreFailed(problem=ANOTHER_WRITER.format(what=f"entry {row.entry.sequence} of the roster"))
+        tables.roster += change.roster
         tables.members |= {row.name: row for row in change.members}
         tables.certificates |= {row.serial: row for row in change.certificates}
         tables.invites |= {row.token_sha256: row for row in change.invites}
@@ -280,6 +292,10 @@ class MemoryMembership:
     async def audit_entries(self, after: int, limit: int) -> Sequence[tuple[AuditEntry, str]]:
         await self._before("membership.audit_entries", after)
         return self._tables.audit_log[after : after + limit]
+
+    async def roster_rows(self, after: int, limit: int) -> Sequence[RosterRow]:
+        await self._before("membership.roster_rows", after)
+        return self._tables.roster[after : after + limit]
 
     async def audit_head(self) -> tuple[int, str]:
         await self._before("membership.audit_head", None)

@@ -129,7 +129,9 @@ class HelloRequest(_message.Message):
     @_builtins.property
     def protocol(self) -> Global___ProtocolRange: ...
     @_builtins.property
-    def capabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def capabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The daemon names private-rounds/1 if it knows private rounds."""
+
     @_builtins.property
     def data_change_time(self) -> _timestamp_pb2.Timestamp:
         """When the daemon has noticed the last change of its private file; absent if there was none. In a run to which the client has

@@ -103,6 +103,11 @@ class FederationServiceStub(object):
                 request_serializer=pluralllm_dot_v1_dot_federation__pb2.ReportFailureRequest.SerializeToString,
                 response_deserializer=pluralllm_dot_v1_dot_federation__pb2.ReportFailureResponse.FromString,
                 _registered_method=True)
+        self.GetRoster = channel.unary_unary(
+                '/pluralllm.v1.FederationService/GetRoster',
+                request_serializer=pluralllm_dot_v1_dot_federation__pb2.GetRosterRequest.SerializeToString,
+                response_deserializer=pluralllm_dot_v1_dot_federation__pb2.GetRosterResponse.FromString,
+                _registered_method=True)
 
 
 class FederationServiceServicer(object):
@@ -115,7 +120,7 @@ class FederationServiceServicer(object):
     def Hello(self, request, context):
         """Called by the client daemon at its start and when the coordinator's generation changes. Opens a session. Repeatable; a newer
         instance of a client replaces the older one. Refusals: PROTOCOL_UNSUPPORTED, INVALID_ARGUMENT, IDENTITY_MISMATCH (the group
-        or the role is not the member's).
+        or the role is not the member's), PEER_KEY_DIFFERS (the member has registered another peer key).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -215,6 +220,14 @@ class FederationServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetRoster(self, request, context):
+        """Called by a client daemon. Returns entries of the roster, the log of all members' peer keys. Repeatable.
+        Refusals: INVALID_ARGUMENT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FederationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -282,6 +295,11 @@ def add_FederationServiceServicer_to_server(servicer, server):
                     servicer.ReportFailure,
                     request_deserializer=pluralllm_dot_v1_dot_federation__pb2.ReportFailureRequest.FromString,
                     response_serializer=pluralllm_dot_v1_dot_federation__pb2.ReportFailureResponse.SerializeToString,
+            ),
+            'GetRoster': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRoster,
+                    request_deserializer=pluralllm_dot_v1_dot_federation__pb2.GetRosterRequest.FromString,
+                    response_serializer=pluralllm_dot_v1_dot_federation__pb2.GetRosterResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -639,6 +657,33 @@ class FederationService(object):
             '/pluralllm.v1.FederationService/ReportFailure',
             pluralllm_dot_v1_dot_federation__pb2.ReportFailureRequest.SerializeToString,
             pluralllm_dot_v1_dot_federation__pb2.ReportFailureResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRoster(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pluralllm.v1.FederationService/GetRoster',
+            pluralllm_dot_v1_dot_federation__pb2.GetRosterRequest.SerializeToString,
+            pluralllm_dot_v1_dot_federation__pb2.GetRosterResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -40,7 +40,7 @@ class FederationServiceStub:
     Hello: _grpc.UnaryUnaryMultiCallable[_federation_pb2.HelloRequest, _federation_pb2.HelloResponse]
     """Called by the client daemon at its start and when the coordinator's generation changes. Opens a session. Repeatable; a newer
     instance of a client replaces the older one. Refusals: PROTOCOL_UNSUPPORTED, INVALID_ARGUMENT, IDENTITY_MISMATCH (the group
-    or the role is not the member's).
+    or the role is not the member's), PEER_KEY_DIFFERS (the member has registered another peer key).
     """
     Poll: _grpc.UnaryUnaryMultiCallable[_federation_pb2.PollRequest, _federation_pb2.PollResponse]
     """Called by the client daemon all the time. It is heartbeat and lease renewal, and it asks what to do next; the coordinator
@@ -84,6 +84,10 @@ class FederationServiceStub:
     """Called by the client daemon while it works, so that people can see its progress. Repeatable. Refusals: LEASE_LOST."""
     ReportFailure: _grpc.UnaryUnaryMultiCallable[_federation_pb2.ReportFailureRequest, _federation_pb2.ReportFailureResponse]
     """Called by the client daemon when it cannot or may not do its task. Repeatable. Refusals: none."""
+    GetRoster: _grpc.UnaryUnaryMultiCallable[_federation_pb2.GetRosterRequest, _federation_pb2.GetRosterResponse]
+    """Called by a client daemon. Returns entries of the roster, the log of all members' peer keys. Repeatable.
+    Refusals: INVALID_ARGUMENT.
+    """
 
 @_typing.type_check_only
 class FederationServiceAsyncStub(FederationServiceStub):
@@ -97,7 +101,7 @@ class FederationServiceAsyncStub(FederationServiceStub):
     Hello: _aio.UnaryUnaryMultiCallable[_federation_pb2.HelloRequest, _federation_pb2.HelloResponse]  # type: ignore[assignment]
     """Called by the client daemon at its start and when the coordinator's generation changes. Opens a session. Repeatable; a newer
     instance of a client replaces the older one. Refusals: PROTOCOL_UNSUPPORTED, INVALID_ARGUMENT, IDENTITY_MISMATCH (the group
-    or the role is not the member's).
+    or the role is not the member's), PEER_KEY_DIFFERS (the member has registered another peer key).
     """
     Poll: _aio.UnaryUnaryMultiCallable[_federation_pb2.PollRequest, _federation_pb2.PollResponse]  # type: ignore[assignment]
     """Called by the client daemon all the time. It is heartbeat and lease renewal, and it asks what to do next; the coordinator
@@ -141,6 +145,10 @@ class FederationServiceAsyncStub(FederationServiceStub):
     """Called by the client daemon while it works, so that people can see its progress. Repeatable. Refusals: LEASE_LOST."""
     ReportFailure: _aio.UnaryUnaryMultiCallable[_federation_pb2.ReportFailureRequest, _federation_pb2.ReportFailureResponse]  # type: ignore[assignment]
     """Called by the client daemon when it cannot or may not do its task. Repeatable. Refusals: none."""
+    GetRoster: _aio.UnaryUnaryMultiCallable[_federation_pb2.GetRosterRequest, _federation_pb2.GetRosterResponse]  # type: ignore[assignment]
+    """Called by a client daemon. Returns entries of the roster, the log of all members' peer keys. Repeatable.
+    Refusals: INVALID_ARGUMENT.
+    """
 
 class FederationServiceServicer(metaclass=_abc_1.ABCMeta):
     """Calls that a client daemon makes to take part in runs. The caller's identity comes from the connection, never from a message.
@@ -157,7 +165,7 @@ class FederationServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_federation_pb2.HelloResponse, _abc.Awaitable[_federation_pb2.HelloResponse]]:
         """Called by the client daemon at its start and when the coordinator's generation changes. Opens a session. Repeatable; a newer
         instance of a client replaces the older one. Refusals: PROTOCOL_UNSUPPORTED, INVALID_ARGUMENT, IDENTITY_MISMATCH (the group
-        or the role is not the member's).
+        or the role is not the member's), PEER_KEY_DIFFERS (the member has registered another peer key).
         """
 
     @_abc_1.abstractmethod
@@ -273,5 +281,15 @@ class FederationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_federation_pb2.ReportFailureResponse, _abc.Awaitable[_federation_pb2.ReportFailureResponse]]:
         """Called by the client daemon when it cannot or may not do its task. Repeatable. Refusals: none."""
+
+    @_abc_1.abstractmethod
+    def GetRoster(
+        self,
+        request: _federation_pb2.GetRosterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_federation_pb2.GetRosterResponse, _abc.Awaitable[_federation_pb2.GetRosterResponse]]:
+        """Called by a client daemon. Returns entries of the roster, the log of all members' peer keys. Repeatable.
+        Refusals: INVALID_ARGUMENT.
+        """
 
 def add_FederationServiceServicer_to_server(servicer: FederationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -127,6 +127,11 @@ class OperationsServiceStub(object):
                 request_serializer=pluralllm_dot_v1_dot_operations__pb2.RevokeMemberRequest.SerializeToString,
                 response_deserializer=pluralllm_dot_v1_dot_operations__pb2.RevokeMemberResponse.FromString,
                 _registered_method=True)
+        self.ResetPeerKey = channel.unary_unary(
+                '/pluralllm.v1.OperationsService/ResetPeerKey',
+                request_serializer=pluralllm_dot_v1_dot_operations__pb2.ResetPeerKeyRequest.SerializeToString,
+                response_deserializer=pluralllm_dot_v1_dot_operations__pb2.ResetPeerKeyResponse.FromString,
+                _registered_method=True)
         self.ListAuditEvents = channel.unary_unary(
                 '/pluralllm.v1.OperationsService/ListAuditEvents',
                 request_serializer=pluralllm_dot_v1_dot_operations__pb2.ListAuditEventsRequest.SerializeToString,
@@ -277,6 +282,14 @@ class OperationsServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ResetPeerKey(self, request, context):
+        """Called by an administrator. Removes a client's peer key, so that the client's next Hello may state another one. Other members
+        then refuse the client in private rounds until they have pinned the new key. Refusals: NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListAuditEvents(self, request, context):
         """Called by an administrator or a client. Returns the audit log in pages, the oldest entry first. A client gets the entries that
         concern it; all others are withheld but for their hashes, so that it can check the chain. Refusals: INVALID_ARGUMENT.
@@ -377,6 +390,11 @@ def add_OperationsServiceServicer_to_server(servicer, server):
                     servicer.RevokeMember,
                     request_deserializer=pluralllm_dot_v1_dot_operations__pb2.RevokeMemberRequest.FromString,
                     response_serializer=pluralllm_dot_v1_dot_operations__pb2.RevokeMemberResponse.SerializeToString,
+            ),
+            'ResetPeerKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResetPeerKey,
+                    request_deserializer=pluralllm_dot_v1_dot_operations__pb2.ResetPeerKeyRequest.FromString,
+                    response_serializer=pluralllm_dot_v1_dot_operations__pb2.ResetPeerKeyResponse.SerializeToString,
             ),
             'ListAuditEvents': grpc.unary_unary_rpc_method_handler(
                     servicer.ListAuditEvents,
@@ -873,6 +891,33 @@ class OperationsService(object):
             '/pluralllm.v1.OperationsService/RevokeMember',
             pluralllm_dot_v1_dot_operations__pb2.RevokeMemberRequest.SerializeToString,
             pluralllm_dot_v1_dot_operations__pb2.RevokeMemberResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResetPeerKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pluralllm.v1.OperationsService/ResetPeerKey',
+            pluralllm_dot_v1_dot_operations__pb2.ResetPeerKeyRequest.SerializeToString,
+            pluralllm_dot_v1_dot_operations__pb2.ResetPeerKeyResponse.FromString,
             options,
             channel_credentials,
             insecure,

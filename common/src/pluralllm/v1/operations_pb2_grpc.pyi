@@ -93,6 +93,10 @@ class OperationsServiceStub:
     """Called by an administrator. Revokes every certificate and open invite of a member, from its next call or message on.
     Repeatable. Refusals: NOT_FOUND, LAST_ADMIN.
     """
+    ResetPeerKey: _grpc.UnaryUnaryMultiCallable[_operations_pb2.ResetPeerKeyRequest, _operations_pb2.ResetPeerKeyResponse]
+    """Called by an administrator. Removes a client's peer key, so that the client's next Hello may state another one. Other members
+    then refuse the client in private rounds until they have pinned the new key. Refusals: NOT_FOUND.
+    """
     ListAuditEvents: _grpc.UnaryUnaryMultiCallable[_operations_pb2.ListAuditEventsRequest, _operations_pb2.ListAuditEventsResponse]
     """Called by an administrator or a client. Returns the audit log in pages, the oldest entry first. A client gets the entries that
     concern it; all others are withheld but for their hashes, so that it can check the chain. Refusals: INVALID_ARGUMENT.
@@ -162,6 +166,10 @@ class OperationsServiceAsyncStub(OperationsServiceStub):
     RevokeMember: _aio.UnaryUnaryMultiCallable[_operations_pb2.RevokeMemberRequest, _operations_pb2.RevokeMemberResponse]  # type: ignore[assignment]
     """Called by an administrator. Revokes every certificate and open invite of a member, from its next call or message on.
     Repeatable. Refusals: NOT_FOUND, LAST_ADMIN.
+    """
+    ResetPeerKey: _aio.UnaryUnaryMultiCallable[_operations_pb2.ResetPeerKeyRequest, _operations_pb2.ResetPeerKeyResponse]  # type: ignore[assignment]
+    """Called by an administrator. Removes a client's peer key, so that the client's next Hello may state another one. Other members
+    then refuse the client in private rounds until they have pinned the new key. Refusals: NOT_FOUND.
     """
     ListAuditEvents: _aio.UnaryUnaryMultiCallable[_operations_pb2.ListAuditEventsRequest, _operations_pb2.ListAuditEventsResponse]  # type: ignore[assignment]
     """Called by an administrator or a client. Returns the audit log in pages, the oldest entry first. A client gets the entries that
@@ -337,6 +345,16 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_operations_pb2.RevokeMemberResponse, _abc.Awaitable[_operations_pb2.RevokeMemberResponse]]:
         """Called by an administrator. Revokes every certificate and open invite of a member, from its next call or message on.
         Repeatable. Refusals: NOT_FOUND, LAST_ADMIN.
+        """
+
+    @_abc_1.abstractmethod
+    def ResetPeerKey(
+        self,
+        request: _operations_pb2.ResetPeerKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.ResetPeerKeyResponse, _abc.Awaitable[_operations_pb2.ResetPeerKeyResponse]]:
+        """Called by an administrator. Removes a client's peer key, so that the client's next Hello may state another one. Other members
+        then refuse the client in private rounds until they have pinned the new key. Refusals: NOT_FOUND.
         """
 
     @_abc_1.abstractmethod

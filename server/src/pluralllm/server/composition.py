@@ -27,6 +27,7 @@ from pluralllm.server.members.door import EnrolmentDoor, MainDoor, by_certificat
 from pluralllm.server.members.rates import rates_of_members
 from pluralllm.server.members.record_key import record_key_of
 from pluralllm.server.members.registry import Registry
+from pluralllm.server.members.roster_log import RosterLog
 from pluralllm.server.members.tls import server_credentials, tend_certificates, warn_of_uncovered
 from pluralllm.server.observe.gauges import Gauges, measure_lag
 from pluralllm.server.observe.page import Page, showing
@@ -108,10 +109,10 @@ async def running(
         await parts.coordinator.start()
         parts.tasks.keep("the clearing of uploads", parts.intake.tend)
         if authority is None:
-            registry, (address, enrolment_address) = (
-                None,
-                await _serve_plain(stack, config, parts, audit_log, fail_stop),
-            )
+            roster = RosterLog(membership, audit_log)
+            await roster.start()
+            address, enrolment_address = await _serve_plain(stack, config, parts, audit_log, fail_stop, roster)
+            registry = None
         else:
             registry = Registry(membership, audit_log, authority, config.certificate_life_s, wall_s)
             await _tend_members(registry, parts, wall_s)
@@ -139,7 +140,12 @@ class Ports:
 
 
 async def _serve_plain(
-    stack: contextlib.AsyncExitStack, config: ServerConfig, parts: Assembly, audit_log: AuditLog, fail_stop: FailStop
+    stack: contextlib.AsyncExitStack,
+    config: ServerConfig,
+    parts: Assembly,
+    audit_log: AuditLog,
+    fail_stop: FailStop,
+    roster: RosterLog,
 ) -> tuple[str, str]:
     """Serves without certificates on one loopback port until `stack` closes.
 
@@ -149,9 +155,9 @@ async def _serve_plain(
     room = connection_room(config)
     server, address = bind_main(config, MainDoor(by_word, audit_log, PLAIN_TEXT_CALLS), fail_stop, None, room.main)
     signatures = Signatures(lambda: audit_log.head, None)
-    operations = operations_of(parts, audit_log, None, Addresses(address, ""), signatures)
+    operations = operations_of(parts, audit_log, None, roster, Addresses(address, ""), signatures)
     federation = federation_of(
-        parts, config.poll_hold_s, config.chunk_idle_s, signatures, max_held_polls=config.max_held_polls
+        parts, config.poll_hold_s, config.chunk_idle_s, signatures, roster, max_held_polls=config.max_held_polls
     )
     parts.tasks.keep("the health service", await start_main(server, federation, operations, None, parts.pulse))
     stack.push_async_callback(server.stop, STOP_GRACE_S)
@@ -177,9 +183,10 @@ async def _serve_members(stack: contextlib.AsyncExitStack, ports: Ports) -> tupl
     warn_of_uncovered(authority, (invited_to.coordinator, invited_to.enrolment))
     signer = RecordSigner(authority.federation, record_key_of(authority.folder))
     signatures = Signatures(lambda: ports.audit_log.head, signer)
-    operations = operations_of(ports.parts, ports.audit_log, ports.registry, invited_to, signatures)
+    roster = ports.registry.roster
+    operations = operations_of(ports.parts, ports.audit_log, ports.registry, roster, invited_to, signatures)
     federation = federation_of(
-        ports.parts, config.poll_hold_s, config.chunk_idle_s, signatures, invited_to, config.max_held_polls
+        ports.parts, config.poll_hold_s, config.chunk_idle_s, signatures, roster, invited_to, config.max_held_polls
     )
     tend_health = await start_main(server, federation, operations, enrolment, ports.parts.pulse)
     ports.parts.tasks.keep("the health service", tend_health)
@@ -203,14 +210,15 @@ def federation_of(
     poll_hold_s: float,
     chunk_idle_s: float,
     signatures: Signatures,
+    roster: RosterLog,
     addresses: Addresses | None = None,
     max_held_polls: int = 16_384,
 ) -> Federation:
     """Makes the service for clients from the objects in `parts`.
 
     poll_hold_s: the longest time in seconds that a poll stays open. chunk_idle_s: the longest wait in seconds for the next chunk
-    of an upload. signatures: signs version records and the audit log's head. addresses: the addresses that clients learn; None
-    in plain text. max_held_polls: the largest number of polls that are held at the same time.
+    of an upload. signatures: signs version records and the audit log's head. roster: the members' peer keys. addresses: the
+    addresses that clients learn; None in plain text. max_held_polls: the largest number of polls that are held at the same time.
     """
     polls = Polls(
         coordinator=parts.coordinator,
@@ -237,12 +245,18 @@ def federation_of(
         traffic=parts.traffic,
         chunk_idle_s=chunk_idle_s,
         signatures=signatures,
+        roster=roster,
         addresses=addresses,
     )
 
 
 def operations_of(
-    parts: Assembly, audit_log: AuditLog, registry: Registry | None, invited_to: Addresses, signatures: Signatures
+    parts: Assembly,
+    audit_log: AuditLog,
+    registry: Registry | None,
+    roster: RosterLog,
+    invited_to: Addresses,
+    signatures: Signatures,
 ) -> Operations:
     """Makes the service for administrators and observers from the objects in `parts`.
 
@@ -252,6 +266,7 @@ def operations_of(
     members = MemberOperations(
         coordinator=parts.coordinator,
         registry=registry,
+        roster=roster,
         advertised=invited_to,
         store=parts.store,
         sessions=parts.sessions,

@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -27,7 +28,13 @@ def test_a_head_covers_the_entry_and_the_head_before_it() -> None:
 
 @pytest.mark.parametrize("field", ["sequence", "name", "group", "fingerprint", "change"])
 def test_every_field_of_an_entry_changes_the_head(field: str) -> None:
-    others = {"sequence": 2, "name": "ben", "group": "H", "fingerprint": B, "change": RosterChange.REPLACED}
+    others: dict[str, Any] = {
+        "sequence": 2,
+        "name": "ben",
+        "group": "H",
+        "fingerprint": B,
+        "change": RosterChange.REPLACED,
+    }
     assert replace(ANN, **{field: others[field]}).head_after(b"") != ANN.head_after(b"")
 
 

@@ -90,6 +90,11 @@ def joined(**fields: Any) -> enrolment_pb2.JoinResponse:
     return enrolment_pb2.JoinResponse(**facts | fields)
 
 
+def roster_entry(**fields: Any) -> pb.RosterEntry:
+    facts: dict[str, Any] = {"sequence": 4, "name": "ann", "group": "S. Korea", "fingerprint": SHA, "change": 1}
+    return pb.RosterEntry(**facts | fields)
+
+
 REQUESTS: dict[str, Any] = {
     "Hello": pb.HelloRequest(protocol=pb.ProtocolRange(min=1, max=1)),
     "Poll": pb.PollRequest(following=["first"]),
@@ -98,6 +103,7 @@ REQUESTS: dict[str, Any] = {
     "ListVersionRecords": pb.ListVersionRecordsRequest(run="first", first_version=3, last_version=4),
     "BeginUpdate": pb.BeginUpdateRequest(task=TASK, manifest=resources.BlobManifest(digest=SHA), examples=5),
     "CommitUpdate": pb.CommitUpdateRequest(task=TASK, digest=SHA),
+    "GetRoster": pb.GetRosterRequest(after=3),
     "Join": enrolment_pb2.JoinRequest(name="ann"),
     "GetMembership": enrolment_pb2.GetMembershipRequest(),
     "Renew": enrolment_pb2.RenewRequest(),
@@ -119,12 +125,22 @@ GOOD: list[tuple[str, Any]] = [
     ("BeginUpdate", pb.BeginUpdateResponse(missing=[resources.ChunkRange(first=0, last=999_999_999)])),
     ("BeginUpdate", pb.BeginUpdateResponse(receipt=receipt())),
     ("CommitUpdate", pb.CommitUpdateResponse(receipt=receipt())),
+    ("GetRoster", pb.GetRosterResponse()),
+    ("GetRoster", pb.GetRosterResponse(entries=[roster_entry(), roster_entry(sequence=5, change=3)], head=b"h" * 32)),
     ("Join", joined()),
     ("Join", joined(role=3, group="", group_role=0, certificate_chain_pem=b"x" * MAX_CERTIFICATES_BYTES)),
     ("GetMembership", enrolment_pb2.GetMembershipResponse(server_time=NOW, protocol=pb.ProtocolRange())),
     ("Renew", enrolment_pb2.RenewResponse(certificate_chain_pem=b"x")),
 ]
 BAD: list[tuple[str, Any, str]] = [
+    ("GetRoster", pb.GetRosterResponse(head=b"h" * 31), "head"),
+    ("GetRoster", pb.GetRosterResponse(entries=[roster_entry(sequence=3)]), "entries[0].sequence"),
+    ("GetRoster", pb.GetRosterResponse(entries=[roster_entry(), roster_entry()]), "entries[1].sequence"),
+    ("GetRoster", pb.GetRosterResponse(entries=[roster_entry(name="../x")]), "entries.name"),
+    ("GetRoster", pb.GetRosterResponse(entries=[roster_entry(group="a\x1b[2J")]), "entries.group"),
+    ("GetRoster", pb.GetRosterResponse(entries=[roster_entry(fingerprint="x")]), "entries.fingerprint"),
+    *(("GetRoster", pb.GetRosterResponse(entries=[roster_entry(change=one)]), "entries.change") for one in (0, 4)),
+    ("GetRoster", pb.GetRosterResponse(entries=[roster_entry(sequence=n + 4) for n in range(1001)]), "entries"),
     *[("Poll", task(run=evil), "task.run") for evil in EVIL_IDS],
     *[("Poll", task(name=f"runs/{evil}/rounds/2/tasks/train-ann"), "task.name") for evil in EVIL_IDS],
     *[("Poll", task(base_digest=evil), "task.base_digest") for evil in EVIL_DIGESTS],

@@ -8,13 +8,19 @@ import pytest
 import sqlalchemy as sa
 from support.coordinator_harness import small_spec
 
+from pluralllm.common.private_rounds.peer_keys import endorsed, public_der
 from pluralllm.common.process.clock import FakeClock
+from pluralllm.common.trust.certificates import new_key
 from pluralllm.common.weights.layout import write_weights
 from pluralllm.common.words.ids import ClientId, Digest, GroupName, RoundNumber, RunId
 from pluralllm.common.words.not_reported import NotReported
+from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import GroupRole
 from pluralllm.server.aggregation.update_files import norm_of
 from pluralllm.server.commands.verify import verify_state
+from pluralllm.server.members.access import Principal
+from pluralllm.server.members.audit_log import AuditLog
+from pluralllm.server.members.roster_log import PeerKeyClaim, RosterLog
 from pluralllm.server.process.fail_stop import FailStop
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.state import Outcome, Phase, Run
@@ -357,6 +363,20 @@ async def test_an_entry_of_the_audit_log_that_was_changed_is_found(unwritten: Hi
     assert await unwritten.invariants() == set()
     await unwritten.execute("UPDATE audit_log SET actor = 'nobody' WHERE sequence = 2")
     assert await unwritten.invariants() == {8}
+
+
+async def test_a_row_of_the_roster_that_was_changed_is_found(unwritten: History) -> None:
+    await unwritten.make((2,))
+    membership = SqlMembership(unwritten.store)
+    roster = RosterLog(membership, AuditLog(membership, lambda: 1.0))
+    for name in ("ann", "ben"):
+        key, member = new_key(), Principal(ClientId(name), MemberRole.CLIENT)
+        proof = endorsed(key, "", name, public_der(key))
+        await roster.register(member, "G", PeerKeyClaim(public_der(key), b"", proof))
+    report = await verify_state(unwritten.store, membership, unwritten.blobs, unwritten.folder / "scratch")
+    assert (report.is_clean, report.roster_entries) == (True, 2)
+    await unwritten.execute("UPDATE roster SET group_name = 'H' WHERE sequence = 1")
+    assert await unwritten.invariants() == {11}
 
 
 async def test_updates_past_retention_are_collected_and_the_rest_still_verifies(history: History) -> None:

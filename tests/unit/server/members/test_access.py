@@ -68,7 +68,7 @@ ALLOWED = {
     CLIENT: {
         *(f"{FEDERATION}{name}" for name in ("Hello", "Poll", "GetRunSpec", "ListVersionRecords", "GetManifest")),
         *(f"{FEDERATION}{name}" for name in ("GetChunks", "GetRollouts", "BeginUpdate", "PutChunks", "CommitUpdate")),
-        *(f"{FEDERATION}{name}" for name in ("ReportEvaluation", "ReportProgress", "ReportFailure")),
+        *(f"{FEDERATION}{name}" for name in ("ReportEvaluation", "ReportProgress", "ReportFailure", "GetRoster")),
         *(f"{OPERATIONS}{name}" for name in ("GetModel", "ListAuditEvents")),
     },
     OBSERVER: set(),
@@ -76,7 +76,7 @@ ALLOWED = {
         *(f"{FEDERATION}{name}" for name in ("ListVersionRecords", "GetManifest", "GetChunks")),
         *(f"{OPERATIONS}{name}" for name in ("CreateRun", "StartRun", "PauseRun", "ResumeRun", "CancelRun")),
         *(f"{OPERATIONS}{name}" for name in ("AskRewards", "GetRewards", "GetModel", "ListMembers", "CreateInvite")),
-        *(f"{OPERATIONS}{name}" for name in ("ApproveMember", "RevokeMember", "ListAuditEvents")),
+        *(f"{OPERATIONS}{name}" for name in ("ApproveMember", "RevokeMember", "ResetPeerKey", "ListAuditEvents")),
     },
 }
 FOR_ALL = {
@@ -93,6 +93,7 @@ STEERING = {
 }
 REFUSALS_AUDITED = {
     *(f"{OPERATIONS}{name}" for name in ("GetRewards", "ListMembers", "CreateInvite", "ApproveMember", "RevokeMember")),
+    f"{OPERATIONS}ResetPeerKey",
     f"{ENROLMENT}Renew",
 }
 

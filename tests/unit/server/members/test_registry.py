@@ -26,8 +26,9 @@ from pluralllm.common.errors.membership import (
     RoleForbids,
 )
 from pluralllm.common.errors.tree import InvalidArgument, NotFound, OverLimit, PluralError
+from pluralllm.common.private_rounds.peer_keys import endorsed, public_der
 from pluralllm.common.trust.audit_chain import check_chain
-from pluralllm.common.trust.certificates import make_request, new_key, read_certificate
+from pluralllm.common.trust.certificates import PrivateKey, make_request, new_key, read_certificate
 from pluralllm.common.trust.invite import token_hash
 from pluralllm.common.words.ids import ClientId
 from pluralllm.common.words.roles import MemberRole
@@ -37,6 +38,7 @@ from pluralllm.server.members.access import ALL_RUNS, Principal
 from pluralllm.server.members.audit_log import AuditLog
 from pluralllm.server.members.authority import create_authority, load_authority
 from pluralllm.server.members.registry import MAX_LIVE_CERTIFICATES, InviteOrder, Registry
+from pluralllm.server.members.roster_log import PeerKeyClaim
 from pluralllm.server.storage.membership import MembershipChange, MemberState
 from pluralllm.server.storage.sql_membership import SqlMembership
 from pluralllm.server.storage.sql_store import open_store
@@ -510,3 +512,69 @@ async def test_a_change_whose_invite_is_spent_writes_nothing(registry: Registry,
             MembershipChange(registry.audit.new_entry(ROOT, "Join", "x"), spends="0" * 64)
         )
     assert (await place.membership.everyone(), await place.membership.audit_head()) == before
+
+
+# Peer keys
+
+
+def peer_claim(registry: Registry, name: str, key: PrivateKey, certificate: PrivateKey) -> PeerKeyClaim:
+    said = (registry.authority.federation, name, public_der(key))
+    return PeerKeyClaim(public_der(key), endorsed(certificate, *said), endorsed(key, *said))
+
+
+async def with_key(registry: Registry, name: str) -> tuple[Principal, PrivateKey]:
+    """Returns a new member that has joined, and the key of its certificate."""
+    key = new_key()
+    _, token = await registry.invite(ROOT, InviteOrder(name, CLIENT))
+    _, chain = await registry.join(name, token, make_request(key, name))
+    return registry.principal(chain), key
+
+
+async def test_a_peer_key_is_endorsed_by_the_certificate_before_or_after_a_renewal(registry: Registry) -> None:
+    ann, first = await with_key(registry, "ann")
+    _, other = await with_key(registry, "ben")
+    peer_key, renewed = new_key(), new_key()
+    with pytest.raises(InvalidArgument, match="endorsement"):
+        await registry.roster.register(ann, "G", peer_claim(registry, "ann", peer_key, other))
+    await registry.roster.register(ann, "G", peer_claim(registry, "ann", peer_key, first))
+    await registry.renew(ann, make_request(renewed, "ann"))
+    for certificate in (first, renewed):
+        await registry.roster.register(ann, "G", peer_claim(registry, "ann", peer_key, certificate))
+    assert registry.roster.peer_key(ann.name) == public_der(peer_key)
+
+
+async def test_a_revocation_removes_the_peer_key_and_a_new_membership_may_have_another(
+    registry: Registry, place: Place
+) -> None:
+    ann, certificate = await with_key(registry, "ann")
+    await registry.roster.register(ann, "G", peer_claim(registry, "ann", new_key(), certificate))
+    await registry.revoke(ROOT, "ann", "gone")
+    assert registry.roster.peer_key(ann.name) is None
+    again, later = await with_key(registry, "ann")
+    with pytest.raises(InvalidArgument, match="endorsement"):  # a void certificate endorses nothing
+        await registry.roster.register(again, "G", peer_claim(registry, "ann", new_key(), certificate))
+    await registry.roster.register(again, "G", peer_claim(registry, "ann", new_key(), later))
+    changes = ["added", "removed", "replaced"]
+    assert [entry.change for entry in registry.roster.entries(0, 9)] == changes
+    assert [row.entry.change for row in await place.membership.roster_rows(0, 9)] == changes
+
+
+async def test_a_membership_that_expired_ends_its_peer_key_when_the_next_one_begins(
+    registry: Registry, place: Place
+) -> None:
+    ann, certificate = await with_key(registry, "ann")
+    await registry.roster.register(ann, "G", peer_claim(registry, "ann", new_key(), certificate))
+    place.now_s += 31 * DAY_S
+    assert registry.roster.peer_key(ann.name) is not None
+    await with_key(registry, "ann")
+    assert registry.roster.peer_key(ann.name) is None
+
+
+async def test_a_roster_in_the_database_is_found_by_the_next_process(registry: Registry, place: Place) -> None:
+    ann, certificate = await with_key(registry, "ann")
+    await registry.roster.register(ann, "S. Korea", peer_claim(registry, "ann", new_key(), certificate))
+    await registry.roster.reset(ROOT, ann.name)
+    await place.store.close()
+    again = await place.open()
+    assert (again.roster.head, again.roster.entries(0, 9)) == (registry.roster.head, registry.roster.entries(0, 9))
+    assert again.roster.peer_key(ann.name) is None

@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from support.memory_coordinator import MemoryCoordinator, Update, as_caller, settle
+from support.memory_store import MemoryMembership, Tables
 from support.private_round import NAMES, keying, send
 
 from pluralllm.common import __version__
 from pluralllm.common.errors.grpc_status import CLIENT_STOPPED
 from pluralllm.common.errors.membership import IdentityMismatch, RunNotShared
+from pluralllm.common.errors.private_rounds import PeerKeyDiffers
 from pluralllm.common.errors.tree import (
     ChunksMissing,
     InvalidArgument,
@@ -28,14 +30,19 @@ from pluralllm.common.errors.tree import (
     Unreachable,
     WrongLayout,
 )
+from pluralllm.common.private_rounds.peer_keys import endorsed, public_der
+from pluralllm.common.private_rounds.roster import Roster
+from pluralllm.common.trust.certificates import PrivateKey, new_key
 from pluralllm.common.weights.chunks import CHUNK_BYTES
 from pluralllm.common.wire.chunk_messages import ChunkMessage
 from pluralllm.common.wire.messages import (
     MAX_MESSAGE_BYTES,
+    PRIVATE_ROUNDS,
     PROTOCOL_MAX,
     PROTOCOL_MIN,
     manifest_message,
     noise_message,
+    roster_entry_in,
     timestamp,
 )
 from pluralllm.common.words.addresses import Addresses
@@ -46,6 +53,8 @@ from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import GroupRole
 from pluralllm.server.composition import federation_of
 from pluralllm.server.members.access import Principal
+from pluralllm.server.members.audit_log import AuditLog
+from pluralllm.server.members.roster_log import RosterLog
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rpc import federation as federation_module
 from pluralllm.server.rpc.federation import MAX_METRICS, MAX_NAME, MAX_RECORDED_UPDATES, MAX_RECORDS, Federation
@@ -68,8 +77,11 @@ class Service:
     def __init__(self, folder: Path, max_held_polls: int = 100) -> None:
         self.place = MemoryCoordinator(folder)
         signatures = Signatures(lambda: (7, "head"), None)
+        membership = MemoryMembership(Tables())
+        self.audit = AuditLog(membership, lambda: 0.0)
+        self.roster = RosterLog(membership, self.audit)
         self.federation: Federation = federation_of(
-            self.place.parts, HOLD_S, CHUNK_IDLE_S, signatures, max_held_polls=max_held_polls
+            self.place.parts, HOLD_S, CHUNK_IDLE_S, signatures, self.roster, max_held_polls=max_held_polls
         )
 
     async def call(self, method: str, request: Any, name: str = "ann", **principal: Any) -> Any:
@@ -853,3 +865,53 @@ async def test_a_poll_above_the_limit_has_its_task_all_the_same_and_its_slot_is_
     await settle()
     assert not waiting.done(), "there is room for one again"
     waiting.cancel()
+
+
+# Peer keys
+
+
+def stated(key: PrivateKey, name: str = "ann") -> pb.PeerKey:
+    """Returns the peer key as a client in plain text states it: without an endorsement."""
+    der = public_der(key)
+    return pb.PeerKey(key_der=der, proof=endorsed(key, "", name, der))
+
+
+async def test_hello_registers_a_peer_key_and_answers_with_the_rosters_head(service: Service) -> None:
+    assert (await service.hello("ben")).roster_head == b""
+    key = new_key()
+    answer = await service.hello(peer_key=stated(key), capabilities=[PRIVATE_ROUNDS])
+    assert (answer.roster_head, service.roster.peer_key(ANN)) == (service.roster.head, public_der(key))
+    assert len(answer.roster_head) == 32
+    ready = [service.place.parts.sessions.of(name).is_ready_for_private_rounds for name in (ANN, BEN)]
+    assert ready == [True, False]
+    (entry,) = service.roster.entries(0, 9)
+    assert (entry.name, entry.group) == ("ann", "group of ann")
+    assert PRIVATE_ROUNDS in answer.capabilities
+
+
+@pytest.mark.parametrize(("key", "capabilities"), [(True, []), (False, [PRIVATE_ROUNDS])])
+async def test_a_client_without_key_or_capability_is_not_ready_for_private_rounds(
+    service: Service, key: bool, capabilities: list[str]
+) -> None:
+    await service.hello(peer_key=stated(new_key()) if key else None, capabilities=capabilities)
+    assert not service.place.parts.sessions.of(ANN).is_ready_for_private_rounds
+
+
+async def test_hello_with_another_peer_key_opens_no_session(service: Service) -> None:
+    await service.hello(peer_key=stated(new_key()))
+    before = service.place.parts.sessions.of(ANN)
+    with pytest.raises(PeerKeyDiffers):
+        await service.hello(instance_id="second", peer_key=stated(new_key()))
+    assert service.place.parts.sessions.of(ANN) is before
+
+
+async def test_the_roster_is_served_from_any_entry_on(service: Service) -> None:
+    for name in ("ann", "ben"):
+        await service.hello(name, peer_key=stated(new_key(), name))
+    answer = await service.call("GetRoster", pb.GetRosterRequest())
+    assert [(entry.sequence, entry.name, entry.change) for entry in answer.entries] == [(1, "ann", 1), (2, "ben", 1)]
+    assert Roster().extended(map(roster_entry_in, answer.entries)).head == answer.head == service.roster.head
+    later = await service.call("GetRoster", pb.GetRosterRequest(after=1))
+    assert (list(later.entries), later.head) == (list(answer.entries)[1:], answer.head)
+    with pytest.raises(InvalidArgument, match="after"):
+        await service.call("GetRoster", pb.GetRosterRequest(after=-1))

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from pluralllm.common.private_rounds.field_checks import check_name, check_signature
 from pluralllm.common.private_rounds.messages import Body, Box, Complaint, RoundMember, UpdateStatement
 from pluralllm.common.private_rounds.statements import RoundTerms
 
@@ -31,15 +30,11 @@ class MemberComplaint:
 
 
 @dataclass(frozen=True, slots=True)
-class MemberConfirmation(Body):
+class MemberConfirmation:
     """A member's signature over the sum."""
 
     name: str
     signature: bytes
-
-    def __post_init__(self) -> None:
-        check_name("name", self.name)
-        check_signature(self.signature)
 
 
 @dataclass(frozen=True, slots=True)

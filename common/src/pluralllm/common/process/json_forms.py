@@ -221,6 +221,7 @@ VERIFICATION = Form(
         "aggregates_not_kept": "number of versions whose updates are no longer stored",
         "orphan_blobs": "number of blobs that no record names; they are harmless",
         "audit_entries": "number of entries of the members' audit log",
+        "roster_entries": "number of entries of the roster of peer keys that were checked",
         "findings": "list of `run`, `invariant`, `problem`",
     },
 )

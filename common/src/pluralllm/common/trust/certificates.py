@@ -125,13 +125,21 @@ def fingerprint_of_certificate(pem: bytes) -> str:
 
     Raises CertificateInvalid if the certificate cannot be read, or if its key is not an ECDSA key.
     """
+    return fingerprint(key_of_certificate(pem))
+
+
+def key_of_certificate(pem: bytes) -> ec.EllipticCurvePublicKey:
+    """Returns the public key of the first certificate in a PEM text.
+
+    Raises CertificateInvalid if the certificate cannot be read, or if its key is not an ECDSA key.
+    """
     try:
         key = x509.load_pem_x509_certificate(pem).public_key()
     except UNREADABLE as error:
         raise CertificateInvalid(what="the certificate", problem=str(error)) from error
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise CertificateInvalid(what="the certificate", problem="its key is not ECDSA P-256")
-    return fingerprint(key)
+    return key
 
 
 def spoken(key_sha256: str) -> str:

@@ -18,7 +18,13 @@ from google.protobuf.message import Message
 from pluralllm.common.errors.tree import AnswerInvalid, InvalidArgument
 from pluralllm.common.text.printable import GROUP_HELP, is_group_name
 from pluralllm.common.weights.chunks import CHUNK_BYTES
-from pluralllm.common.wire.messages import MAX_MESSAGE_BYTES, PROTOCOL_MAX, PROTOCOL_MIN
+from pluralllm.common.wire.messages import (
+    MAX_MESSAGE_BYTES,
+    MAX_ROSTER_ENTRIES,
+    PROTOCOL_MAX,
+    PROTOCOL_MIN,
+    ROSTER_CHANGES_BACK,
+)
 from pluralllm.common.words.addresses import check_address
 from pluralllm.common.words.ids import ID, ClientId
 from pluralllm.common.words.names import MEMBER_NAME, MODEL_NAME, TASK_NAME, ModelName, TaskKind, TaskName
@@ -127,6 +133,14 @@ FIELDS: Mapping[str, Mapping[str, Rule]] = {
         "capabilities": LABEL,
         "release": text("([0-9][0-9A-Za-z.+!_-]{0,59})?", "the number of a release, or empty"),
         "roster_head": hash_or_none,
+    },
+    "GetRosterResponse": {"head": hash_or_none},
+    "RosterEntry": {
+        "sequence": number(1, MAX_NUMBER),
+        "name": ID_TEXT,
+        "group": group,
+        "fingerprint": DIGEST,
+        "change": one_of(ROSTER_CHANGES_BACK),
     },
     "Limits": {
         "max_message_bytes": SIZE,
@@ -387,6 +401,14 @@ def _committed(request: Any, answer: Any, client: ClientId | None) -> Iterator[P
     yield from _receipt(answer.receipt, request.task, request.digest, client)
 
 
+def _roster(request: Any, answer: Any, client: ClientId | None) -> Iterator[Problem]:
+    del client
+    if len(answer.entries) > MAX_ROSTER_ENTRIES:
+        yield "entries", f"has {len(answer.entries)} items, must have at most {MAX_ROSTER_ENTRIES}"
+    for at, entry in enumerate(answer.entries):
+        yield from _differ(f"entries[{at}].", {"sequence": (entry.sequence, request.after + 1 + at)})
+
+
 AGREEMENTS: Mapping[str, Agreement] = {
     "Hello": _hello,
     "Poll": _poll,
@@ -395,4 +417,5 @@ AGREEMENTS: Mapping[str, Agreement] = {
     "GetManifest": _manifest,
     "BeginUpdate": _begun,
     "CommitUpdate": _committed,
+    "GetRoster": _roster,
 }

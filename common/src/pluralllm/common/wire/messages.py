@@ -6,12 +6,14 @@ from dataclasses import asdict
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from pluralllm.common.errors.tree import InvalidArgument
+from pluralllm.common.private_rounds.roster import RosterChange, RosterEntry
 from pluralllm.common.weights.chunks import CHUNK_BYTES, Manifest, checked_manifest, missing_ranges
 from pluralllm.common.words.addresses import Addresses
 from pluralllm.common.words.noise import NoiseStatement
 from pluralllm.common.words.not_reported import NotReported
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import GroupRole
+from pluralllm.v1 import federation_pb2
 from pluralllm.v1 import resources_pb2 as pb
 from pluralllm.v1.enrolment_pb2 import RenewResponse
 from pluralllm.v1.federation_pb2 import BeginUpdateRequest, HelloRequest, HelloResponse
@@ -60,6 +62,8 @@ DAEMON_OPTIONS: tuple[tuple[str, int], ...] = (
 COMMAND_OPTIONS = pings(PATIENT_PING_EVERY_MS, PATIENT_PING_LIMIT_MS)
 
 CHUNK_PIECES = "chunk_pieces"  # capability of a coordinator: it takes chunks in pieces
+PRIVATE_ROUNDS = "private-rounds/1"  # capability of both sides: the daemon or coordinator knows private rounds
+MAX_ROSTER_ENTRIES = 1000  # in one answer
 
 # Metadata key that names the calling client in plain text, where no certificate does. Servers accept it on loopback only.
 CLIENT_ID_KEY = "pluralllm-client-id"
@@ -77,6 +81,12 @@ NOT_REPORTED = {
     NotReported.BUDGET_SPENT: pb.NOT_REPORTED_BUDGET_SPENT,
 }
 NOT_REPORTED_BACK = {number: reason for reason, number in NOT_REPORTED.items()}
+ROSTER_CHANGES = {
+    RosterChange.ADDED: federation_pb2.ROSTER_CHANGE_ADDED,
+    RosterChange.REMOVED: federation_pb2.ROSTER_CHANGE_REMOVED,
+    RosterChange.REPLACED: federation_pb2.ROSTER_CHANGE_REPLACED,
+}
+ROSTER_CHANGES_BACK = {number: change for change, number in ROSTER_CHANGES.items()}
 
 
 def timestamp(time_s: float) -> Timestamp:
@@ -118,6 +128,23 @@ def noise_in(message: HelloRequest | BeginUpdateRequest) -> NoiseStatement | Non
     if problem := statement.problem():
         raise InvalidArgument(field="noise", problem=problem)
     return statement
+
+
+def roster_entry_message(entry: RosterEntry) -> federation_pb2.RosterEntry:
+    """Converts an entry of the roster to its protobuf message."""
+    return federation_pb2.RosterEntry(
+        sequence=entry.sequence,
+        name=entry.name,
+        group=entry.group,
+        fingerprint=entry.fingerprint,
+        change=ROSTER_CHANGES[entry.change],
+    )
+
+
+def roster_entry_in(message: federation_pb2.RosterEntry) -> RosterEntry:
+    """Converts a checked message to an entry of the roster."""
+    change = ROSTER_CHANGES_BACK[message.change]
+    return RosterEntry(message.sequence, message.name, message.group, message.fingerprint, change)
 
 
 def manifest_message(manifest: Manifest) -> pb.BlobManifest:

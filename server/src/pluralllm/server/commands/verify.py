@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from pluralllm.common.errors.membership import AuditBroken
+from pluralllm.common.errors.private_rounds import RosterDiverged
 from pluralllm.common.errors.tree import Corrupt, NotFound, PluralError
 from pluralllm.common.predictor.architecture import update_layout
+from pluralllm.common.private_rounds.roster import Roster
 from pluralllm.common.trust.audit_chain import FIRST_PREVIOUS, check_chain
 from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.weights.update_format import update_format
@@ -19,6 +21,7 @@ from pluralllm.common.words.ids import ClientId, Digest, RoundNumber, RunId
 from pluralllm.common.words.spec import RunSpec, parse_spec
 from pluralllm.server.aggregation.next_version import write_next
 from pluralllm.server.aggregation.update_files import check_update
+from pluralllm.server.members.roster_log import extended
 from pluralllm.server.process.config import ServerConfig
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.machine import step
@@ -57,6 +60,7 @@ INVARIANTS = {
     6: "replaying the event log gives what the tables say",
     7: "stored bytes are what their digest says",
     8: "the audit log is an unbroken hash chain",
+    11: "the roster of peer keys is an unbroken hash chain, in which each key has one member",
 }
 
 
@@ -81,6 +85,7 @@ class Report:
     aggregates_not_kept: int = 0  # versions whose updates are no longer kept
     orphan_blobs: int = 0
     audit_entries: int = 0
+    roster_entries: int = 0
     findings: list[Finding] = field(default_factory=list)
 
     @property
@@ -92,7 +97,7 @@ class Report:
         checked = (
             f"{self.runs} runs, {self.versions} versions, {self.receipts} receipts; {self.aggregates_repeated} aggregates "
             f"repeated bit for bit, {self.aggregates_not_kept} not (updates past retention); {self.orphan_blobs} orphan blobs; "
-            f"{self.audit_entries} entries of the audit log"
+            f"{self.audit_entries} entries of the audit log, {self.roster_entries} of the roster"
         )
         problems = [f"{f.run}, invariant {f.invariant} ({INVARIANTS[f.invariant]}): {f.problem}" for f in self.findings]
         return [checked, *problems, "clean" if self.is_clean else f"{len(problems)} findings"]
@@ -107,6 +112,7 @@ class Report:
             "aggregates_not_kept": self.aggregates_not_kept,
             "orphan_blobs": self.orphan_blobs,
             "audit_entries": self.audit_entries,
+            "roster_entries": self.roster_entries,
             "findings": [{"run": f.run, "invariant": f.invariant, "problem": f.problem} for f in self.findings],
         }
 
@@ -177,6 +183,7 @@ async def verify_state(store: Store, membership: MembershipStore, blobs: Blobs, 
                 problems += await _check_aggregate(report, spec, blobs, scratch, tables, version)
         report.findings += [Finding(f"run {record.id}", invariant, problem) for invariant, problem in problems]
     await _check_audit_log(report, membership)
+    await _check_roster(report, membership)
     named = await kept_blobs(store, 1_000_000)
     report.orphan_blobs = len(set(await blobs.digests()) - named)
     return report
@@ -191,6 +198,17 @@ async def _check_audit_log(report: Report, membership: MembershipStore) -> None:
             report.findings.append(Finding("audit log", 8, str(error)))
             return
         report.audit_entries += len(page)
+
+
+async def _check_roster(report: Report, membership: MembershipStore) -> None:
+    roster = Roster()
+    while page := await membership.roster_rows(roster.sequence, PAGE):
+        try:
+            roster = extended(roster, page)
+        except RosterDiverged as error:
+            report.findings.append(Finding("roster", 11, error.problem))
+            return
+    report.roster_entries = roster.sequence
 
 
 async def _read(store: Store, run: RunId) -> tuple[Tables, list[EventRecord]]:

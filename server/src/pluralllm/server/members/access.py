@@ -99,6 +99,7 @@ RULES: Mapping[str, Rule] = {
     f"{FEDERATION}ReportEvaluation": _only(CLIENT),
     f"{FEDERATION}ReportProgress": _only(CLIENT),
     f"{FEDERATION}ReportFailure": _only(CLIENT),
+    f"{FEDERATION}GetRoster": _only(CLIENT),
     f"{OPERATIONS}CreateRun": STEERING,
     f"{OPERATIONS}StartRun": STEERING,
     f"{OPERATIONS}PauseRun": STEERING,
@@ -117,6 +118,7 @@ RULES: Mapping[str, Rule] = {
     f"{OPERATIONS}CreateInvite": MANAGING,
     f"{OPERATIONS}ApproveMember": MANAGING,
     f"{OPERATIONS}RevokeMember": MANAGING,
+    f"{OPERATIONS}ResetPeerKey": MANAGING,
     f"{OPERATIONS}ListAuditEvents": _only(CLIENT, ADMIN),  # a client reads the entries that concern it
     f"{ENROLMENT}Renew": Rule(ANY, refusals_audited=True),
     f"{ENROLMENT}Join": Rule(frozenset()),  # it is answered on the enrolment port only

@@ -10,7 +10,7 @@ So nobody can use up a member's renewals with a stolen key, and a certificate of
 import asyncio
 import secrets
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import structlog
@@ -30,7 +30,13 @@ from pluralllm.common.errors.membership import (
 )
 from pluralllm.common.errors.tree import InvalidArgument, NotFound, OverLimit
 from pluralllm.common.text.printable import GROUP_HELP, is_group_name
-from pluralllm.common.trust.certificates import fingerprint, public_key_of, read_certificate, read_known_certificate
+from pluralllm.common.trust.certificates import (
+    fingerprint,
+    key_of_certificate,
+    public_key_of,
+    read_certificate,
+    read_known_certificate,
+)
 from pluralllm.common.trust.invite import TOKEN_BYTES, token_hash
 from pluralllm.common.words.ids import ID_HELP, ClientId, is_id
 from pluralllm.common.words.names import MemberName
@@ -39,6 +45,7 @@ from pluralllm.common.words.spec import GroupRole
 from pluralllm.server.members.access import ALL_RUNS, Principal
 from pluralllm.server.members.audit_log import AuditLog
 from pluralllm.server.members.authority import Authority, check_dates, day
+from pluralllm.server.members.roster_log import RosterLog
 from pluralllm.server.process.cancellation import unbroken
 from pluralllm.server.storage.membership import (
     DEFAULT_MAX_EXAMPLES,
@@ -98,10 +105,12 @@ class Registry:
         self._serials: defaultdict[ClientId, set[str]] = defaultdict(set)  # serials of each member's certificates
         self._invites: dict[str, InviteRecord] = {}  # by token hash
         self._changing = asyncio.Lock()
+        self.roster = RosterLog(store, audit, authority.federation, self._valid_keys, self._changing)
 
     async def start(self) -> None:
-        """Reads members, certificates and invites from the store."""
+        """Reads members, certificates, invites and the roster from the store."""
         self._remember(await self._store.everyone())
+        await self.roster.start()
 
     # Reading
 
@@ -260,7 +269,9 @@ class Registry:
                 role=member.role.value,
                 voided=len(void),
             )
-            await self._write(MembershipChange(entry, (member,), (*void, issued), (used,), spends=invite.token_sha256))
+            gone = self.roster.removal_of(invite.name)  # the new membership may have another peer key
+            change = MembershipChange(entry, (member,), (*void, issued), (used,), gone, spends=invite.token_sha256)
+            await self._write(change)
         return member, issued.chain_pem
 
     @unbroken
@@ -341,7 +352,8 @@ class Registry:
                 by, "RevokeMember", str(MemberName(ClientId(name))), reason=reason, certificates=len(void)
             )
             gone = None if member is None else replace(member, revoked_s=now_s)
-            await self._write(MembershipChange(entry, () if gone is None else (gone,), void, withdrawn))
+            no_key = self.roster.removal_of(ClientId(name))
+            await self._write(MembershipChange(entry, () if gone is None else (gone,), void, withdrawn, no_key))
         return gone
 
     async def make_admin(self, name: ClientId, key: ec.EllipticCurvePublicKey) -> bytes:
@@ -358,7 +370,8 @@ class Registry:
                 None, "MakeAdmin", str(MemberName(name)), key_sha256=issued.key_sha256, serial=issued.serial
             )
             void = self._voided(self._of(name), now_s)
-            await self._write(MembershipChange(entry, (made,), (*void, issued)))
+            no_key = self.roster.removal_of(name)
+            await self._write(MembershipChange(entry, (made,), (*void, issued), roster=no_key))
         return issued.chain_pem
 
     # Parts
@@ -366,6 +379,7 @@ class Registry:
     async def _write(self, change: MembershipChange) -> None:
         await self.audit.change(change)
         self._remember(change)
+        self.roster.note(change.roster)
 
     def _remember(self, change: MembershipChange | Everyone) -> None:
         self._members |= {member.name: member for member in change.members}
@@ -404,6 +418,12 @@ class Registry:
 
     def _of(self, name: ClientId) -> list[IssuedCertificate]:
         return [self._certificates[serial] for serial in self._serials.get(name, ())]
+
+    def _valid_keys(self, name: ClientId) -> Iterator[ec.EllipticCurvePublicKey]:
+        """Yields the keys of a member's certificates that are neither void nor expired: the newest two during a renewal."""
+        for issued in self._of(name):
+            if issued.revoked_s is None and issued.not_after_s > self._wall_s():
+                yield key_of_certificate(issued.chain_pem)
 
     def _renewals_of(self, first: IssuedCertificate) -> list[IssuedCertificate]:
         """Returns the certificates that come from `first` by Renew: its own renewals, the renewals of those, and so on."""

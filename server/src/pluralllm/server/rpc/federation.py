@@ -24,7 +24,9 @@ from pluralllm.common.wire.chunk_messages import ChunkMessage, write_chunk
 from pluralllm.common.wire.messages import (
     CHUNK_PIECES,
     MAX_MESSAGE_BYTES,
+    MAX_ROSTER_ENTRIES,
     NOT_REPORTED_BACK,
+    PRIVATE_ROUNDS,
     PROTOCOL_MAX,
     PROTOCOL_MIN,
     ROLES_BACK,
@@ -32,6 +34,7 @@ from pluralllm.common.wire.messages import (
     manifest_message,
     noise_in,
     range_messages,
+    roster_entry_message,
     seconds,
     timestamp,
 )
@@ -39,8 +42,15 @@ from pluralllm.common.words.addresses import Addresses
 from pluralllm.common.words.ids import Digest, GroupName, ModelVersion
 from pluralllm.common.words.names import TaskKind, TaskName
 from pluralllm.server.members.door import caller
+from pluralllm.server.members.roster_log import RosterLog
 from pluralllm.server.rounds import events as ev
-from pluralllm.server.rpc.messages import addresses_message, duration, model_message, receipt_message
+from pluralllm.server.rpc.messages import (
+    addresses_message,
+    claim_in,
+    duration,
+    model_message,
+    receipt_message,
+)
 from pluralllm.server.rpc.polling import Polls
 from pluralllm.server.rpc.shared_runs import SharedRuns
 from pluralllm.server.rpc.signatures import Signatures
@@ -84,12 +94,13 @@ class Federation(pb_grpc.FederationServiceServicer):
         traffic: Traffic,
         chunk_idle_s: float,
         signatures: Signatures,
+        roster: RosterLog,
         addresses: Addresses | None,
     ) -> None:
         self._coordinator, self._polls, self._intake, self._rewards = coordinator, polls, intake, rewards
         self._models, self._shared, self._sessions, self._leases = models, SharedRuns(runs), sessions, leases
         self._clock, self._traffic, self._chunk_idle_s = clock, traffic, chunk_idle_s
-        self._signatures, self._addresses = signatures, addresses
+        self._signatures, self._roster, self._addresses = signatures, roster, addresses
 
     async def Hello(self, request: pb.HelloRequest, context: Context) -> pb.HelloResponse:
         principal = caller()
@@ -114,6 +125,8 @@ class Federation(pb_grpc.FederationServiceServicer):
         if principal.max_examples is not None and request.training_questions > principal.max_examples:
             what = f"the number of questions of {principal.name} (its limit is from `pluralllm invite --max-examples`)"
             raise OverLimit(what=what, got=request.training_questions, limit=principal.max_examples)
+        if request.HasField("peer_key"):
+            await self._roster.register(principal, request.group, claim_in(request.peer_key))
         now_s = self._clock.now_s()
         session = Session(
             client=principal.name,
@@ -125,6 +138,7 @@ class Federation(pb_grpc.FederationServiceServicer):
             last_seen_s=now_s,
             data_changed_s=seconds(request.data_change_time) if request.HasField("data_change_time") else None,
             noise=noise_in(request),
+            is_ready_for_private_rounds=request.HasField("peer_key") and PRIVATE_ROUNDS in request.capabilities,
         )
         await self._coordinator.say_hello(session)
         return pb.HelloResponse(
@@ -137,9 +151,10 @@ class Federation(pb_grpc.FederationServiceServicer):
                 lease=duration(self._leases.duration_s),
                 poll_hold=duration(self._polls.hold_s),
             ),
-            capabilities=[CHUNK_PIECES],
+            capabilities=[CHUNK_PIECES, PRIVATE_ROUNDS],
             addresses=None if self._addresses is None else addresses_message(self._addresses),
             release=__version__,
+            roster_head=self._roster.head,
         )
 
     async def Poll(self, request: pb.PollRequest, context: Context) -> pb.PollResponse:
@@ -288,6 +303,12 @@ class Federation(pb_grpc.FederationServiceServicer):
             lost = ev.PlaceLost(self._clock.now_s(), task.client, reason, permanent)
             await self._coordinator.dispatch(self._shared.get(task.run), lost)
         return pb.ReportFailureResponse()
+
+    async def GetRoster(self, request: pb.GetRosterRequest, context: Context) -> pb.GetRosterResponse:
+        if request.after < 0:
+            raise InvalidArgument(field="after", problem=f"is {request.after}, must be at least 0")
+        entries = self._roster.entries(request.after, MAX_ROSTER_ENTRIES)
+        return pb.GetRosterResponse(entries=map(roster_entry_message, entries), head=self._roster.head)
 
     def _task_of(self, name: str) -> TaskName:
         """Parses a task name, and checks that the task is the caller's and that the caller may still read its run.

@@ -12,6 +12,7 @@ from pluralllm.common.words.names import MemberName
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.server.members.access import Principal
 from pluralllm.server.members.registry import MAX_TTL_S, InviteOrder, Registry
+from pluralllm.server.members.roster_log import RosterLog
 from pluralllm.server.rpc.messages import member_message
 from pluralllm.server.rpc.signatures import Signatures
 from pluralllm.server.runs.coordinator import Coordinator
@@ -37,6 +38,7 @@ class MemberOperations:
         *,
         coordinator: Coordinator,
         registry: Registry | None,
+        roster: RosterLog,
         advertised: Addresses,
         store: Store,
         sessions: Sessions,
@@ -45,6 +47,7 @@ class MemberOperations:
         signatures: Signatures,
     ) -> None:
         self._coordinator, self._registry, self._advertised = coordinator, registry, advertised
+        self._roster = roster
         self._store, self._sessions, self._leases, self._clock = store, sessions, leases, clock
         self._signatures = signatures
 
@@ -104,6 +107,10 @@ class MemberOperations:
         if member is None:
             return resources_pb2.Member(name=name, state=resources_pb2.MEMBER_STATE_REVOKED)
         return self._message(registry, member)
+
+    async def reset_peer_key(self, by: Principal, name: str) -> None:
+        """Removes a client's peer key, in plain text, too. by: the administrator. Raises NotFound if there is no such key."""
+        await self._roster.reset(by, MemberName.parse(name).member)
 
     async def everyone(self) -> list[resources_pb2.Member]:
         """Returns members, open invites and clients that connected without a certificate, sorted by name."""

@@ -14,6 +14,7 @@ from pluralllm.common.words.ids import ClientId
 from pluralllm.common.words.names import MemberName, ModelName, RoundName, RunName
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.server.members.access import Principal
+from pluralllm.server.members.roster_log import PeerKeyClaim
 from pluralllm.server.rounds.state import Outcome, Phase
 from pluralllm.server.runs.live_run import LiveRun
 from pluralllm.server.runs.overview import Participant, ParticipantState, reported_scores
@@ -28,7 +29,7 @@ from pluralllm.server.storage.store import (
     RoundOutcome,
     RoundRecord,
 )
-from pluralllm.v1 import operations_pb2
+from pluralllm.v1 import federation_pb2, operations_pb2
 from pluralllm.v1 import resources_pb2 as pb
 
 MEASURED = frozenset({"distance", "norm"})  # of a receipt
@@ -186,6 +187,11 @@ def fairness_message(latest: Sequence[EvaluationRecord]) -> pb.Fairness | None:
         reporting_groups=len(values),
         groups=len(latest),
     )
+
+
+def claim_in(message: federation_pb2.PeerKey) -> PeerKeyClaim:
+    """Returns the peer key that a client states in Hello."""
+    return PeerKeyClaim(message.key_der, message.endorsement, message.proof)
 
 
 def receipt_message(record: ReceiptRecord) -> pb.Receipt:

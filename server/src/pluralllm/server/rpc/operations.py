@@ -194,6 +194,10 @@ class Operations(pb_grpc.OperationsServiceServicer):
         reason = request.reason[:MAX_REASON]
         return pb.RevokeMemberResponse(member=await self._members.revoke(caller(), request.name, reason))
 
+    async def ResetPeerKey(self, request: pb.ResetPeerKeyRequest, context: Context) -> pb.ResetPeerKeyResponse:
+        await self._members.reset_peer_key(caller(), request.name)
+        return pb.ResetPeerKeyResponse()
+
     async def ListAuditEvents(self, request: pb.ListAuditEventsRequest, context: Context) -> pb.ListAuditEventsResponse:
         size, after = page_size(request.page_size), max(cursor(request.page_token), request.after_sequence)
         entries = await self._audit.entries(after, size + 1)

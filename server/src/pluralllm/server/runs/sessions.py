@@ -28,6 +28,8 @@ class Session:
     last_seen_s: float
     data_changed_s: float | None = None  # when the daemon has noticed the last change of its private file
     noise: NoiseStatement | None = None  # as the member declares it; None if it states nothing
+    # Whether the daemon knows the protocol of private rounds and has registered its peer key.
+    is_ready_for_private_rounds: bool = False
     polls_open: int = 0
     takeovers_s: tuple[
         float, ...

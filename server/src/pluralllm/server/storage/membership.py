@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
 
+from pluralllm.common.private_rounds.roster import RosterEntry
 from pluralllm.common.trust.audit_chain import AuditEntry
 from pluralllm.common.words.ids import ClientId
 from pluralllm.common.words.roles import MemberRole
@@ -98,8 +99,17 @@ class NewAuditEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class RosterRow:
+    """An entry of the roster, with the member's peer key and the roster's head after the entry."""
+
+    entry: RosterEntry
+    key_der: bytes  # SubjectPublicKeyInfo
+    head: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class MembershipChange:
-    """A change of members, certificates or invites, with its audit entry.
+    """A change of members, certificates, invites or the roster, with its audit entry.
 
     The store writes the whole change and the entry in one transaction.
     """
@@ -108,6 +118,7 @@ class MembershipChange:
     members: tuple[Member, ...] = ()  # inserted or replaced
     certificates: tuple[IssuedCertificate, ...] = ()  # inserted or replaced
     invites: tuple[InviteRecord, ...] = ()  # inserted or replaced
+    roster: tuple[RosterRow, ...] = ()  # appended
     spends: str | None = None  # token hash of the invite that this change uses; the database must show it as unused
 
 
@@ -119,7 +130,7 @@ class Everyone:
 
 
 class MembershipStore(Protocol):
-    """A store of members, certificates, invites and the audit log. A change is durable when its method returns.
+    """A store of members, certificates, invites, the roster and the audit log. A change is durable when its method returns.
 
     Every method raises StoreFailed if the database fails; StorageFull if no space is left.
     """
@@ -129,12 +140,17 @@ class MembershipStore(Protocol):
     async def change_membership(self, change: MembershipChange) -> AuditEntry:
         """Writes a change and its audit entry in one transaction, and returns the entry.
 
-        Raises InviteUsed if the change uses an invite that has been used already. Then nothing is written.
+        Raises InviteUsed if the change uses an invite that has been used already; StoreFailed if another writer has appended to
+        the roster. Then nothing is written.
         """
         ...
 
     async def audit_entries(self, after: int, limit: int) -> Sequence[tuple[AuditEntry, str]]:
         """Returns at most `limit` audit entries whose sequence number is above `after`, in order, each with its stored hash."""
+        ...
+
+    async def roster_rows(self, after: int, limit: int) -> Sequence[RosterRow]:
+        """Returns at most `limit` rows of the roster whose sequence number is above `after`, in order."""
         ...
 
     async def audit_head(self) -> tuple[int, str]:

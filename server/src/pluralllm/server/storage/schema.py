@@ -183,6 +183,18 @@ audit_log = Table(
     Column("sha256", String(64), nullable=False),
 )
 
+roster = Table(
+    "roster",
+    metadata,
+    Column("sequence", Integer, primary_key=True, autoincrement=False),
+    Column("name", String(40), nullable=False),
+    Column("group_name", Text, nullable=False),
+    Column("fingerprint", String(64), nullable=False),
+    Column("change", String(20), nullable=False),
+    Column("key_der", LargeBinary, nullable=False),  # the peer key itself
+    Column("head", String(64), nullable=False),  # hash over all entries up to this one
+)
+
 leadership = Table(
     "leadership",
     metadata,

@@ -1,4 +1,4 @@
-"""The store of members, certificates, invites and the audit log in SQL. It uses the one connection of sql_store.py."""
+"""The store of members, certificates, invites, roster and audit log in SQL. It uses the one connection of sql_store.py."""
 
 import dataclasses
 import json
@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from pluralllm.common.errors.membership import InviteUsed
+from pluralllm.common.private_rounds.roster import RosterChange, RosterEntry
 from pluralllm.common.trust.audit_chain import FIRST_PREVIOUS, AuditEntry
 from pluralllm.common.words.ids import ClientId
 from pluralllm.common.words.roles import MemberRole
@@ -22,6 +23,7 @@ from pluralllm.server.storage.membership import (
     Member,
     MembershipChange,
     NewAuditEntry,
+    RosterRow,
 )
 from pluralllm.server.storage.sql_store import SqlStore, replace_rows
 
@@ -96,6 +98,8 @@ class SqlMembership:
                 await replace_rows(connection, t.certificates, ("serial",), [_values(certificate)])
             for invite in change.invites:
                 await replace_rows(connection, t.invites, ("token_sha256",), [_values(invite)])
+            for row in change.roster:
+                await connection.execute(sa.insert(t.roster).values(_roster_values(row)))
             entry = _chained(change.entry, *await _head(connection))
             values = {**dataclasses.asdict(entry), "sha256": entry.sha256}
             await connection.execute(sa.insert(t.audit_log).values(values))
@@ -109,6 +113,21 @@ class SqlMembership:
             rows = (await connection.execute(query)).mappings().all()
         fields = [field.name for field in dataclasses.fields(AuditEntry)]
         return [(AuditEntry(**{name: row[name] for name in fields}), row["sha256"]) for row in rows]
+
+    @unbroken
+    async def roster_rows(self, after: int, limit: int) -> Sequence[RosterRow]:
+        table = t.roster
+        query = sa.select(table).where(table.c.sequence > after).order_by(table.c.sequence).limit(limit)
+        async with self._store.reading() as connection:
+            rows = (await connection.execute(query)).all()
+        return [
+            RosterRow(
+                RosterEntry(row.sequence, row.name, row.group_name, row.fingerprint, RosterChange(row.change)),
+                row.key_der,
+                bytes.fromhex(row.head),
+            )
+            for row in rows
+        ]
 
     @unbroken
     async def audit_head(self) -> tuple[int, str]:
@@ -146,6 +165,11 @@ def _chained(new: NewAuditEntry, sequence: int, sha256: str) -> AuditEntry:
         facts_json=new.facts_json,
         previous_sha256=sha256,
     )
+
+
+def _roster_values(row: RosterRow) -> dict[str, Any]:
+    values = {**dataclasses.asdict(row.entry), "change": row.entry.change.value}
+    return {"group_name": values.pop("group"), **values, "key_der": row.key_der, "head": row.head.hex()}
 
 
 def _values(record: Member | IssuedCertificate | InviteRecord) -> dict[str, Any]:
