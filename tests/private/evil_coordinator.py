@@ -12,6 +12,7 @@ from support.private_members import NAMES, TERMS, digest, member_key
 
 from pluralllm.client.keeping.history import History
 from pluralllm.client.private_rounds import steps
+from pluralllm.client.private_rounds.lines import UpdateLine
 from pluralllm.client.private_rounds.membership import Myself
 from pluralllm.client.private_rounds.notebooks import Notebooks
 from pluralllm.client.private_rounds.revealed_sums import RevealedSums
@@ -52,6 +53,7 @@ class Client:
     def __init__(self, name: str, folder: Path, me: Myself) -> None:
         self.name, self.folder, self.me = name, folder, me
         self.has_receipt = False
+        self.masked_file: str | None = f"masked by {name}"  # None: the outbox has lost it
         self.restart()
 
     def restart(self) -> None:
@@ -76,8 +78,12 @@ class Client:
     def update(self, view: RoundView) -> UpdateStatement | Complaint:
         """Masks the update, or sends the file that is masked already; complains if a box is bad."""
         holding = steps.hold(self.notebook, self.me, view)
-        complaint = steps.send_complaint(self.notebook, self.me, holding)
-        return complaint or steps.send_update(self.notebook, self.me, holding, digest(f"masked by {self.name}"))
+        if (complaint := steps.send_complaint(self.notebook, self.me, holding)) is not None:
+            return complaint
+        if self.masked_file is None or self.notebook.line(UpdateLine) is None:
+            steps.check_may_mask(self.notebook, self.me, holding)
+            self.masked_file = self.masked_file or f"masked again by {self.name}"
+        return steps.send_update(self.notebook, self.me, holding, digest(self.masked_file))
 
 
 @dataclass

@@ -1,0 +1,100 @@
+"""Attacks by the difference of two sums from one model version (CORRECTIONS 29): over runs, and over a round that is repeated."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from private.evil_coordinator import CONFIRM, REVEAL, UPDATE, Coordinator, new_round
+from support.private_members import TERMS, digest
+
+from pluralllm.client.private_rounds.revealed_sums import FILE, RevealedSums
+from pluralllm.client.private_rounds.steps import training_seed
+from pluralllm.common.errors.private_rounds import SumsTooClose
+from pluralllm.common.errors.tree import InvalidConfig
+from pluralllm.common.private_rounds.messages import Confirmation, Reveal
+
+SECOND_RUN = replace(TERMS, run="second", round=1)
+REPEATED = replace(TERMS, round=8)
+
+
+def dropped_in(folder: Path, dropped: tuple[str, ...], terms: object = TERMS, size: int = 7) -> Coordinator:
+    """Returns a round after UPDATE whose sum lacks some members, which have sent nothing."""
+    coordinator = new_round(folder, size, hidden_among=2, terms=terms)  # type: ignore[arg-type]
+    coordinator.run(UPDATE - 1)
+    coordinator.ask(UPDATE, [name for name in coordinator.clients if name not in dropped])
+    return coordinator
+
+
+@pytest.mark.parametrize("terms", [SECOND_RUN, REPEATED], ids=["second run", "round repeated"])
+def test_29_a_sum_without_one_member_is_not_confirmed_after_the_sum_with_it_was_revealed(
+    tmp_path: Path, terms: object
+) -> None:
+    first = new_round(tmp_path, 7, hidden_among=2)
+    assert first.run() == {}
+    second = dropped_in(tmp_path, ("cleo",), terms)
+    refusals = second.ask(CONFIRM) | second.ask(REVEAL)
+    assert {type(error) for error in refusals.values()} == {SumsTooClose}
+    assert set(refusals) == set(second.clients)
+    assert second.sent(Confirmation) == []
+    assert second.sent(Reveal) == []
+
+
+def test_29_the_same_members_may_be_summed_again_and_their_updates_are_trained_anew(tmp_path: Path) -> None:
+    first = new_round(tmp_path, 5)
+    assert first.run() == {}
+    second = new_round(tmp_path, 5, terms=REPEATED)
+    assert second.run() == {}
+    for name, client in second.clients.items():
+        other = first.clients[name]
+        assert training_seed(client.notebook, client.me) != training_seed(other.notebook, other.me)
+        client.restart()
+        assert training_seed(client.notebook, client.me) == training_seed(second.clients[name].notebook, client.me)
+
+
+def test_29_sums_on_different_versions_are_not_compared(tmp_path: Path) -> None:
+    assert new_round(tmp_path, 7, hidden_among=2).run() == {}
+    second = dropped_in(tmp_path, ("cleo",), replace(REPEATED, base_digest=digest("next base")))
+    assert second.ask(CONFIRM) == {}
+    assert second.ask(REVEAL) == {}
+
+
+def test_29_a_sum_may_differ_in_as_many_pinned_members_as_hide_each_other(tmp_path: Path) -> None:
+    """Two of three members in the difference are honest, which is what the policy asks for here."""
+    me = new_round(tmp_path, 8, hidden_among=2).clients["ann"].me
+    sums = RevealedSums(tmp_path)
+    sums.note(me, ("ann", "bob", "cleo", "dora", "emil"))
+    sums.check(me, ("ann", "bob", "cleo", "dora", "emil"))
+    sums.check(me, ("ann", "bob"))
+    sums.check(me, ("ann", "bob", "cleo", "dora", "fay", "gus"))
+    for names in (("ann", "bob", "cleo"), ("ann", "bob", "cleo", "dora", "fay"), ("bob", "cleo", "dora", "emil")):
+        with pytest.raises(SumsTooClose):
+            sums.check(me, names)
+    few = replace(me, pins={name: pin for name, pin in me.pins.items() if name != "dora"})
+    with pytest.raises(SumsTooClose):
+        sums.check(few, ("ann", "bob"))
+
+
+def test_29_each_earlier_sum_counts_also_after_a_restart_and_a_half_written_line_does_not(tmp_path: Path) -> None:
+    me = new_round(tmp_path, 8, hidden_among=2).clients["ann"].me
+    RevealedSums(tmp_path).note(me, ("ann", "bob", "cleo", "dora"))
+    with (tmp_path / FILE).open("ab") as file:
+        file.write(b'{"base":')
+    RevealedSums(tmp_path).note(me, ("ann", "emil", "fay", "gus"))
+    RevealedSums(tmp_path).note(me, ("ann", "emil", "fay", "gus"))
+    assert (tmp_path / FILE).read_bytes().count(b"\n") == 2
+    for close in (("ann", "bob", "cleo"), ("ann", "emil", "fay")):
+        with pytest.raises(SumsTooClose):
+            RevealedSums(tmp_path).check(me, close)
+    (tmp_path / FILE).write_bytes(b"{}\n")
+    with pytest.raises(InvalidConfig, match="damaged"):
+        RevealedSums(tmp_path).check(me, ("ann", "bob"))
+
+
+def test_29_two_rounds_at_the_same_time_reveal_one_of_two_close_sums(tmp_path: Path) -> None:
+    """Both sums are confirmed before either is revealed, so that the check must be made again at the reveal."""
+    first, second = dropped_in(tmp_path, ()), dropped_in(tmp_path, ("cleo",), SECOND_RUN)
+    assert first.ask(CONFIRM) == {}
+    assert second.ask(CONFIRM) == {}
+    assert first.ask(REVEAL) == {}
+    assert {type(error) for error in second.ask(REVEAL).values()} == {SumsTooClose}
+    assert second.sent(Reveal) == []

@@ -1,0 +1,196 @@
+"""Attacks by members: bad boxes and false complaints cost their maker's own place in the sum, and no other update."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from private.evil_client import BAD_BOXES, Change, deals_bad_boxes, false_complaint, r2_of
+from private.evil_coordinator import CONFIRM, REVEAL, SHARES, UPDATE, Coordinator, new_round
+from support.private_members import digest, member_key
+
+from pluralllm.common.errors.private_rounds import BadBox, BadView, RoundSecretsLost, WrongStep
+from pluralllm.common.private_rounds.messages import Complaint, Confirmation, Reveal, UpdateStatement
+from pluralllm.common.private_rounds.round_view import MemberComplaint
+
+# 7 members, 1 colluder: t = 5, so that two may be outside the sum.
+
+
+def dealt(folder: Path) -> Coordinator:
+    coordinator = new_round(folder, 7, hidden_among=2)
+    coordinator.run(SHARES)
+    return coordinator
+
+
+@pytest.mark.parametrize("change", BAD_BOXES, ids=lambda change: change.__name__)
+def test_16_a_dealer_with_a_bad_box_and_its_victim_are_left_out_and_the_others_updates_are_summed(
+    tmp_path: Path, change: Change
+) -> None:
+    coordinator = dealt(tmp_path)
+    deals_bad_boxes(coordinator, "gus", ("ann",), change)
+    assert coordinator.ask(UPDATE) == {}
+    (complaint,) = coordinator.sent(Complaint)
+    assert complaint.dealer == "gus"
+    assert coordinator.latest(Complaint)["ann"].is_signed(
+        coordinator.members[0].peer_key_der, r2_of(coordinator), "ann"
+    )
+    assert coordinator.sent(UpdateStatement, "ann") == []
+    assert [update.name for update in coordinator.updates] == ["bob", "cleo", "dora", "emil", "fay"]
+    honest = [name for name in coordinator.clients if name != "gus"]
+    assert coordinator.ask(CONFIRM, honest) == {}
+    refusals = coordinator.ask(REVEAL, honest)
+    assert {name: type(error) for name, error in refusals.items()} == {"ann": BadBox}, "it lacks one share"
+    assert len(coordinator.sent(Reveal)) == 5 == coordinator.threshold
+
+
+def test_16_a_client_that_has_complained_masks_nothing_later_and_complains_of_nobody_else(tmp_path: Path) -> None:
+    coordinator = dealt(tmp_path)
+    deals_bad_boxes(coordinator, "gus", ("ann",), BAD_BOXES[0])
+    deals_bad_boxes(coordinator, "fay", ("ann",), BAD_BOXES[1])
+    good = dict(coordinator.dealt)
+    for _ in range(2):
+        coordinator.ask(UPDATE, ("ann",))
+        coordinator.clients["ann"].restart()
+    coordinator.dealt = good
+    coordinator.ask(UPDATE, ("ann",))
+    assert {one.dealer for one in coordinator.sent(Complaint)} == {"fay"}, "the first bad one by name"
+    assert len({one.signature for one in coordinator.sent(Complaint)}) == 1
+    assert coordinator.sent(UpdateStatement) == []
+
+
+def test_29_a_member_that_calls_a_good_box_bad_takes_itself_out_and_the_dealer_still_confirms_and_reveals(
+    tmp_path: Path,
+) -> None:
+    coordinator = dealt(tmp_path)
+    coordinator.ask(UPDATE, [name for name in coordinator.clients if name != "gus"])
+    coordinator.got.append(("gus", false_complaint(coordinator, "gus", "ann")))
+    coordinator._close(UPDATE)
+    assert [update.name for update in coordinator.updates] == ["bob", "cleo", "dora", "emil", "fay"]
+    assert coordinator.clients["ann"].has_receipt
+    honest = [name for name in coordinator.clients if name != "gus"]
+    assert coordinator.ask(CONFIRM, honest) == {}
+    assert coordinator.ask(REVEAL, honest) == {}
+    assert len(coordinator.sent(Reveal)) == 6
+
+
+def test_29_a_complaint_that_the_coordinator_invents_does_not_excuse_that_an_update_is_missing(tmp_path: Path) -> None:
+    coordinator = dealt(tmp_path)
+    coordinator.run(UPDATE)
+    true = false_complaint(coordinator, "gus", "ann")
+    coordinator.updates = tuple(update for update in coordinator.updates if update.name not in ("ann", "gus"))
+    for invented in (
+        MemberComplaint("gus", replace(true, signature=false_complaint(coordinator, "gus", "bob").signature)),
+        MemberComplaint("bob", true),
+        MemberComplaint("hana", true),
+        MemberComplaint("gus", Complaint("ann", digest("x")).signed(member_key("gus"), r2_of(coordinator), "gus")),
+        MemberComplaint("gus", Complaint("ann", true.box_sha256).signed(member_key("gus"), digest("R2"), "gus")),
+        MemberComplaint("gus", false_complaint(coordinator, "gus", "bob")),
+    ):
+        coordinator.complaints = (invented,)
+        assert isinstance(coordinator.ask(CONFIRM, ("ann",))["ann"], BadView)
+    assert coordinator.sent(Confirmation) == []
+    coordinator.complaints = (MemberComplaint("gus", true),)
+    assert coordinator.ask(CONFIRM, ("ann",)) == {}
+
+
+@pytest.mark.parametrize("victims", [("ann",), ("ann", "bob"), ("ann", "bob", "cleo")])
+def test_29_bad_boxes_for_many_peers_stop_the_round_at_worst_and_show_no_update(
+    tmp_path: Path, victims: tuple[str, ...]
+) -> None:
+    coordinator = dealt(tmp_path)
+    deals_bad_boxes(coordinator, "gus", victims, BAD_BOXES[0])
+    coordinator.ask(UPDATE)
+    assert {name for name, message in coordinator.got if isinstance(message, Complaint)} == set(victims)
+    honest = [name for name in coordinator.clients if name != "gus"]
+    refusals = coordinator.ask(CONFIRM, honest)
+    if len(victims) == 1:
+        assert refusals == {}
+    else:  # fewer than t = 5 updates are left
+        assert set(refusals) == set(honest)
+        assert coordinator.sent(Confirmation) == []
+    coordinator.ask(REVEAL, honest)
+    assert {one for one, message in coordinator.got if isinstance(message, Reveal)}.isdisjoint(victims)
+
+
+def test_32_a_key_of_a_pair_that_is_not_the_one_its_dealer_has_signed_is_complained_of(tmp_path: Path) -> None:
+    coordinator = dealt(tmp_path)
+    pair_of_other = coordinator.dealt["gus"].box_of(2).pair_box  # sealed for bob
+    deals_bad_boxes(coordinator, "gus", ("ann",), lambda box: replace(box, pair_box=pair_of_other))
+    coordinator.ask(UPDATE, ("ann",))
+    assert coordinator.sent(Complaint)[0].dealer == "gus"
+
+
+def test_32_a_box_with_a_bad_signature_blames_the_coordinator_and_nobody_complains(tmp_path: Path) -> None:
+    coordinator = dealt(tmp_path)
+    boxes = list(coordinator.dealt["gus"].boxes)
+    boxes[0] = BAD_BOXES[0](boxes[0])
+    coordinator.dealt["gus"] = replace(coordinator.dealt["gus"], boxes=tuple(boxes))
+    refusal = coordinator.ask(UPDATE, ("ann",))["ann"]
+    assert isinstance(refusal, BadView)
+    assert refusal.member == "gus"
+    assert coordinator.sent(Complaint) == coordinator.sent(UpdateStatement) == []
+
+
+# 33: one file in a round
+
+
+def test_33_a_client_masks_one_file_in_a_round_and_none_after_it_has_confirmed(tmp_path: Path) -> None:
+    coordinator = new_round(tmp_path)
+    coordinator.run(UPDATE - 1)
+    coordinator.ask(UPDATE, ("ann", "bob", "cleo", "dora"))
+    ann, emil = coordinator.clients["ann"], coordinator.clients["emil"]
+    ann.masked_file = "another masked file"
+    assert isinstance(coordinator.ask(UPDATE, ("ann",))["ann"], WrongStep)
+    assert coordinator.ask(CONFIRM) == {}
+    assert isinstance(coordinator.ask(UPDATE, ("emil",))["emil"], WrongStep)
+    emil.restart()
+    assert isinstance(coordinator.ask(UPDATE, ("emil",))["emil"], WrongStep)
+    assert coordinator.sent(UpdateStatement, "emil") == []
+    assert len(coordinator.sent(UpdateStatement, "ann")) == 1
+
+
+def test_33_a_client_whose_masked_file_is_lost_leaves_the_round_and_never_masks_again(tmp_path: Path) -> None:
+    coordinator = new_round(tmp_path)
+    coordinator.run(UPDATE)
+    client = coordinator.clients["ann"]
+    client.masked_file = None
+    client.restart()
+    assert isinstance(coordinator.ask(UPDATE, ("ann",))["ann"], RoundSecretsLost)
+
+
+# 34: a base version that this client has not computed again
+
+
+def test_34_a_client_that_has_not_checked_the_base_masks_only_if_enough_pinned_members_have(tmp_path: Path) -> None:
+    names = ("ann", "bob", "cleo", "dora", "emil", "fay")
+    for number, (unchecked, masks) in enumerate(
+        (
+            (("ann",), True),
+            (("ann", "bob", "cleo", "dora"), True),  # emil and fay are more than the one that may collude
+            (("ann", "bob", "cleo", "dora", "emil"), False),
+            (names, False),
+        )
+    ):
+        coordinator = new_round(tmp_path / str(number), 6, hidden_among=2, unchecked=unchecked)
+        coordinator.run(SHARES)
+        refusal = coordinator.ask(UPDATE, ("ann",)).get("ann")
+        assert (refusal is None) == masks
+        assert refusal is None or isinstance(refusal, BadView)
+        assert len(coordinator.sent(UpdateStatement)) == masks
+
+
+def test_34_a_member_that_has_checked_does_not_vouch_for_itself_and_no_stranger_vouches(tmp_path: Path) -> None:
+    coordinator = new_round(tmp_path, 6, hidden_among=2, unchecked=("ann", "bob", "cleo", "dora", "emil"), colluders=0)
+    coordinator.run(SHARES)
+    assert coordinator.ask(UPDATE, ("ann", "fay")) == {}
+    ann = coordinator.clients["bob"]
+    ann.me = replace(ann.me, pins={name: pin for name, pin in ann.me.pins.items() if name != "fay"})
+    assert isinstance(coordinator.ask(UPDATE, ("bob",))["bob"], BadView), "the one that has checked is not pinned"
+
+
+def test_34_a_claim_to_have_checked_is_signed(tmp_path: Path) -> None:
+    coordinator = new_round(tmp_path, 6, hidden_among=2, unchecked=("bob",))
+    coordinator.ask(1)
+    bob = coordinator.members[1]
+    claimed = replace(bob, keys=replace(bob.keys, checked=True))
+    coordinator.members = (coordinator.members[0], claimed, *coordinator.members[2:])
+    assert isinstance(coordinator.ask(SHARES, ("ann",))["ann"], BadView)
