@@ -8,14 +8,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
-from support.private_members import NAMES, TERMS, digest, member_key
+import numpy as np
+from numpy.typing import NDArray
+from support.private_members import NAMES, TERMS, member_key
 
 from pluralllm.client.keeping.history import History
 from pluralllm.client.private_rounds import steps
+from pluralllm.client.private_rounds.holding import Holding
 from pluralllm.client.private_rounds.lines import UpdateLine
+from pluralllm.client.private_rounds.masking import MaskingSecrets, masking_secrets
 from pluralllm.client.private_rounds.membership import Myself
 from pluralllm.client.private_rounds.notebooks import Notebooks
 from pluralllm.client.private_rounds.revealed_sums import RevealedSums
+from pluralllm.client.work.masking import mask_update
+from pluralllm.client.work.orders import Mask
 from pluralllm.common.errors.tree import PluralError
 from pluralllm.common.private_rounds.messages import (
     Complaint,
@@ -27,13 +33,21 @@ from pluralllm.common.private_rounds.messages import (
     UpdateStatement,
 )
 from pluralllm.common.private_rounds.peer_keys import fingerprint, public_der
+from pluralllm.common.private_rounds.round_sum import FixedRound, Unmasking, check_reveal, leftover_streams, open_round
 from pluralllm.common.private_rounds.round_view import DealtBox, MemberComplaint, MemberConfirmation, RoundView
-from pluralllm.common.private_rounds.statements import RoundTerms
+from pluralllm.common.private_rounds.statements import RoundTerms, derived
+from pluralllm.common.process.files import publish
+from pluralllm.common.weights.chunks import manifest_of
+from pluralllm.common.weights.layout import layout_of, write_weights
+from pluralllm.common.weights.update_format import update_format
 from pluralllm.common.words.ids import RoundNumber, RunId
 from pluralllm.common.words.private_rounds import threshold
 
 KEYS, SHARES, UPDATE, CONFIRM, REVEAL = STEPS = (1, 2, 3, 4, 5)
 Message = Keys | Shares | UpdateStatement | Complaint | Confirmation | Reveal
+VALUES, CLIP_NORM, MOST_WEIGHT = 50, 4.0, 400
+LAYOUT = layout_of([("w", (VALUES,))])
+MASKED = update_format(LAYOUT, "ring32")
 MessageT = TypeVar("MessageT", Keys, Shares, UpdateStatement, Complaint, Confirmation, Reveal)
 Lie = Callable[[str, int, RoundView], RoundView]  # what a client is shown in a step, in place of the honest view
 
@@ -53,7 +67,8 @@ class Client:
     def __init__(self, name: str, folder: Path, me: Myself) -> None:
         self.name, self.folder, self.me = name, folder, me
         self.has_receipt = False
-        self.masked_file: str | None = f"masked by {name}"  # None: the outbox has lost it
+        self.seed = name  # its update follows from it
+        self.outbox = folder / "masked.safetensors"
         self.restart()
 
     def restart(self) -> None:
@@ -80,10 +95,37 @@ class Client:
         holding = steps.hold(self.notebook, self.me, view)
         if (complaint := steps.send_complaint(self.notebook, self.me, holding)) is not None:
             return complaint
-        if self.masked_file is None or self.notebook.line(UpdateLine) is None:
-            steps.check_may_mask(self.notebook, self.me, holding)
-            self.masked_file = self.masked_file or f"masked again by {self.name}"
-        return steps.send_update(self.notebook, self.me, holding, digest(self.masked_file))
+        if self.notebook.line(UpdateLine) is None or not self.outbox.is_file():
+            self._mask(masking_secrets(self.notebook, self.me, holding), len(view.members))
+        return steps.send_update(self.notebook, self.me, holding, bytes.fromhex(manifest_of(self.outbox).digest))
+
+    def delta(self) -> NDArray[np.float32]:
+        """Returns the update that this client trains. Shape: (VALUES,)."""
+        rng = np.random.default_rng(list(self.seed.encode()))
+        return rng.normal(0, 0.1, VALUES).astype(np.float32)
+
+    def order(self, secrets: MaskingSecrets, members: int) -> Mask:
+        """Returns the worker's order to mask the update."""
+        return Mask(
+            delta=self.folder / "delta.safetensors",
+            out=self.folder / "draft.safetensors",
+            members=members,
+            clip_norm=CLIP_NORM,
+            most_weight=MOST_WEIGHT,
+            weight=len(self.name),
+            metric_weight=len(self.name),
+            loss=1.5,
+            base_distance=None,
+            streams=tuple((key.hex(), sign) for key, sign in secrets.streams),
+            rounding=secrets.rounding.hex(),
+        )
+
+    def _mask(self, secrets: MaskingSecrets, members: int) -> None:
+        """Masks the update as the worker does, and keeps the file as the outbox does."""
+        write_weights(self.folder / "delta.safetensors", LAYOUT, [self.delta()])
+        order = self.order(secrets, members)
+        mask_update(order, lambda done, total: None)
+        publish(order.out, self.outbox)
 
 
 @dataclass
@@ -101,6 +143,7 @@ class Coordinator:
     arrived: dict[str, UpdateStatement] = field(default_factory=dict)
     updates: tuple[UpdateStatement, ...] = ()
     confirmations: tuple[MemberConfirmation, ...] = ()
+    masked: dict[str, bytes] = field(default_factory=dict)  # the masked files that have arrived, by client
 
     @property
     def threshold(self) -> int:
@@ -127,6 +170,8 @@ class Coordinator:
                 refusals[name] = error
             else:
                 self.got.append((name, message))
+                if isinstance(message, UpdateStatement):
+                    self.masked[name] = self.clients[name].outbox.read_bytes()
         self._close(step)
         return refusals
 
@@ -142,6 +187,23 @@ class Coordinator:
     def sent(self, kind: type[MessageT], name: str | None = None) -> list[MessageT]:
         """Returns all messages of a kind that have reached the coordinator; of one client only if it is named."""
         return [message for sender, message in self.got if isinstance(message, kind) and name in (None, sender)]
+
+    @property
+    def fixed(self) -> FixedRound:
+        return FixedRound(self.terms, self.members, self.dealers, self.updates)
+
+    def unmasked(self) -> NDArray[np.uint32]:
+        """Returns the sum of the round, tail first, from what has reached the coordinator. Shape: (64 + VALUES,)."""
+        fixed, reveals = self.fixed, self.latest(Reveal)
+        complaints = {one.name: one.complaint.dealer for one in self.complaints}
+        for holder, reveal in reveals.items():
+            check_reveal(fixed, holder, reveal, self.dealt, complaints.get(holder, ""))
+        opened = open_round(fixed, self.dealt, reveals)
+        return Unmasking(leftover_streams(fixed, opened)).unmasked([self.numbers(name) for name in fixed.in_sum])
+
+    def numbers(self, name: str) -> NDArray[np.uint32]:
+        """Returns the numbers of a client's masked file, tail first. Shape: (64 + VALUES,)."""
+        return np.frombuffer(self.masked[name], "<u4", offset=len(MASKED.header))
 
     def latest(self, kind: type[MessageT]) -> dict[str, MessageT]:
         """Returns the newest message of a kind from each client, sorted by client."""
@@ -165,6 +227,25 @@ class Coordinator:
         elif step == CONFIRM:
             confirmed = self.latest(Confirmation).items()
             self.confirmations = tuple(MemberConfirmation(name, one.signature) for name, one in confirmed)
+
+
+def assert_exact(coordinator: Coordinator) -> None:
+    """Asserts that the coordinator's sum is that of the plain numbers of the clients in it, to the bit."""
+    total = np.zeros(64 + VALUES, np.uint32)
+    for name in coordinator.fixed.in_sum:
+        client = coordinator.clients[name]
+        holding = steps.hold(client.notebook, client.me, coordinator.honest_view(name))
+        order = client.order(_no_masks(client, holding), len(coordinator.members))
+        mask_update(replace(order, out=client.folder / "plain.safetensors"), lambda done, total: None)
+        total += np.fromfile(client.folder / "plain.safetensors", "<u4", offset=len(MASKED.header))
+    assert np.array_equal(coordinator.unmasked(), total)
+    assert total[1] == len(coordinator.updates)
+
+
+def _no_masks(client: Client, holding: Holding) -> MaskingSecrets:
+    """Returns the client's seed for rounding, and no streams."""
+    training = steps.secrets_of(client.notebook, client.me).training
+    return MaskingSecrets((), derived(training, "rounding", holding.dealers.sha256))
 
 
 def _sender(one: tuple[str, Message]) -> str:

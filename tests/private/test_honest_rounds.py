@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from private.evil_coordinator import CONFIRM, KEYS, REVEAL, SHARES, STEPS, UPDATE, new_round
+from private.evil_coordinator import CONFIRM, KEYS, REVEAL, SHARES, STEPS, UPDATE, assert_exact, new_round
 
 from pluralllm.common.errors.private_rounds import BadView, HiddenAmongTooFew
 from pluralllm.common.private_rounds.messages import Confirmation, Reveal
@@ -13,7 +13,8 @@ def test_an_honest_round_ends_with_one_share_of_every_dealer_from_every_holder(t
     coordinator = new_round(tmp_path)
     assert coordinator.run() == {}
     reveals = coordinator.sent(Reveal)
-    assert [list(one.values) for one in reveals if isinstance(one, Reveal)] == [[1, 2, 3, 4, 5]] * 5
+    assert [list(one.values) for one in reveals] == [[1, 2, 3, 4, 5]] * 5
+    assert_exact(coordinator)
 
 
 # 6 members and 1 colluder: t = 4, so that 2 may go away.
@@ -23,6 +24,7 @@ def test_as_many_members_as_may_go_away_at_any_step_do_not_stop_the_round(tmp_pa
     assert coordinator.run(gone={step: ("bob", "emil")}) == {}
     assert len(coordinator.sent(Reveal)) >= coordinator.threshold
     assert coordinator.threshold == (4 if step > KEYS else 3)
+    assert_exact(coordinator)
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -49,6 +51,7 @@ def test_a_client_that_delivers_no_update_still_confirms_and_reveals(tmp_path: P
     assert coordinator.ask(CONFIRM) == {}
     assert coordinator.ask(REVEAL) == {}
     assert len(coordinator.sent(Confirmation, "emil")) == len(coordinator.sent(Reveal, "emil")) == 1
+    assert_exact(coordinator)
 
 
 def test_a_holder_that_was_away_while_others_confirmed_confirms_before_it_reveals(tmp_path: Path) -> None:

@@ -10,13 +10,26 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from private.evil_coordinator import CONFIRM, KEYS, REVEAL, SHARES, STEPS, UPDATE, Client, Message, new_round, without
+from private.evil_coordinator import (
+    CONFIRM,
+    KEYS,
+    REVEAL,
+    SHARES,
+    STEPS,
+    UPDATE,
+    Client,
+    Message,
+    assert_exact,
+    new_round,
+    without,
+)
 from support.kill_points import stopping_at
 
-from pluralllm.client.private_rounds import notebook
+from pluralllm.client.private_rounds import notebook, steps
 from pluralllm.common.errors.tree import PluralError
 from pluralllm.common.private_rounds.messages import Complaint, Confirmation, Keys, Reveal, Shares, UpdateStatement
 from pluralllm.common.private_rounds.round_view import RoundView
+from pluralllm.common.weights.chunks import manifest_of
 
 
 class Killed(BaseException):
@@ -56,6 +69,7 @@ def test_21_a_client_that_is_killed_at_every_write_of_every_step_ends_the_round_
     assert min(kills.values()) > 8, kills
     reveals = coordinator.sent(Reveal)
     assert len({one.sum_sha256 for one in reveals}) == 1
+    assert_exact(coordinator)
 
 
 def test_8_a_client_killed_before_its_keys_are_noted_has_new_keys_and_later_the_same(tmp_path: Path) -> None:
@@ -74,16 +88,20 @@ def test_8_a_client_killed_before_its_update_is_noted_masks_again_and_afterwards
     coordinator = new_round(tmp_path)
     coordinator.run(SHARES)
     client, view = coordinator.clients["ann"], coordinator.honest_view("ann")
-    client.masked_file = "first try"
+    steps.hold(client.notebook, client.me, view)
+    files = []
     for number in itertools.count(1):
+        client.seed = f"training {number}"  # of a device whose trainings differ a little
         if answer_or_die(client, UPDATE, view, number) is not None or "update" in client.notebook.steps:
             break
-        client.masked_file = f"try {number}"
-    kept = client.masked_file
-    assert kept != "first try"
+        if client.outbox.is_file():
+            files.append(client.outbox.read_bytes())
+    assert len(set(files)) > 1
     statement = client.answer(UPDATE, view)
     assert isinstance(statement, UpdateStatement)
+    assert statement.digest.hex() == manifest_of(client.outbox).digest
     client.restart()
+    client.seed = "another training"
     assert client.answer(UPDATE, view) == statement
 
 
@@ -109,7 +127,7 @@ ATTEMPTS = st.lists(
         st.sampled_from(STEPS),
         st.sampled_from(CHANGES),
         st.integers(1, 40),  # the write at which the client is killed, if the step has so many
-        st.sampled_from(("delta", "another delta", None)),
+        st.sampled_from(("one training", "another one", None)),  # None: the outbox loses the file
     ),
     min_size=4,
     max_size=14,
@@ -126,7 +144,6 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Client, dict[int
         coordinator.run(SHARES)
         shutil.copytree(folder / "ann", folder / "copy")
         views = {KEYS: coordinator.honest_view("ann"), SHARES: coordinator.honest_view("ann")}
-        coordinator.clients["ann"].masked_file = "delta"
         for step in (UPDATE, CONFIRM, REVEAL):
             views[step] = coordinator.honest_view("ann")
             coordinator.ask(step)
@@ -152,9 +169,12 @@ def test_14_no_order_of_kills_lists_of_dealers_and_deltas_makes_a_client_say_two
     )
     client.restart()
     client.has_receipt = False
+    client.outbox.unlink(missing_ok=True)
     left: list[Message] = []
-    for step, change, number, masked_file in attempts:
-        client.masked_file = masked_file
+    for step, change, number, seed in attempts:
+        client.seed = seed or client.seed
+        if seed is None:
+            client.outbox.unlink(missing_ok=True)
         try:
             message = answer_or_die(client, step, change(views[step]), number)
         except PluralError:

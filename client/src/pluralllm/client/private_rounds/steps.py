@@ -52,6 +52,12 @@ log = structlog.get_logger()
 TRAINING_SEED_BYTES = 8  # torch takes seeds of 64 bits
 
 
+def secrets_of(notebook: Notebook, me: Myself) -> RoundSecrets:
+    """Returns the secrets of the round. Raises RoundSecretsLost if the notebook has none; WrongStep if it has other terms."""
+    notebook.needed(KeysLine)
+    return RoundSecrets.of(notebook.begin(me.terms.sha256), me.terms.sha256)
+
+
 def send_keys(notebook: Notebook, me: Myself, view: RoundView) -> Keys:
     """Returns this client's fresh public keys for the round. Raises WrongStep if the coordinator states other terms."""
     check_terms(me, view)
@@ -69,7 +75,7 @@ def training_seed(notebook: Notebook, me: Myself) -> int:
 
     Two sums on one base version then differ by more than the members in which they differ. Raises RoundSecretsLost.
     """
-    return int.from_bytes(_secrets(notebook, me).training[:TRAINING_SEED_BYTES])
+    return int.from_bytes(secrets_of(notebook, me).training[:TRAINING_SEED_BYTES])
 
 
 def send_shares(
@@ -82,7 +88,7 @@ def send_shares(
 
     Raises the errors of `check_round`, before anything is dealt; RoundSecretsLost if this client has sent no keys.
     """
-    secrets, members = _secrets(notebook, me), _members(notebook, me, view)
+    secrets, members = secrets_of(notebook, me), _members(notebook, me, view)
     if (line := notebook.line(SharesLine)) is not None:
         return Shares.from_json(notebook.message(line))
     try:
@@ -111,7 +117,7 @@ def send_shares(
 
 def hold(notebook: Notebook, me: Myself, view: RoundView) -> Holding:
     """Takes the boxes for this client, and returns what they hold. Raises the errors of `check_round` and `take_boxes`."""
-    return open_boxes(notebook, me, _dealers(notebook, me, view), _secrets(notebook, me))
+    return open_boxes(notebook, me, _dealers(notebook, me, view), secrets_of(notebook, me))
 
 
 def send_complaint(notebook: Notebook, me: Myself, holding: Holding) -> Complaint | None:
@@ -195,19 +201,22 @@ def reveal(notebook: Notebook, me: Myself, view: RoundView, sums: RevealedSums, 
     """Returns this client's shares for the sum: of the own mask for each update in it, of the mask key for each other dealer.
 
     The sum is confirmed first, so that a client never reveals for a sum that it would not confirm.
-    Raises the errors of `confirm`; BadView if fewer dealers have confirmed the sum than must; BadBox if a dealer's box was bad,
-    because this client then lacks a share.
+    A client that has complained of a dealer has no share of it, and reveals all others.
+    Raises the errors of `confirm`; BadView if fewer dealers have confirmed the sum than must; BadBox if it lacks another share.
     """
     confirmation = confirm(notebook, me, view, sums, has_receipt=has_receipt)
     dealers = _dealers(notebook, me, view)
     _check_confirmed(dealers, view, confirmation.sum_sha256)
     if (line := notebook.line(RevealLine)) is not None:
         return Reveal.from_json(notebook.message(line))
-    holding = open_boxes(notebook, me, dealers, _secrets(notebook, me))
-    if holding.bad:
-        raise holding.bad[0]
+    holding = open_boxes(notebook, me, dealers, secrets_of(notebook, me))
     in_sum = frozenset(update.name for update in view.updates)
-    values = revealed_values(holding.held, dealers.names, in_sum, dealers.members.names)
+    complained = _complained(notebook)
+    for error in holding.bad:
+        if error.dealer != complained:
+            raise error
+    having = tuple(name for name in dealers.names if name != complained)
+    values = revealed_values(holding.held, having, in_sum, dealers.members.names)
     revealed = Reveal.of(confirmation.sum_sha256, values).signed(me.key)
     body = revealed.to_json()
     sums.note(me, in_sum)
@@ -218,10 +227,10 @@ def reveal(notebook: Notebook, me: Myself, view: RoundView, sums: RevealedSums, 
 # Parts
 
 
-def _secrets(notebook: Notebook, me: Myself) -> RoundSecrets:
-    """Returns the secrets of the round. Raises RoundSecretsLost if the notebook has none; WrongStep if it has other terms."""
-    notebook.needed(KeysLine)
-    return RoundSecrets.of(notebook.begin(me.terms.sha256), me.terms.sha256)
+def _complained(notebook: Notebook) -> str:
+    """Returns the dealer that this client has complained of in the round; "" for none."""
+    line = notebook.line(ComplaintLine)
+    return "" if line is None else Complaint.from_json(notebook.message(line)).dealer
 
 
 def _members(notebook: Notebook, me: Myself, view: RoundView) -> Members:

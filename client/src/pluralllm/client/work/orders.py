@@ -3,7 +3,7 @@
 Tensors travel as files: orders and results hold paths. The paths in an order are absolute.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pluralllm.client.disclosure.measurements import MeasuredScores, MeasuredTraining
@@ -59,6 +59,34 @@ class TrainedUpdate:
 
 
 @dataclass(frozen=True, slots=True)
+class Mask:
+    """The order to turn a delta into numbers modulo 2^32, to mask them, and to write them to the file `out`.
+
+    The keys of the streams are secrets of one private round: they travel over the pipe and nowhere else.
+    """
+
+    delta: Path  # of this round, in plain; whoever gives the order deletes it when the masked file is durable
+    out: Path
+    members: int  # of the round
+    clip_norm: float
+    most_weight: int  # aggregation.max_examples
+    weight: int  # of this update, 1 .. most_weight
+    metric_weight: int  # of the two metrics, 1 .. most_weight
+    loss: float | None  # None for a number that the policy keeps back
+    base_distance: float | None
+    streams: tuple[tuple[str, int], ...] = field(repr=False)  # key in hex, and 1 to add the stream or -1 to subtract it
+    rounding: str = field(repr=False)  # seed in hex
+
+
+@dataclass(frozen=True, slots=True)
+class Masked:
+    """The result of Mask. The masked update itself is in the order's file `out`."""
+
+    digest: Digest
+    is_clipped: bool  # whether the delta was scaled down to clip_norm
+
+
+@dataclass(frozen=True, slots=True)
 class Reward:
     """The order to predict the group's share for each candidate of each prompt, and to write the shares to the file `out`."""
 
@@ -88,5 +116,6 @@ class Evaluate:
 
 PREPARE = Command("prepare", Prepare, Prepared)
 TRAIN = Command("train", Train, TrainedUpdate)
+MASK = Command("mask", Mask, Masked)
 REWARD = Command("reward", Reward, Rewards)
 EVALUATE = Command("evaluate", Evaluate, MeasuredScores)

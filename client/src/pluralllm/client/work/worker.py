@@ -25,12 +25,16 @@ from pluralllm.client.data.answers import read_answers
 from pluralllm.client.disclosure.measurements import MeasuredScores, MeasuredTraining
 from pluralllm.client.disclosure.outgoing import DECIMALS
 from pluralllm.client.work.command_loop import Action, Report, answer_commands
+from pluralllm.client.work.masking import mask_update
 from pluralllm.client.work.orders import (
     EVALUATE,
+    MASK,
     PREPARE,
     REWARD,
     TRAIN,
     Evaluate,
+    Mask,
+    Masked,
     Prepare,
     Prepared,
     Reward,
@@ -145,6 +149,10 @@ class LocalWork:
             gpu_memory_bytes=torch.cuda.max_memory_allocated(run.device) if run.device.type == "cuda" else 0,
         )
 
+    def mask(self, report: Report, order: Mask) -> Masked:
+        """Masks an update for a private round, and writes it to the order's file `out`."""
+        return mask_update(order, lambda done, total: report("masking", done, total))
+
     def reward(self, report: Report, order: Reward) -> Rewards:
         """Predicts the group's share for each candidate of each prompt, and writes the shares to the order's file `out`.
 
@@ -222,6 +230,7 @@ def main() -> None:
     answer_commands(
         Action(PREPARE, work.prepare),
         Action(TRAIN, work.train),
+        Action(MASK, work.mask),
         Action(REWARD, work.reward),
         Action(EVALUATE, work.evaluate),
     )
