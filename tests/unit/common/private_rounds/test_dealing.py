@@ -54,6 +54,9 @@ def test_a_box_that_the_dealer_did_not_sign_for_this_member_and_round_blames_the
     ):
         with pytest.raises(BadView, match="ann"):
             opener.opened("ann", SPKI, box, index)
+    empty = signed(replace(BOX, share_box=b"", pair_box=b"", pair_commitment=b""))  # the form of a dealer's own box
+    with pytest.raises(BadView, match="ann"):
+        opener.opened("ann", SPKI, empty, 2)
     with pytest.raises(BadView):
         dealing.BoxOpener(BOB.secrets, digest("another R1"), "bob").opened("ann", SPKI, BOX, 2)
 

@@ -167,6 +167,8 @@ def test_members_are_sorted_and_no_key_is_there_twice() -> None:
     for wrong in (members[:2], members[::-1], [members[0], members[0], members[2]]):
         with pytest.raises(InvalidArgument, match="members"):
             m.check_members(wrong)
+    with pytest.raises(InvalidArgument, match="is 129, must be 3 to 128"):
+        m.check_members([members[0]] * 129)
     for last in (twice, same_key, crossed):
         with pytest.raises(InvalidArgument, match=r"one peer key|there twice"):
             m.check_members([*members[:2], last])

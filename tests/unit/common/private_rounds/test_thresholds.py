@@ -49,3 +49,15 @@ def test_two_sums_on_one_base_differ_by_enough_and_a_base_is_vouched_for_by_an_h
     assert not thresholds.is_far_enough(pinned_in_difference=3, colluders=1, hidden_among=3)
     assert thresholds.is_base_vouched(pinned_that_checked=2, colluders=1)
     assert not thresholds.is_base_vouched(pinned_that_checked=1, colluders=1)
+
+
+def test_three_partners_alone_need_all_three_or_believe_that_nobody_colludes() -> None:
+    for colluders, needed, hidden_among in ((1, 3, 2), (0, 2, 3)):
+        assert threshold(3, colluders) == needed
+        assert thresholds.may_deal(members=3, pinned=3, threshold=needed, colluders=colluders)
+        least = thresholds.least_in_sum(members=3, pinned=3, colluders=colluders, hidden_among=hidden_among)
+        assert least == 3
+        assert thresholds.is_hidden(pinned_in_sum=3, colluders=colluders, hidden_among=hidden_among)
+        assert not thresholds.is_hidden(pinned_in_sum=2, colluders=colluders, hidden_among=hidden_among)
+    assert not thresholds.may_deal(members=3, pinned=2, threshold=3, colluders=2)
+    assert not thresholds.is_hidden(pinned_in_sum=3, colluders=1, hidden_among=3)  # the default
