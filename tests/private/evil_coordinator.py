@@ -45,7 +45,7 @@ from pluralllm.common.words.private_rounds import threshold
 
 KEYS, SHARES, UPDATE, CONFIRM, REVEAL = STEPS = (1, 2, 3, 4, 5)
 Message = Keys | Shares | UpdateStatement | Complaint | Confirmation | Reveal
-VALUES, CLIP_NORM, MOST_WEIGHT = 50, 4.0, 400
+VALUES, CLIP_NORM, MOST_WEIGHT = 4096, 40.0, 400
 LAYOUT = layout_of([("w", (VALUES,))])
 MASKED = update_format(LAYOUT, "ring32")
 MessageT = TypeVar("MessageT", Keys, Shares, UpdateStatement, Complaint, Confirmation, Reveal)
@@ -233,13 +233,18 @@ def assert_exact(coordinator: Coordinator) -> None:
     """Asserts that the coordinator's sum is that of the plain numbers of the clients in it, to the bit."""
     total = np.zeros(64 + VALUES, np.uint32)
     for name in coordinator.fixed.in_sum:
-        client = coordinator.clients[name]
-        holding = steps.hold(client.notebook, client.me, coordinator.honest_view(name))
-        order = client.order(_no_masks(client, holding), len(coordinator.members))
-        mask_update(replace(order, out=client.folder / "plain.safetensors"), lambda done, total: None)
-        total += np.fromfile(client.folder / "plain.safetensors", "<u4", offset=len(MASKED.header))
+        total += plain_numbers(coordinator, name)
     assert np.array_equal(coordinator.unmasked(), total)
     assert total[1] == len(coordinator.updates)
+
+
+def plain_numbers(coordinator: Coordinator, name: str) -> NDArray[np.uint32]:
+    """Returns the numbers of a client's update without masks, tail first. Shape: (64 + VALUES,)."""
+    client = coordinator.clients[name]
+    holding = steps.hold(client.notebook, client.me, coordinator.honest_view(name))
+    order = client.order(_no_masks(client, holding), len(coordinator.members))
+    mask_update(replace(order, out=client.folder / "plain.safetensors"), lambda done, total: None)
+    return np.fromfile(client.folder / "plain.safetensors", "<u4", offset=len(MASKED.header))
 
 
 def _no_masks(client: Client, holding: Holding) -> MaskingSecrets:
