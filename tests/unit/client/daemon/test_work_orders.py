@@ -12,8 +12,9 @@ from pluralllm.client.disclosure.seeds import SecretSeeds, Seeds, SharedSeeds
 from pluralllm.client.joining.partner import Partner
 from pluralllm.client.keeping.drafts import Drafts
 from pluralllm.client.link.tasks import Task
+from pluralllm.client.private_rounds.masking import MaskingSecrets
 from pluralllm.client.process.config import ClientConfig
-from pluralllm.client.work.orders import Train
+from pluralllm.client.work.orders import Mask, Train
 from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber, RunId, TaskId
 from pluralllm.common.words.names import TaskKind
 from pluralllm.common.words.spec import GroupRole
@@ -56,6 +57,40 @@ def test_each_file_of_a_training_has_its_own_path(tmp_path: Path) -> None:
         drafts.residual(RunId("r")),
     )
     assert len({drafts.delta, drafts.optimizer_state(RunId("r")), drafts.residual(RunId("r"))}) == 3
+
+
+def test_a_training_of_a_private_round_has_the_seed_that_follows_from_the_rounds_secret(tmp_path: Path) -> None:
+    made = orders(tmp_path, SecretSeeds(bytes(32)))
+    assert made.train(TASK, tmp_path / "base", 0).seed == 0
+    assert made.train(TASK, tmp_path / "base").seed not in (0, TASK.seed)
+
+
+@pytest.mark.parametrize(("weighting", "weight"), [("examples", 30), ("uniform", 400)])
+def test_an_order_to_mask_has_the_rounds_numbers_and_the_keys_in_hex(
+    tmp_path: Path, weighting: str, weight: int
+) -> None:
+    spec = process_spec(
+        aggregation={"weighting": weighting, "max_examples": 400},
+        round={"target_clients": 5, "min_clients": 4},
+        private_rounds={"clip_norm": 7.0},
+    )
+    secrets = MaskingSecrets(((b"k" * 32, 1), (b"l" * 32, -1)), b"r" * 32)
+    order = orders(tmp_path).mask(spec, 30, {"loss": 1.5}, 5, secrets)
+    assert order == Mask(
+        delta=tmp_path / "drafts" / "delta.safetensors",
+        out=tmp_path / "drafts" / "masked.safetensors",
+        members=5,
+        clip_norm=7.0,
+        most_weight=400,
+        weight=weight,
+        metric_weight=30,
+        loss=1.5,
+        base_distance=None,
+        streams=(("6b" * 32, 1), ("6c" * 32, -1)),
+        rounding="72" * 32,
+    )
+    assert orders(tmp_path).mask(spec, 500, {}, 5, secrets).weight == 400
+    assert orders(tmp_path).mask(spec, 500, {}, 5, secrets).metric_weight == 400
 
 
 def test_a_role_in_the_spec_replaces_the_partners_own(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Turns a task into an order for the worker process: adds this machine's paths, its device and the private file."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from pluralllm.client.data.private_file import PrivateFile
@@ -7,8 +8,9 @@ from pluralllm.client.disclosure.seeds import Seeds
 from pluralllm.client.joining.partner import Partner
 from pluralllm.client.keeping.drafts import Drafts
 from pluralllm.client.link.tasks import Task
+from pluralllm.client.private_rounds.masking import MaskingSecrets
 from pluralllm.client.process.config import ClientConfig
-from pluralllm.client.work.orders import Evaluate, Prepare, Reward, Train
+from pluralllm.client.work.orders import Evaluate, Mask, Prepare, Reward, Train
 from pluralllm.common.words.spec import RunSpec
 
 
@@ -41,19 +43,46 @@ class WorkOrders:
             threads=config.threads,
         )
 
-    def train(self, task: Task, base: Path) -> Train:
+    def train(self, task: Task, base: Path, round_seed: int | None = None) -> Train:
         """Returns the order to train, and to write the update to the draft file (`Drafts.delta`).
 
-        base: file of the weights that the training starts from.
+        base: file of the weights that the training starts from. round_seed: in a private round, the seed that follows from the
+        round's secret; None in every other round.
         """
+        seed = self._seeds.of_training(task.run, task.name, task.seed) if round_seed is None else round_seed
         return Train(
             spec_sha256=task.spec_sha256,
             base=base,
             out=self._drafts.delta,
-            seed=self._seeds.of_training(task.run, task.name, task.seed),
+            seed=seed,
             round_number=task.round,
             optimizer_state=self._drafts.optimizer_state(task.run),
             residual=self._drafts.residual(task.run),
+        )
+
+    def mask(
+        self, spec: RunSpec, examples: int, metrics: Mapping[str, float], members: int, secrets: MaskingSecrets
+    ) -> Mask:
+        """Returns the order to mask the draft of an update, and to write it to its own draft file (`Drafts.masked`).
+
+        examples: number of questions behind the update. metrics: numbers of the training that may leave this machine, by name.
+        members: number of members of the private round. secrets: of the masking.
+        """
+        assert spec.private_rounds is not None
+        most = spec.aggregation.max_examples
+        counted = max(1, min(examples, most))
+        return Mask(
+            delta=self._drafts.delta,
+            out=self._drafts.masked,
+            members=members,
+            clip_norm=spec.private_rounds.clip_norm,
+            most_weight=most,
+            weight=most if spec.aggregation.weighting == "uniform" else counted,
+            metric_weight=counted,
+            loss=metrics.get("loss"),
+            base_distance=metrics.get("base_distance"),
+            streams=tuple((key.hex(), sign) for key, sign in secrets.streams),
+            rounding=secrets.rounding.hex(),
         )
 
     def reward(self, task: Task, spec: RunSpec, weights: Path, rollouts_json: bytes) -> Reward:

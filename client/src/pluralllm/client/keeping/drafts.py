@@ -16,7 +16,7 @@ def next_state(path: Path) -> Path:
 
 
 class Drafts:
-    """A folder with the delta that is being made and two states for each run: the optimizer's state and the residual.
+    """A folder with the delta that is being made, masked or not, and two states of each run: of its optimizer and the residual.
 
     The residual is the part of earlier updates that rounding took away.
     """
@@ -26,6 +26,7 @@ class Drafts:
         self._folder = folder
         self._noised = folder / "from-noised-answers"  # there while all states follow from noised answers
         self.delta = folder / "delta.safetensors"
+        self.masked = folder / "masked.safetensors"  # in private rounds, what becomes of the delta
 
     def follow(self, *, noised: bool) -> None:
         """Deletes the states of all runs if they follow from true answers, and the client uses noised answers from now on.
