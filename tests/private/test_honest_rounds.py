@@ -1,5 +1,6 @@
 """Whole private rounds with honest parties, with members that go away at each step, and with clients that start again."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,18 @@ def test_a_holder_that_was_away_while_others_confirmed_confirms_before_it_reveal
     coordinator.ask(CONFIRM, ("ann", "bob", "cleo", "dora"))
     assert coordinator.ask(REVEAL) == {}
     assert coordinator.clients["emil"].notebook.steps[-2:] == ("confirm", "reveal")
+
+
+def test_the_boxes_that_a_client_has_kept_count_whatever_is_shown_later(tmp_path: Path) -> None:
+    coordinator = new_round(tmp_path)
+    coordinator.run(UPDATE)
+    coordinator.lie = lambda name, step, view: replace(view, boxes=())
+    assert coordinator.ask(CONFIRM) == {}
+    coordinator.lie = lambda name, step, view: replace(view, boxes=view.boxes[:1])
+    for client in coordinator.clients.values():
+        client.restart()
+    assert coordinator.ask(REVEAL) == {}
+    assert_exact(coordinator)
 
 
 @pytest.mark.parametrize("step", STEPS)

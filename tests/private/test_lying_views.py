@@ -15,6 +15,7 @@ from private.evil_coordinator import (
     Coordinator,
     Lie,
     for_victims,
+    honest,
     new_round,
     pins_of,
     without,
@@ -185,6 +186,25 @@ def without_dealer(*names: str) -> Callable[[RoundView], RoundView]:
         )
 
     return change
+
+
+def test_3_a_list_of_dealers_that_cannot_be_or_lacks_a_box_fixes_nothing(tmp_path: Path) -> None:
+    coordinator = new_round(tmp_path, 6, hidden_among=2)
+    coordinator.run(SHARES)
+    lists: tuple[Callable[[RoundView], RoundView], ...] = (
+        lambda view: replace(view, dealers=view.dealers[1:]),
+        without_dealer("dora", "emil", "fay"),
+        lambda view: replace(view, dealers=view.dealers[::-1]),
+        lambda view: replace(view, dealers=(*view.dealers, "hana")),
+        lambda view: replace(view, boxes=view.boxes[1:]),
+        lambda view: replace(view, boxes=view.boxes[::-1]),
+    )
+    for change in lists:
+        coordinator.lie = for_victims(("ann",), UPDATE, change)
+        assert isinstance(coordinator.ask(UPDATE, ("ann",))["ann"], BadView)
+    assert coordinator.clients["ann"].notebook.steps == ("keys", "shares")
+    coordinator.lie = honest
+    assert coordinator.ask(UPDATE) == {}
 
 
 def test_28_a_victim_that_masked_for_other_dealers_gets_no_confirmation_from_anybody(tmp_path: Path) -> None:

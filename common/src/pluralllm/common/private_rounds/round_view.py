@@ -2,7 +2,15 @@
 
 from dataclasses import dataclass
 
-from pluralllm.common.private_rounds.messages import Body, Box, Complaint, RoundMember, UpdateStatement
+from pluralllm.common.private_rounds.messages import (
+    Body,
+    Box,
+    Complaint,
+    RoundMember,
+    UpdateStatement,
+    check_name,
+    check_signature,
+)
 from pluralllm.common.private_rounds.statements import RoundTerms
 
 
@@ -30,11 +38,15 @@ class MemberComplaint:
 
 
 @dataclass(frozen=True, slots=True)
-class MemberConfirmation:
-    """A member's signature over the sum."""
+class MemberConfirmation(Body):
+    """A dealer's signature over the sum."""
 
     name: str
     signature: bytes
+
+    def __post_init__(self) -> None:
+        check_name("name", self.name)
+        check_signature(self.signature)
 
 
 @dataclass(frozen=True, slots=True)

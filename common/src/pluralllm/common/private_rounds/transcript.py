@@ -23,27 +23,15 @@ from pluralllm.common.private_rounds.messages import (
     UpdateStatement,
     check_name,
     check_number,
-    check_signature,
     check_size,
 )
 from pluralllm.common.private_rounds.round_sum import FixedRound, OpenedRound, check_secret
+from pluralllm.common.private_rounds.round_view import MemberConfirmation
 from pluralllm.common.private_rounds.shamir import SECRET_BYTES
 from pluralllm.common.private_rounds.statements import RoundTerms
 from pluralllm.common.weights.update_format import TAIL
 
 MAX_BYTES = 8 * 1024 * 1024  # the transcript of 128 members, of whom 51 are outside the sum, has 3 MiB
-
-
-@dataclass(frozen=True, slots=True)
-class MemberConfirmation(Body):
-    """A dealer's signature over the sum."""
-
-    name: str
-    signature: bytes
-
-    def __post_init__(self) -> None:
-        check_name("name", self.name)
-        check_signature(self.signature)
 
 
 @dataclass(frozen=True, slots=True)
