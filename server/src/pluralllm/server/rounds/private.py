@@ -133,7 +133,8 @@ def _take_reveal(run: Run, event: ev.RevealArrived, message: ev.SentMessage) -> 
     run = replace(run, revealed=with_receipt(run.revealed, message), away=removed(run.away, event.client))
     step: Step | None = None
     if len(run.revealed) >= run.threshold:
-        averaging = replace(run, phase=Phase.AGGREGATING, since_s=event.at_s, deadline_s=None)
+        away = tuple(client for client in run.away if not run.has_delivered(client))  # as in a plain round
+        averaging = replace(run, phase=Phase.AGGREGATING, since_s=event.at_s, deadline_s=None, away=away)
         step = averaging, (ev.Average(run.round, run.version, run.receipts),)
     return _after(run, event, ev.RoundStep.REVEAL, step)
 
