@@ -54,7 +54,9 @@ async def federation(count: int, **settings: str) -> AsyncIterator[tuple[Path, p
         folder = Path(name)
         await asyncio.to_thread(initialise, folder)
         identities = await issue_members(folder / "state", [f"member-{number:05}" for number in range(count)])
-        with coordinator(folder, with_authority=False, calls_per_second="100000", **settings) as process:
+        with coordinator(
+            folder, plain_text=False, with_authority=False, files=None, calls_per_second="100000", **settings
+        ) as process:
             administrator(folder).close()
             yield folder, process, (folder / "state" / "address").read_text().strip(), identities
 
@@ -104,7 +106,7 @@ async def measure_round(members: int = 1000, rounds: int = 3) -> Figures:
             asyncio.create_task(taking.take_part(transport, n, f"group of {identity.membership.name}"))
             for n, (transport, identity) in enumerate(zip(transports, identities, strict=True))
         ]
-        while taking.greeted < members:  # noqa: ASYNC110 - each member counts for itself
+        while taking.greeted < members:
             await asyncio.sleep(0.5)
             for task in living:
                 if task.done():
