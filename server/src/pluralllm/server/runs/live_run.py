@@ -123,12 +123,12 @@ class LiveRun:
         """
         asks = self.spec.rewards is not None
         key = self.state.candidates if asks else self.state.version
-        if (known := self._formats.get(key)) is None:
+        if (required := self._formats.get(key)) is None:
             layout = rewards_layout(key) if asks else update_layout(self.spec, key)
-            known = update_format(layout, self.spec.updates.encoding)
+            required = update_format(layout, self.spec.updates.encoding)
             self._formats.clear()
-            self._formats[key] = known
-        return known
+            self._formats[key] = required
+        return required
 
     @property
     def base(self) -> VersionRecord:
