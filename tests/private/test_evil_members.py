@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 from private.evil_client import BAD_BOXES, Change, deals_bad_boxes, false_complaint, r2_of
-from private.evil_coordinator import CONFIRM, REVEAL, SHARES, UPDATE, Coordinator, assert_exact, new_round
+from private.evil_coordinator import CONFIRM, REVEAL, SHARES, UPDATE, Client, Coordinator, assert_exact, new_round
 from support.private_members import digest, member_key
 
-from pluralllm.common.errors.private_rounds import BadView, RoundSecretsLost, WrongStep
+from pluralllm.client.private_rounds.masking import masking_secrets
+from pluralllm.client.private_rounds.notebook import Notebook
+from pluralllm.client.private_rounds.steps import hold
+from pluralllm.common.errors.private_rounds import BadBox, BadView, RoundSecretsLost, WrongStep
 from pluralllm.common.private_rounds.messages import Complaint, Confirmation, Reveal, UpdateStatement
 from pluralllm.common.private_rounds.round_view import MemberComplaint
 
@@ -19,6 +22,21 @@ def dealt(folder: Path) -> Coordinator:
     coordinator = new_round(folder, 7, hidden_among=2)
     coordinator.run(SHARES)
     return coordinator
+
+
+def assert_masks_nothing(coordinator: Coordinator, name: str) -> None:
+    client = coordinator.clients[name]
+    holding = hold(client.notebook, client.me, coordinator.honest_view(name))
+    assert holding.bad
+    for written in (False, True):  # whether the complaint is in the notebook
+        with pytest.raises(WrongStep if written else BadBox):
+            masking_secrets(client.notebook if written else notebook_without_complaint(client), client.me, holding)
+
+
+def notebook_without_complaint(client: Client) -> Notebook:
+    notebook = Notebook(client.folder / "private" / "first.7", client.notebook.run, client.notebook.round)
+    del notebook._lines["complaint"]
+    return notebook
 
 
 @pytest.mark.parametrize("change", BAD_BOXES, ids=lambda change: change.__name__)
@@ -34,6 +52,7 @@ def test_16_a_dealer_with_a_bad_box_and_its_victim_are_left_out_and_the_others_u
         coordinator.members[0].peer_key_der, r2_of(coordinator), "ann"
     )
     assert coordinator.sent(UpdateStatement, "ann") == []
+    assert_masks_nothing(coordinator, "ann")
     assert [update.name for update in coordinator.updates] == ["bob", "cleo", "dora", "emil", "fay"]
     honest = [name for name in coordinator.clients if name != "gus"]
     assert coordinator.ask(CONFIRM, honest) == {}
@@ -147,6 +166,7 @@ def test_33_a_client_masks_one_file_in_a_round_and_none_after_it_has_confirmed(t
     emil.restart()
     assert isinstance(coordinator.ask(UPDATE, ("emil",))["emil"], WrongStep)
     assert coordinator.sent(UpdateStatement, "emil") == []
+    assert not emil.outbox.exists()
     assert len(coordinator.sent(UpdateStatement, "ann")) == 1
 
 
