@@ -42,7 +42,6 @@ READS: dict[str, frozenset[str]] = {
             "versions",
             "clients",
             "model_digests",
-            "named_blobs",
         }
         | {"evaluations", "latest_evaluations", "close"}
     ),

@@ -17,7 +17,7 @@ import structlog
 from fuzz.good_requests import GUEST, RATER, SCORER, TRAINERS, Situation
 from support.coordinator_harness import BOOTSTRAP, HandClient, Served, serving, small_spec, write_delta
 
-from pluralllm.common.private_rounds.peer_keys import endorsed, public_der
+from pluralllm.common.private_rounds.peer_keys import PeerKeyClaim, endorsed, public_der
 from pluralllm.common.rewards.rollout_batch import Candidates, write_rollouts
 from pluralllm.common.trust.certificates import key_from_pem, make_request, new_key
 from pluralllm.common.trust.identity import load_identity
@@ -27,7 +27,6 @@ from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import RunSpec
 from pluralllm.server.members.access import Principal
 from pluralllm.server.members.registry import InviteOrder
-from pluralllm.server.members.roster_log import PeerKeyClaim
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.state import Phase
 from pluralllm.server.runs.live_run import LiveRun

@@ -13,7 +13,17 @@ from pluralllm.client.daemon.daemon import Daemon
 from pluralllm.client.data.private_file import PrivateFile
 from pluralllm.client.disclosure.policy import Policy
 from pluralllm.client.joining.partner import Partner
-from pluralllm.client.link.tasks import Answer, AuditHead, Greeting, ShownEntry, SignedRecord, Task, Wait
+from pluralllm.client.link.tasks import (
+    Answer,
+    AuditHead,
+    Greeting,
+    Introduction,
+    RosterPage,
+    ShownEntry,
+    SignedRecord,
+    Task,
+    Wait,
+)
 from pluralllm.client.link.transport import Traffic
 from pluralllm.client.process.config import ClientConfig
 from pluralllm.common.trust.version_record import VersionRecord, record_sha256
@@ -52,17 +62,20 @@ class EvilCoordinator:
         self.task: Task = task_of(spec, kind, **{"spec_sha256": spec_sha256, **based, **changes})
         self.traffic = Traffic()
         self.calls: list[str] = []
-        self.hellos: list[tuple[Any, ...]] = []
+        self.hellos: list[Introduction] = []
         self.refusals: list[tuple[str, str, bool]] = []
         self._called = asyncio.Condition()
         self._repeats = repeats
         self._hands_out = False
 
-    async def hello(self, *facts: Any) -> Greeting:
-        self.hellos.append(facts)
+    async def hello(self, said: Introduction) -> Greeting:
+        self.hellos.append(said)
         await self._note("Hello")
         self._hands_out = True
         return Greeting(0.0)
+
+    async def roster(self, after: int) -> RosterPage:
+        raise AssertionError("this coordinator has no roster")
 
     async def poll(self, held: TaskId | None, following: Iterable[RunId]) -> Answer:
         if held is not None:  # as a coordinator does, this one holds the poll until something happens

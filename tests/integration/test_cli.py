@@ -23,11 +23,16 @@ from support.coordinator_harness import Served, serving, small_spec
 from pluralllm.cli.audit_trail import verified_entries
 from pluralllm.cli.output import now
 from pluralllm.cli.status_screen import audit_table
+from pluralllm.common.private_rounds.peer_keys import PeerKeyClaim, endorsed, public_der
 from pluralllm.common.process.clock import FakeClock
+from pluralllm.common.trust.certificates import key_from_pem, new_key
 from pluralllm.common.trust.identity import load_identity
 from pluralllm.common.weights.chunks import CHUNK_BYTES, manifest_of
+from pluralllm.common.words.ids import ClientId
+from pluralllm.common.words.roles import MemberRole
 from pluralllm.operator.remote import Remote
 from pluralllm.server.composition import running
+from pluralllm.server.members.access import Principal
 from pluralllm.server.process.config import ServerConfig
 from pluralllm.v1 import operations_pb2 as pb
 from pluralllm.v1 import operations_pb2_grpc, resources_pb2
@@ -441,3 +446,22 @@ async def test_watch_outlives_a_restart_of_the_coordinator() -> None:
         await asyncio.wait_for(service.watched.wait(), LIMIT_S)  # the command has reconnected by itself
         child.send_signal(signal.SIGINT)
         assert (await finish(child)).code == 130
+
+
+async def test_an_administrator_resets_a_peer_key_once_and_again(tmp_path: Path) -> None:
+    async with serving(tmp_path / "state") as served:
+        await served.client("ann")
+        refused = await pluralllm("members", "reset-peer-key", "ann", coordinator=served)
+        assert refused.code == 3
+        assert "There is no peer key of ann." in refused.err
+        key, name = new_key(), ClientId("ann")
+        said = (served.registry.authority.federation, name, public_der(key))
+        certificate = key_from_pem(load_identity(served.identities / "ann", "").key_pem)
+        claim = PeerKeyClaim(public_der(key), endorsed(certificate, *said), endorsed(key, *said))
+        await served.registry.roster.register(Principal(name, MemberRole.CLIENT), "G", claim)
+        for _ in range(2):
+            done = await pluralllm("members", "reset-peer-key", "ann", "--json", coordinator=served)
+            assert (done.code, done.json["name"], done.json["reset"]) == (0, "ann", True)
+        assert served.registry.roster.peer_key(name) is None
+        listed = await pluralllm("members", coordinator=served)
+        assert "admin" in listed.out

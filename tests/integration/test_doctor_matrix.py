@@ -25,6 +25,7 @@ from support.coordinator_harness import BOOTSTRAP, Served, serving
 from pluralllm.client.daemon.renewal import Renewal
 from pluralllm.client.joining.connection_checks import connection_checks
 from pluralllm.client.joining.joining import join
+from pluralllm.client.link.tasks import Introduction
 from pluralllm.client.link.transport import Transport
 from pluralllm.common.errors.membership import ForeignAuthority, WrongHost
 from pluralllm.common.errors.tree import PluralError, ProxyFailed, Unreachable, WrongPort
@@ -134,7 +135,7 @@ async def told(identity: Identity) -> Exception | None:
     """Returns the error that the daemon acts on after its first call; None if the call succeeds."""
     transport = Transport.of_member(identity)
     try:
-        await transport.hello(GROUP, GroupRole.TRAIN, 50)
+        await transport.hello(Introduction(GROUP, GroupRole.TRAIN, 50))
     except PluralError as error:
         return await Renewal(identity, transport).true_cause(error)
     finally:

@@ -21,6 +21,7 @@ from pluralllm.client.data.sample_survey import sample_groups
 from pluralllm.client.joining.diagnosis import diagnose
 from pluralllm.client.joining.enrolment import ask_server, check_membership, join
 from pluralllm.client.joining.present_addresses import keep_addresses
+from pluralllm.client.link.tasks import Introduction
 from pluralllm.client.link.transport import Transport
 from pluralllm.common.errors.membership import (
     AwaitingApproval,
@@ -123,7 +124,7 @@ async def test_after_a_renewal_new_calls_go_with_the_new_certificate_and_old_one
     async with serving(tmp_path / "state", SystemClock()) as served:
         identity = await served.member("ann", MemberRole.CLIENT, "G")
         async with transport_of(identity) as transport:
-            await transport.hello("G", GroupRole.TRAIN, 5)
+            await transport.hello(Introduction("G", GroupRole.TRAIN, 5))
             held = asyncio.create_task(transport.poll(None, ()))
             await polls_open(served, 1)
             renewed = await renew(identity, transport)
@@ -145,7 +146,7 @@ async def test_hello_and_renew_tell_the_present_addresses_and_the_member_keeps_t
         host = served.registry.authority.hosts[0]
         names = [f"{host}:{split_address(address)[1]}" for address in (served.address, served.enrolment_address)]
         async with transport_of(identity) as transport:
-            greeting = await transport.hello("G", GroupRole.TRAIN, 5)
+            greeting = await transport.hello(Introduction("G", GroupRole.TRAIN, 5))
             assert greeting.addresses == Addresses(*names)
             renewal = Renewal(identity, transport)
             await renewal.note_addresses(greeting.addresses)

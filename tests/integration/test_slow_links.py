@@ -20,7 +20,7 @@ from support.process_harness import process_spec
 
 from pluralllm.client.link import link_speed
 from pluralllm.client.link import transport as transport_module
-from pluralllm.client.link.tasks import Scores, Task
+from pluralllm.client.link.tasks import Introduction, Scores, Task
 from pluralllm.client.link.transport import Transport
 from pluralllm.common.errors.tree import LinkTooSlow
 from pluralllm.common.predictor.architecture import layout_for
@@ -54,7 +54,7 @@ class Ann:
 
     async def task(self) -> Task:
         """Returns the training task; an evaluation that comes before it is answered."""
-        await self.transport.hello("group of ann", GroupRole.TRAIN, QUESTIONS)
+        await self.transport.hello(Introduction("group of ann", GroupRole.TRAIN, QUESTIONS))
         while True:
             match await self.transport.poll(None, []):
                 case Task(kind=TaskKind.EVALUATE) as task:

@@ -49,6 +49,7 @@ app.callback()(choose_access)
 for command in member_commands.COMMANDS:
     app.command()(command)
 app.command()(explain_command.explain)
+app.add_typer(member_commands.members_app, name="members")
 app.add_typer(run_app, name="run")
 app.add_typer(model_commands.app, name="model")
 app.add_typer(spec_app, name="spec")

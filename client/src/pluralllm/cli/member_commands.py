@@ -19,12 +19,13 @@ from pluralllm.common.errors.tree import InvalidArgument
 from pluralllm.common.process.configuration import proxies_of
 from pluralllm.common.process.console import Json, say
 from pluralllm.common.process.files import write_durably
-from pluralllm.common.process.json_forms import AUDIT_LOG, INVITE, MEMBER, MEMBERS
+from pluralllm.common.process.json_forms import AUDIT_LOG, INVITE, MEMBER, MEMBERS, PEER_KEY_RESET
 from pluralllm.common.text.reading import read_json
 from pluralllm.common.trust.certificates import fingerprint_of_certificate
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import GroupRole
 
+members_app = typer.Typer()
 UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 SECRET = 0o600
 Name = Annotated[str, typer.Argument(help="The member's name: a-z, 0-9 and '-'.")]
@@ -129,12 +130,16 @@ def revoke(
     show(MEMBER, remote(coordinator).revoke(name, reason), as_json=as_json, screen=lambda _: f"{name} is revoked")
 
 
+@members_app.callback(invoke_without_command=True)
 def members(
+    context: typer.Context,
     keys: Annotated[bool, typer.Option("--keys", help="Show whole fingerprints of keys, to compare by phone.")] = False,
     coordinator: CoordinatorOption = None,
     as_json: Json = False,
 ) -> None:
     """Lists the members: role, group, state, days until the certificate ends, key, and the time of the last call."""
+    if context.invoked_subcommand is not None:
+        return
     from pluralllm.cli.status_screen import keys_table, members_table  # noqa: PLC0415
 
     listed = remote(coordinator).members()
@@ -144,6 +149,24 @@ def members(
         {"members": listed},
         as_json=as_json,
         screen=lambda _: keys_table(listed, authority) if keys else members_table(listed, now()),
+    )
+
+
+@members_app.command("reset-peer-key")
+def reset_peer_key(
+    name: Name,
+    coordinator: CoordinatorOption = None,
+    as_json: Json = False,
+) -> None:
+    """Removes a client's peer key, so that its daemon may register another one, as after the loss of its identity folder.
+
+    The key signs in private rounds, and the other partners have pinned it: ask the partner by phone first. Then every other
+    partner pins the new key: `pluralllm-client peers pin`.
+    """
+    remote(coordinator).reset_peer_key(name)
+    reset = {"name": name, "reset": True}
+    show(
+        PEER_KEY_RESET, reset, as_json=as_json, screen=lambda _: f"{name} registers its next peer key at its next Hello"
     )
 
 
@@ -208,4 +231,4 @@ def _check_replaceable(path: Path) -> None:
         raise InvalidArgument(field="--out", problem=f"{path} is there and is no invite")
 
 
-COMMANDS = (invite, join, approve, revoke, members, audit, doctor)
+COMMANDS = (invite, join, approve, revoke, audit, doctor)

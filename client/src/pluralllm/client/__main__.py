@@ -14,7 +14,15 @@ import stamina.instrumentation
 import structlog
 import typer
 
-from pluralllm.client import consent_command, data_commands, doctor, history_commands, privacy_commands, support_command
+from pluralllm.client import (
+    consent_command,
+    data_commands,
+    doctor,
+    history_commands,
+    peers_commands,
+    privacy_commands,
+    support_command,
+)
 from pluralllm.client.answers_in_use import answers_in_use
 from pluralllm.client.data.answers import shows_respondents
 from pluralllm.client.data.private_file import PrivateFile
@@ -45,6 +53,7 @@ app = typer.Typer(
     help="Run a partner's daemon: it trains on a private file and sends only weight deltas.\n\n" + EXIT_CODES,
 )
 app.add_typer(data_commands.app, name="data")
+app.add_typer(peers_commands.app, name="peers")
 app.command("consent")(consent_command.consent)
 app.command("privacy")(privacy_commands.privacy)
 app.command("history")(history_commands.history)

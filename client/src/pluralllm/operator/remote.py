@@ -236,6 +236,10 @@ class Remote:
         """Ends a membership and revokes the member's certificates, and returns the member. reason: text for the audit log."""
         return plain(self._call("RevokeMember", pb.RevokeMemberRequest(name=_member_name(name), reason=reason)).member)
 
+    def reset_peer_key(self, name: str) -> None:
+        """Removes a client's peer key, so that the client may register another one. The call may be repeated."""
+        self._call("ResetPeerKey", pb.ResetPeerKeyRequest(name=_member_name(name)))
+
     def audit_events(self) -> tuple[list[Values], bool]:
         """Returns the audit entries, oldest first, and whether they are the whole log.
 

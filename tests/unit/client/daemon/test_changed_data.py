@@ -50,7 +50,7 @@ async def test_a_change_is_in_the_next_hello(victim: Victim, file: Path) -> None
     assert await daemon.must_greet()
     await daemon.greet()
     assert not await daemon.must_greet()
-    assert [(questions, changed_s is not None) for _, _, questions, changed_s, _ in coordinator.hellos] == [
+    assert [(said.questions, said.data_changed_s is not None) for said in coordinator.hellos] == [
         (60, False),
         (75, True),
     ]
@@ -100,7 +100,7 @@ async def test_released_answers_are_in_the_next_hello_and_in_the_next_order(file
     assert not victim.daemon.is_working, "no task begins with the answers of the release before"
     assert await victim.daemon.must_greet()
     await victim.daemon.greet()
-    assert [questions for _, _, questions, *_ in victim.coordinator.hellos] == [60, 61]
+    assert [said.questions for said in victim.coordinator.hellos] == [60, 61]
     order = victim.daemon._orders.prepare(SPEC, SPEC.canonical_json())
     assert (order.data, order.data_sha256) == (noised[1], sha256_of(noised[1]))
 

@@ -20,7 +20,7 @@ from pluralllm.client.disclosure.policy import METRICS, Policy, RespondentPrivac
 from pluralllm.client.joining.partner import Partner
 from pluralllm.client.keeping.drafts import next_state
 from pluralllm.client.keeping.working_folders import WORKING_FOLDERS
-from pluralllm.client.link.tasks import Greeting, RunOver, Scores, SignedRecord, Task, Wait
+from pluralllm.client.link.tasks import Greeting, Introduction, RosterPage, RunOver, Scores, SignedRecord, Task, Wait
 from pluralllm.client.privacy.accountant import epsilon_of
 from pluralllm.client.privacy.entries import Charge, Released, head_of, line_of
 from pluralllm.client.process.config import ClientConfig
@@ -76,9 +76,12 @@ class Coordinator:
     noise: NoiseStatement | None = None  # of the newest update
     audit_head: Any = None
 
-    async def hello(self, group: str, role: GroupRole, questions: int, changed_s: float | None, noise: Any) -> Greeting:
-        self._note("hello", noise)
+    async def hello(self, said: Introduction) -> Greeting:
+        self._note("hello", said.noise)
         return Greeting(time.time(), None, self.release)
+
+    async def roster(self, after: int) -> RosterPage:
+        raise AssertionError("this coordinator has no roster")
 
     def names(self) -> list[str]:
         return [call[0] for call in self.calls]

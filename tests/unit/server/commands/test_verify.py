@@ -8,7 +8,7 @@ import pytest
 import sqlalchemy as sa
 from support.coordinator_harness import small_spec
 
-from pluralllm.common.private_rounds.peer_keys import endorsed, public_der
+from pluralllm.common.private_rounds.peer_keys import PeerKeyClaim, endorsed, public_der
 from pluralllm.common.process.clock import FakeClock
 from pluralllm.common.trust.certificates import new_key
 from pluralllm.common.weights.layout import write_weights
@@ -20,7 +20,7 @@ from pluralllm.server.aggregation.update_files import norm_of
 from pluralllm.server.commands.verify import verify_state
 from pluralllm.server.members.access import Principal
 from pluralllm.server.members.audit_log import AuditLog
-from pluralllm.server.members.roster_log import PeerKeyClaim, RosterLog
+from pluralllm.server.members.roster_log import RosterLog
 from pluralllm.server.process.fail_stop import FailStop
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.state import Outcome, Phase, Run

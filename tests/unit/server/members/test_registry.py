@@ -26,7 +26,7 @@ from pluralllm.common.errors.membership import (
     RoleForbids,
 )
 from pluralllm.common.errors.tree import InvalidArgument, NotFound, OverLimit, PluralError
-from pluralllm.common.private_rounds.peer_keys import endorsed, public_der
+from pluralllm.common.private_rounds.peer_keys import PeerKeyClaim, endorsed, public_der
 from pluralllm.common.trust.audit_chain import check_chain
 from pluralllm.common.trust.certificates import PrivateKey, make_request, new_key, read_certificate
 from pluralllm.common.trust.invite import token_hash
@@ -38,7 +38,6 @@ from pluralllm.server.members.access import ALL_RUNS, Principal
 from pluralllm.server.members.audit_log import AuditLog
 from pluralllm.server.members.authority import create_authority, load_authority
 from pluralllm.server.members.registry import MAX_LIVE_CERTIFICATES, InviteOrder, Registry
-from pluralllm.server.members.roster_log import PeerKeyClaim
 from pluralllm.server.storage.membership import MembershipChange, MemberState
 from pluralllm.server.storage.sql_membership import SqlMembership
 from pluralllm.server.storage.sql_store import open_store

@@ -5,14 +5,14 @@ from support.memory_store import MemoryMembership, Tables
 
 from pluralllm.common.errors.private_rounds import PeerKeyDiffers, RosterDiverged
 from pluralllm.common.errors.tree import InvalidArgument, NotFound
-from pluralllm.common.private_rounds.peer_keys import endorsed, fingerprint, public_der
+from pluralllm.common.private_rounds.peer_keys import PeerKeyClaim, endorsed, fingerprint, public_der
 from pluralllm.common.private_rounds.roster import Roster
 from pluralllm.common.trust.certificates import PrivateKey, new_key
 from pluralllm.common.words.ids import ClientId
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.server.members.access import Principal
 from pluralllm.server.members.audit_log import AuditLog
-from pluralllm.server.members.roster_log import PeerKeyClaim, RosterLog
+from pluralllm.server.members.roster_log import RosterLog
 
 ANN, BEN = (Principal(ClientId(name), MemberRole.CLIENT) for name in ("ann", "ben"))
 ROOT = Principal(ClientId("root"), MemberRole.ADMIN)

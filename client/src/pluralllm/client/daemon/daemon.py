@@ -20,7 +20,7 @@ from pluralllm.client.daemon.progress import ProgressReports
 from pluralllm.client.daemon.reactions import ENDS, Outcome, outcome_of
 from pluralllm.client.daemon.renewal import Renewal
 from pluralllm.client.daemon.work_orders import WorkOrders
-from pluralllm.client.daemon.work_under_way import JoinedRun, Work, account_of
+from pluralllm.client.daemon.work_under_way import JoinedRun, Work, account_of, peers_of
 from pluralllm.client.data.private_file import PrivateFile
 from pluralllm.client.disclosure.budgets import Budgets
 from pluralllm.client.disclosure.consents import Consents
@@ -39,7 +39,7 @@ from pluralllm.client.joining.partner import Partner
 from pluralllm.client.keeping.drafts import Drafts
 from pluralllm.client.keeping.outbox import Entry, Outbox
 from pluralllm.client.keeping.working_folders import mend_folders
-from pluralllm.client.link.tasks import Answer, RunOver, Scores, Task, Wait
+from pluralllm.client.link.tasks import Answer, Introduction, RunOver, Scores, Task, Wait
 from pluralllm.client.link.transport import Transport
 from pluralllm.client.privacy.declaration import Declaration
 from pluralllm.client.process.config import ClientConfig
@@ -74,7 +74,6 @@ HAND_IN_GRACE_S = 1.5
 END_CHECK_S = 30.0  # for the records of a run that has ended
 HANDING_IN = "handing in"
 KEPT_RUNS = 100  # run specs in memory: a coordinator may name any number of runs, which this client then refuses
-CLOCK_SKEW_WARNING_S = 30.0
 
 
 class Daemon:
@@ -97,8 +96,8 @@ class Daemon:
         self._data = data
         self._declaration = Declaration(account_of(policy, config))
         self._coordinator_release = ""
-        self._transport = transport
-        self._worker = worker
+        self._peers = peers_of(config, partner, policy, transport)
+        self._transport, self._worker = transport, worker
         self._state = config.state_dir.absolute()
         self._outbox = Outbox(self._state / "outbox")
         self._history, self._audit = history_of(config, partner, transport)
@@ -114,8 +113,7 @@ class Daemon:
         self._limits = worker.limits = WorkerLimits.of(policy)
         self._work: Work | None = None
         self._runs: dict[RunId, JoinedRun] = {}
-        self._pace, self.pulse = Pace(), Pulse()
-        self._stop = asyncio.Event()
+        self._pace, self.pulse, self._stop = Pace(), Pulse(), asyncio.Event()
         self._error: PluralError | None = None  # that ends the daemon
         self.tasks = WatchedTasks(SystemClock(), self._end_with)
 
@@ -186,15 +184,16 @@ class Daemon:
         return self._transport.address
 
     async def greet(self) -> None:
-        """Opens a session. Logs if the two clocks differ much."""
+        """Opens a session, with this client's peer key. Logs if the two clocks differ much, or if the roster has diverged."""
         member, data = self._partner, self._data
         noise = await asyncio.to_thread(self._declaration.say)
-        greeting = await self._transport.hello(member.group, member.role, data.questions, data.changed_s, noise)
+        claim = self._peers.claim(self._renewal.identity)
+        said = Introduction(member.group, member.role, data.questions, data.changed_s, noise, claim)
+        greeting = await self._transport.hello(said)
         self._coordinator_release = greeting.release
-        skew_s = greeting.server_s - time.time()
         log.info("client.connected", coordinator=self.coordinator, questions=data.questions)
-        if abs(skew_s) > CLOCK_SKEW_WARNING_S:
-            log.warning("client.clock_differs", skew_s=round(skew_s, 1))
+        self._pace.log_clock(greeting.server_s - time.time())
+        await self._peers.look(greeting.roster_head, is_registered=True)
         await self._renewal.note_addresses(greeting.addresses)
 
     async def ask(self) -> Answer:
@@ -344,6 +343,7 @@ class Daemon:
         for follow in (self._drafts.follow, self._outbox.follow, self._budgets.follow):
             follow(noised=self._data.is_noised)
         check_task(self._policy, self._partner.group, self._partner.role, spec, task)
+        self._peers.check(spec)
         self._check_cohorts(task.run, spec)
         self._declaration.check(spec.privacy, task.run)
         check_rewards_context(self._policy, spec, self._data.questions)

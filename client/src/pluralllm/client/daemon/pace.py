@@ -18,6 +18,7 @@ log = structlog.get_logger()
 IDLE_POLLS, IDLE_POLL_EVERY_S = 10, 1.0  # polls that bring nothing new
 TASKS, TASK_EVERY_S = 200, 0.05  # tasks: small models have rounds of some milliseconds
 REASONS, REASON_EVERY_S = 5, 10.0  # log lines that say why the client waits
+CLOCK_SKEW_WARNING_S = 30.0
 FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.2, 15.0
 
 
@@ -77,6 +78,11 @@ class Pace:
         """Logs an error that nobody expected, with its place in the code, but not too often."""
         if self.is_worth_logging(f"{type(error).__name__}: {error}", time.monotonic()):
             log.error("client.talk_broken", exc_info=error)
+
+    def log_clock(self, skew_s: float) -> None:
+        """Logs how far the coordinator's clock is ahead of this machine's, if the two differ much."""
+        if abs(skew_s) > CLOCK_SKEW_WARNING_S:
+            log.warning("client.clock_differs", skew_s=round(skew_s, 1))
 
     def forget_reason(self) -> None:
         """Makes the next reason to wait a new one: the client has stopped waiting."""

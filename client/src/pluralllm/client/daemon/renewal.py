@@ -83,6 +83,11 @@ class Renewal:
         self._next_addresses_s = now_s + ADDRESSES_EVERY_S
         self._identity = await asyncio.to_thread(keep_addresses, self._identity, present, self._standby)
 
+    @property
+    def identity(self) -> Identity | None:
+        """This member with its present certificate; None in plain text."""
+        return self._identity
+
     def _left_s(self) -> float:
         return 0.0 if self._identity is None else self._identity.facts.not_after_s - time.time()
 

@@ -1,12 +1,16 @@
-"""The daemon's records of its task and of its runs, in memory."""
+"""The daemon's records of its task and of its runs, in memory, and what else it is made from."""
 
 import asyncio
 from dataclasses import dataclass
 from typing import Self
 
 from pluralllm.client.disclosure.policy import Policy
+from pluralllm.client.joining.partner import Partner
 from pluralllm.client.link.tasks import Task
+from pluralllm.client.link.transport import Transport
 from pluralllm.client.privacy.declaration import Account
+from pluralllm.client.private_rounds.pins import pins_file
+from pluralllm.client.private_rounds.roster_watch import RosterWatch
 from pluralllm.client.process.config import ClientConfig
 from pluralllm.common import __version__
 from pluralllm.common.errors.tree import InvalidSpec
@@ -52,3 +56,9 @@ def account_of(policy: Policy, config: ClientConfig) -> Account | None:
         return None
     folder = privacy.ledger_folder(config.state_dir)
     return Account(folder, config.data, privacy.delta, privacy.questions_per_respondent)
+
+
+def peers_of(config: ClientConfig, partner: Partner, policy: Policy, transport: Transport) -> RosterWatch:
+    """Returns this client's peer key and its watch over the roster. The key is made if there is none yet."""
+    pins = pins_file(config.policy, config.state_dir) if policy.private_rounds.trust == "first_use" else None
+    return RosterWatch.of(config.state_dir.absolute(), partner.name, config.identity_folder, transport.roster, pins)

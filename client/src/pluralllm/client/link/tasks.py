@@ -1,12 +1,16 @@
-"""The coordinator's answers as plain dataclasses, free of protobuf."""
+"""The messages between client and coordinator as plain dataclasses, free of protobuf."""
 
 from dataclasses import dataclass
 
+from pluralllm.common.private_rounds.peer_keys import PeerKeyClaim
+from pluralllm.common.private_rounds.roster import RosterEntry
 from pluralllm.common.trust.audit_chain import AuditEntry, WithheldEntry
 from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.words.addresses import Addresses
 from pluralllm.common.words.ids import Digest, ModelVersion, RoundNumber, RunId, TaskId
 from pluralllm.common.words.names import TaskKind
+from pluralllm.common.words.noise import NoiseStatement
+from pluralllm.common.words.spec import GroupRole
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +20,27 @@ class Greeting:
     server_s: float  # seconds since the epoch
     addresses: Addresses | None = None  # None in plain text, and from an older release
     release: str = ""  # empty from an older release
+    roster_head: bytes | None = None  # of the roster of peer keys; None from a release that has no roster
+
+
+@dataclass(frozen=True, slots=True)
+class Introduction:
+    """The facts that a client states in Hello."""
+
+    group: str
+    role: GroupRole
+    questions: int  # in the group's private file
+    data_changed_s: float | None = None  # when this client has noticed the file's last change; None if there was none
+    noise: NoiseStatement | None = None  # the partner's statement about the noise in its answers; None to state nothing
+    peer_key: PeerKeyClaim | None = None  # None: the client takes no part in private rounds
+
+
+@dataclass(frozen=True, slots=True)
+class RosterPage:
+    """Entries of the roster of peer keys, and the head of the whole roster."""
+
+    entries: tuple[RosterEntry, ...]
+    head: bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ import grpc
 import stamina
 import structlog
 
-from pluralllm.client.link.answers import run_over_in, task_in
+from pluralllm.client.link.answers import greeting_in, hello_request, roster_page_in, run_over_in, task_in
 from pluralllm.client.link.channel import Connection, OpenChannel
 from pluralllm.client.link.link_speed import Speed, measured
 from pluralllm.client.link.model_download import MAX_MODEL_BYTES, ModelDownload, stream_deadline_s
@@ -27,14 +27,15 @@ from pluralllm.client.link.tasks import (
     Answer,
     AuditHead,
     Greeting,
+    Introduction,
     Renewed,
+    RosterPage,
     Scores,
     ShownEntry,
     SignedRecord,
     Wait,
 )
 from pluralllm.client.process.instruments import RECEIVED_BYTES, SENT_BYTES
-from pluralllm.common import __version__
 from pluralllm.common.errors.grpc_status import from_rpc_error
 from pluralllm.common.errors.membership import TooManyCalls
 from pluralllm.common.errors.tree import (
@@ -66,19 +67,16 @@ from pluralllm.common.wire.messages import (
     NOT_REPORTED,
     PROTOCOL_MAX,
     PROTOCOL_MIN,
-    ROLES,
     addresses_in,
     chunks_in,
     manifest_from,
     manifest_message,
     noise_message,
-    timestamp,
 )
 from pluralllm.common.words.addresses import check_loopback
 from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RunId, TaskId
 from pluralllm.common.words.noise import NoiseStatement
 from pluralllm.common.words.not_reported import NotReported
-from pluralllm.common.words.spec import GroupRole
 from pluralllm.v1 import enrolment_pb2, operations_pb2
 from pluralllm.v1 import federation_pb2 as pb
 
@@ -89,7 +87,9 @@ POLL_HOLD_S = 25.0
 COMMIT_DEADLINE_S = 300.0  # the coordinator reads, checks and syncs the whole update
 RETRY_FOR_S = 600.0  # then the task is given up; the outbox keeps its update
 FIRST_RETRY_S, LAST_RETRY_S, RETRY_JITTER_S = 0.2, 15.0, 1.0
-LARGE_ANSWERS = frozenset({"GetManifest", "GetRollouts", "GetRunSpec", "ListAuditEvents", "ListVersionRecords"})
+LARGE_ANSWERS = frozenset(
+    {"GetManifest", "GetRollouts", "GetRoster", "GetRunSpec", "ListAuditEvents", "ListVersionRecords"}
+)
 SERVICE_CONFIG = {
     "methodConfig": [
         {
@@ -190,36 +190,23 @@ class Transport:
         )
         return Renewed(response.certificate_chain_pem, addresses_in(response))
 
-    async def hello(
-        self,
-        group: str,
-        role: GroupRole,
-        questions: int,
-        data_changed_s: float | None = None,
-        noise: NoiseStatement | None = None,
-    ) -> Greeting:
+    async def hello(self, introduction: Introduction) -> Greeting:
         """Opens a session with the coordinator.
 
-        questions: number of questions in the group's private file. data_changed_s: when this client has noticed the file's last
-        change; None if there was none. noise: the partner's statement about the noise in its answers; None to state nothing.
-        Raises ProtocolUnsupported if client and coordinator have no protocol version in common.
+        Raises ProtocolUnsupported if client and coordinator have no protocol version in common; PeerKeyDiffers if this member has
+        registered another peer key.
         """
-        request = pb.HelloRequest(
-            protocol=pb.ProtocolRange(min=PROTOCOL_MIN, max=PROTOCOL_MAX),
-            software_version=__version__,
-            instance_id=self._instance,
-            group=group,
-            role=ROLES[role],
-            training_questions=questions,
-            data_change_time=None if data_changed_s is None else timestamp(data_changed_s),
-            noise=noise_message(noise),
-        )
+        request = hello_request(introduction, self._instance)
         response: pb.HelloResponse = await self._answer(
             "Hello", self._connection.stub.Hello, request, deadline_of("Hello", request)
         )
         self._generation = response.generation
         self._coordinator_takes_pieces = CHUNK_PIECES in response.capabilities
-        return Greeting(response.server_time.ToMilliseconds() / 1000, addresses_in(response), response.release)
+        return greeting_in(response)
+
+    async def roster(self, after: int) -> RosterPage:
+        """Returns the roster's entries with a sequence number above `after`; not all of them, if they do not fit one answer."""
+        return roster_page_in(await self._call("GetRoster", pb.GetRosterRequest(after=after)))
 
     async def poll(self, held: TaskId | None, following: Iterable[RunId]) -> Answer:
         """Asks the coordinator for the next task, and renews the lease of the task that the client holds.

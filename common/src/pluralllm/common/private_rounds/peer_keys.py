@@ -5,6 +5,7 @@ identity folder holds it (trust.identity.peer_key).
 """
 
 import hashlib
+from dataclasses import dataclass
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
@@ -39,6 +40,22 @@ def check_public(spki_der: bytes) -> None:
         raise InvalidArgument(field="peer_key.key_der", problem="is not ECDSA P-256")
     if key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo) != spki_der:
         raise InvalidArgument(field="peer_key.key_der", problem="is not in the usual form of DER")
+
+
+@dataclass(frozen=True, slots=True)
+class PeerKeyClaim:
+    """The peer key that a client states in Hello, with two signatures (DER) over federation, member and key."""
+
+    key_der: bytes  # SubjectPublicKeyInfo
+    endorsement: bytes  # by the key of the member's certificate; empty in plain text
+    proof: bytes  # by the peer key itself
+
+
+def claim_of(key: PrivateKey, federation: str, name: str, certificate_key: PrivateKey | None) -> PeerKeyClaim:
+    """Returns a member's claim of its peer key. federation: "" in plain text. certificate_key: None in plain text."""
+    der = public_der(key)
+    endorsement = b"" if certificate_key is None else endorsed(certificate_key, federation, name, der)
+    return PeerKeyClaim(der, endorsement, endorsed(key, federation, name, der))
 
 
 def endorsement_text(federation: str, name: str, spki_der: bytes) -> bytes:

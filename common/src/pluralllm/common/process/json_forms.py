@@ -51,6 +51,21 @@ RUN = Form(
 )
 RUNS = Form("runs", ("pluralllm runs",), {"runs": "messages Run, newest first, as in `pluralllm.run`"}, version=2)
 ROUNDS = Form("rounds", ("pluralllm rounds",), {"rounds": "messages Round, newest first"})
+PEERS = Form(
+    "peers",
+    ("pluralllm-client peers",),
+    {
+        "digest": "hash of the roster's newest entry, 64 hex digits; all partners compare it",
+        "entries": "number of entries of the roster",
+        "members": "list of `name`, `group`, `fingerprint`, and `pinned`: yes, no, another key, no key now",
+        "complaint": "why this client believes no roster any more; null if it does",
+    },
+)
+PEER_KEY_RESET = Form(
+    "peer-key-reset",
+    ("pluralllm members reset-peer-key",),
+    {"name": "name of the member", "reset": "true: the member has no peer key now"},
+)
 MEMBERS = Form("members", ("pluralllm members",), {"members": "messages Member, open invites among them"})
 MEMBER = Form("member", ("pluralllm approve", "pluralllm revoke"), message="Member")
 INVITE = Form(
@@ -226,6 +241,6 @@ VERIFICATION = Form(
     },
 )
 FORMS = (
-    RUN, RUNS, ROUNDS, MEMBERS, MEMBER, INVITE, AUDIT_LOG, HISTORY, CHECKS, CONFIG, EXPLANATION, SPEC, SCORES, PAIRS, MODEL,
-    EXPORTED_MODEL, METHODS, DATA_CHECK, PRIVACY, BACKUP, VERIFICATION,
+    RUN, RUNS, ROUNDS, MEMBERS, MEMBER, PEER_KEY_RESET, PEERS, INVITE, AUDIT_LOG, HISTORY, CHECKS, CONFIG, EXPLANATION, SPEC,
+    SCORES, PAIRS, MODEL, EXPORTED_MODEL, METHODS, DATA_CHECK, PRIVACY, BACKUP, VERIFICATION,
 )  # fmt: skip

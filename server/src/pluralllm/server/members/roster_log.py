@@ -7,14 +7,13 @@ can be changed or kept from one of them without notice.
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 
 import structlog
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from pluralllm.common.errors.private_rounds import PeerKeyDiffers, RosterDiverged
 from pluralllm.common.errors.tree import InvalidArgument, NotFound
-from pluralllm.common.private_rounds.peer_keys import fingerprint, is_endorsed, is_proven
+from pluralllm.common.private_rounds.peer_keys import PeerKeyClaim, fingerprint, is_endorsed, is_proven
 from pluralllm.common.private_rounds.roster import Roster, RosterEntry
 from pluralllm.common.words.ids import ClientId
 from pluralllm.common.words.names import MemberName
@@ -29,15 +28,6 @@ REGISTER, RESET = "RegisterPeerKey", "ResetPeerKey"  # actions in the audit log
 PAGE = 1000
 
 CertificateKeys = Callable[[ClientId], Iterable[ec.EllipticCurvePublicKey]]
-
-
-@dataclass(frozen=True, slots=True)
-class PeerKeyClaim:
-    """The peer key that a client states in Hello, with its two signatures (DER) over federation, member and key."""
-
-    key_der: bytes
-    endorsement: bytes  # by the key of the member's certificate; empty in plain text
-    proof: bytes  # by the peer key itself
 
 
 def extended(roster: Roster, rows: Iterable[RosterRow]) -> Roster:

@@ -6,6 +6,7 @@ from google.protobuf import json_format, struct_pb2
 from google.protobuf.duration_pb2 import Duration
 
 from pluralllm.common.predictor.metrics import coefficient_of_variation, fairness_index
+from pluralllm.common.private_rounds.peer_keys import PeerKeyClaim
 from pluralllm.common.trust.audit_chain import AuditEntry
 from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.wire.messages import MEMBER_ROLES, NOT_REPORTED, ROLES, noise_message, timestamp
@@ -14,7 +15,6 @@ from pluralllm.common.words.ids import ClientId
 from pluralllm.common.words.names import MemberName, ModelName, RoundName, RunName
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.server.members.access import Principal
-from pluralllm.server.members.roster_log import PeerKeyClaim
 from pluralllm.server.rounds.state import Outcome, Phase
 from pluralllm.server.runs.live_run import LiveRun
 from pluralllm.server.runs.overview import Participant, ParticipantState, reported_scores
