@@ -49,10 +49,18 @@ class Simulated:
         self.name = name
         self.transport = transport
         self.arrived: asyncio.Future[float] | None = None
+        self.greeted = False
+
+    async def greet(self) -> None:
+        await self.transport.hello(f"group of {self.name}", GroupRole.TRAIN, questions=100)
+        self.greeted = True
+
+    async def live(self) -> None:
+        await self.greet()
+        await self.wait()
 
     async def wait(self) -> None:
         """Polls the coordinator until it is cancelled; sets the future `arrived` to the time at which a task comes."""
-        await self.transport.hello(f"group of {self.name}", GroupRole.TRAIN, questions=100)
         over: set[RunId] = set()
         held: Task | None = None
         while True:
@@ -88,7 +96,7 @@ async def measure(
     """
     remote = administrator(folder, plain_text=True)
     simulated = [Simulated(f"idle-{number}", connected(address, f"idle-{number}")) for number in range(clients)]
-    waiting = [asyncio.create_task(client.wait()) for client in simulated]
+    waiting = [asyncio.create_task(client.live()) for client in simulated]
     try:
         await asyncio.sleep(SETTLE_S + clients / 200)
         before_s = cpu_s(process)

@@ -57,10 +57,12 @@ class Members:
     folder: Path
     updates_s: list[float] = field(default_factory=list)
     greeted: int = 0
+    greeting: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(50))  # a handshake has five seconds
 
-    async def take_part(self, transport: Transport, number: int) -> None:
-        """Answers one member's tasks until the run is over."""
-        await transport.hello(f"group {number}", GroupRole.TRAIN, questions=100)
+    async def take_part(self, transport: Transport, number: int, group: str) -> None:
+        """Says Hello, and then answers one member's tasks until the run is over."""
+        async with self.greeting:
+            await transport.hello(group, GroupRole.TRAIN, questions=100)
         self.greeted += 1
         expected_bytes = layout_for(self.spec).size_bytes
         while True:
@@ -91,7 +93,9 @@ async def measure(folder: Path, address: str, process: psutil.Process, spec: Run
     await asyncio.to_thread(remote.create_run, RUN, spec.canonical_json())
     members = Members(spec, folder)
     transports = [connected(address, f"member-{number}") for number in range(count)]
-    living = [asyncio.create_task(members.take_part(transport, n)) for n, transport in enumerate(transports)]
+    living = [
+        asyncio.create_task(members.take_part(transport, n, f"group {n}")) for n, transport in enumerate(transports)
+    ]
     while members.greeted < count:  # noqa: ASYNC110 - each member counts for itself
         await asyncio.sleep(0.5)
     await asyncio.sleep(SETTLE_S)

@@ -43,14 +43,17 @@ from pluralllm.server.storage.store import (
     ClientRecord,
     EvaluationRecord,
     ReceiptRecord,
+    RoundBlobs,
     RoundMessage,
     RoundOutcome,
     RoundRecord,
+    RunBlobs,
     RunRecord,
     Store,
 )
 
 Opener = Callable[[], Awaitable[Store]]
+MOMENTS = (Digest("m"), Digest("v"))
 R = RunId("r")
 RUN = RunRecord(R, b"{}", Digest("s" * 64), 1.0)
 FIRST = VersionRecord(R, ModelVersion(0), RoundNumber(0), Digest("d0"), RUN.spec_sha256, "", (), 1.0)
@@ -161,6 +164,28 @@ async def test_a_change_writes_all_of_its_rows(store: Store) -> None:
     assert await store.version(R, ModelVersion(1)) == SECOND
     assert await store.latest_evaluations(R, 2) == [score(0)]
     assert await store.model_digests(R) == [FIRST.digest, SECOND.digest]
+
+
+async def test_the_blobs_that_rows_name_are_those_of_the_newest_rounds_and_of_all_versions(store: Store) -> None:
+    first, second = (replace(RECEIPT, receipt=replace(RECEIPT.receipt, digest=Digest(name))) for name in ("u1", "u2"))
+    closed = replace(ROUND, outcome=RoundOutcome.CLOSED, version=ModelVersion(1), rollouts="texts")
+    version = replace(SECOND, moments=MOMENTS, transcript=Digest("signed"))
+    await store.apply([change(1, rounds=(closed,), receipts=(first,), versions=(version,))])
+    later = replace(closed, round=RoundNumber(2), base_version=ModelVersion(1), version=ModelVersion(2), rollouts="")
+    third = replace(SECOND, version=ModelVersion(2), round=RoundNumber(2), digest=Digest("d2"), moments=(Digest("w"),))
+    await store.apply(
+        [change(2, rounds=(later,), receipts=(replace(second, round=RoundNumber(2)),), versions=(third,))]
+    )
+    opened = replace(ROUND, round=RoundNumber(3), base_version=ModelVersion(2))
+    await store.apply([change(3, rounds=(opened,), receipts=(replace(first, round=RoundNumber(3)),))])
+    oldest = RoundBlobs(False, frozenset(map(Digest, ("u1", "texts", "signed"))), frozenset())
+    made = RoundBlobs(False, frozenset({Digest("u2")}), frozenset(MOMENTS))
+    under_way = RoundBlobs(True, frozenset({Digest("u1")}), frozenset())
+    expected = RunBlobs(
+        R, frozenset(map(Digest, ("d0", "d1", "d2"))), frozenset({Digest("w")}), (under_way, made, oldest)
+    )
+    assert await store.named_blobs(1_000_000) == [expected]
+    assert await store.named_blobs(2) == [replace(expected, rounds=(under_way, made))]
 
 
 async def test_moments_weights_scales_distances_and_norms_come_back_as_they_were_written(store: Store) -> None:

@@ -42,6 +42,7 @@ READS: dict[str, frozenset[str]] = {
             "versions",
             "clients",
             "model_digests",
+            "named_blobs",
         }
         | {"evaluations", "latest_evaluations", "close"}
     ),

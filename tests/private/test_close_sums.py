@@ -17,7 +17,7 @@ SECOND_RUN = replace(TERMS, run="second", round=1)
 REPEATED = replace(TERMS, round=8)
 
 
-def dropped_in(folder: Path, dropped: tuple[str, ...], terms: object = TERMS, size: int = 7) -> Coordinator:
+def dropped_in(folder: Path, dropped: tuple[str, ...], terms: object = TERMS, size: int = 6) -> Coordinator:
     """Returns a round after UPDATE whose sum lacks some members, which have sent nothing."""
     coordinator = new_round(folder, size, hidden_among=2, terms=terms)  # type: ignore[arg-type]
     coordinator.run(UPDATE - 1)
@@ -29,7 +29,7 @@ def dropped_in(folder: Path, dropped: tuple[str, ...], terms: object = TERMS, si
 def test_29_a_sum_without_one_member_is_not_confirmed_after_the_sum_with_it_was_revealed(
     tmp_path: Path, terms: object
 ) -> None:
-    first = new_round(tmp_path, 7, hidden_among=2)
+    first = new_round(tmp_path, 6, hidden_among=2)
     assert first.run() == {}
     second = dropped_in(tmp_path, ("cleo",), terms)
     refusals = second.ask(CONFIRM) | second.ask(REVEAL)
@@ -52,7 +52,7 @@ def test_29_the_same_members_may_be_summed_again_and_their_updates_are_trained_a
 
 
 def test_29_sums_on_different_versions_are_not_compared(tmp_path: Path) -> None:
-    assert new_round(tmp_path, 7, hidden_among=2).run() == {}
+    assert new_round(tmp_path, 6, hidden_among=2).run() == {}
     second = dropped_in(tmp_path, ("cleo",), replace(REPEATED, base_digest=digest("next base")))
     assert second.ask(CONFIRM) == {}
     assert second.ask(REVEAL) == {}

@@ -5,20 +5,38 @@ from pathlib import Path
 
 import pytest
 from private.evil_client import BAD_BOXES, Change, deals_bad_boxes, false_complaint, r2_of
-from private.evil_coordinator import CONFIRM, REVEAL, SHARES, UPDATE, Coordinator, assert_exact, new_round
+from private.evil_coordinator import CONFIRM, REVEAL, SHARES, UPDATE, Client, Coordinator, assert_exact, new_round
 from support.private_members import digest, member_key
 
-from pluralllm.common.errors.private_rounds import BadView, RoundSecretsLost, WrongStep
+from pluralllm.client.private_rounds.masking import masking_secrets
+from pluralllm.client.private_rounds.notebook import Notebook
+from pluralllm.client.private_rounds.steps import hold
+from pluralllm.common.errors.private_rounds import BadBox, BadView, RoundSecretsLost, WrongStep
 from pluralllm.common.private_rounds.messages import Complaint, Confirmation, Reveal, UpdateStatement
 from pluralllm.common.private_rounds.round_view import MemberComplaint
 
-# 7 members, 1 colluder: t = 5, so that two may be outside the sum.
+# 6 members, 1 colluder: t = 4, so that two may be outside the sum.
 
 
 def dealt(folder: Path) -> Coordinator:
-    coordinator = new_round(folder, 7, hidden_among=2)
+    coordinator = new_round(folder, 6, hidden_among=2)
     coordinator.run(SHARES)
     return coordinator
+
+
+def assert_masks_nothing(coordinator: Coordinator, name: str) -> None:
+    client = coordinator.clients[name]
+    holding = hold(client.notebook, client.me, coordinator.honest_view(name))
+    assert holding.bad
+    for written in (False, True):  # whether the complaint is in the notebook
+        with pytest.raises(WrongStep if written else BadBox):
+            masking_secrets(client.notebook if written else notebook_without_complaint(client), client.me, holding)
+
+
+def notebook_without_complaint(client: Client) -> Notebook:
+    notebook = Notebook(client.folder / "private" / "first.7", client.notebook.run, client.notebook.round)
+    del notebook._lines["complaint"]
+    return notebook
 
 
 @pytest.mark.parametrize("change", BAD_BOXES, ids=lambda change: change.__name__)
@@ -26,33 +44,34 @@ def test_16_a_dealer_with_a_bad_box_and_its_victim_are_left_out_and_the_others_u
     tmp_path: Path, change: Change
 ) -> None:
     coordinator = dealt(tmp_path)
-    deals_bad_boxes(coordinator, "gus", ("ann",), change)
+    deals_bad_boxes(coordinator, "fay", ("ann",), change)
     assert coordinator.ask(UPDATE) == {}
     (complaint,) = coordinator.sent(Complaint)
-    assert complaint.dealer == "gus"
+    assert complaint.dealer == "fay"
     assert coordinator.latest(Complaint)["ann"].is_signed(
         coordinator.members[0].peer_key_der, r2_of(coordinator), "ann"
     )
     assert coordinator.sent(UpdateStatement, "ann") == []
-    assert [update.name for update in coordinator.updates] == ["bob", "cleo", "dora", "emil", "fay"]
-    honest = [name for name in coordinator.clients if name != "gus"]
+    assert_masks_nothing(coordinator, "ann")
+    assert [update.name for update in coordinator.updates] == ["bob", "cleo", "dora", "emil"]
+    honest = [name for name in coordinator.clients if name != "fay"]
     assert coordinator.ask(CONFIRM, honest) == {}
     assert coordinator.ask(REVEAL, honest) == {}
-    assert len(coordinator.latest(Reveal)["ann"].shares) == 6, "it has no share of gus"
+    assert len(coordinator.latest(Reveal)["ann"].shares) == 5, "it has no share of fay"
     assert_exact(coordinator)
 
 
 def test_16_a_client_that_has_complained_masks_nothing_later_and_complains_of_nobody_else(tmp_path: Path) -> None:
     coordinator = dealt(tmp_path)
-    deals_bad_boxes(coordinator, "gus", ("ann",), BAD_BOXES[0])
-    deals_bad_boxes(coordinator, "fay", ("ann",), BAD_BOXES[1])
+    deals_bad_boxes(coordinator, "fay", ("ann",), BAD_BOXES[0])
+    deals_bad_boxes(coordinator, "emil", ("ann",), BAD_BOXES[1])
     good = dict(coordinator.dealt)
     for _ in range(2):
         coordinator.ask(UPDATE, ("ann",))
         coordinator.clients["ann"].restart()
     coordinator.dealt = good
     coordinator.ask(UPDATE, ("ann",))
-    assert {one.dealer for one in coordinator.sent(Complaint)} == {"fay"}, "the first bad one by name"
+    assert {one.dealer for one in coordinator.sent(Complaint)} == {"emil"}, "the first bad one by name"
     assert len({one.signature for one in coordinator.sent(Complaint)}) == 1
     assert coordinator.sent(UpdateStatement) == []
 
@@ -61,35 +80,35 @@ def test_29_a_member_that_calls_a_good_box_bad_takes_itself_out_and_the_dealer_s
     tmp_path: Path,
 ) -> None:
     coordinator = dealt(tmp_path)
-    coordinator.ask(UPDATE, [name for name in coordinator.clients if name != "gus"])
-    coordinator.got.append(("gus", false_complaint(coordinator, "gus", "ann")))
+    coordinator.ask(UPDATE, [name for name in coordinator.clients if name != "fay"])
+    coordinator.got.append(("fay", false_complaint(coordinator, "fay", "ann")))
     coordinator._close(UPDATE)
-    assert [update.name for update in coordinator.updates] == ["bob", "cleo", "dora", "emil", "fay"]
+    assert [update.name for update in coordinator.updates] == ["bob", "cleo", "dora", "emil"]
     assert coordinator.clients["ann"].has_receipt
-    honest = [name for name in coordinator.clients if name != "gus"]
+    honest = [name for name in coordinator.clients if name != "fay"]
     assert coordinator.ask(CONFIRM, honest) == {}
     assert coordinator.ask(REVEAL, honest) == {}
-    assert len(coordinator.sent(Reveal)) == 6
+    assert len(coordinator.sent(Reveal)) == 5
     assert_exact(coordinator)
 
 
 def test_29_a_complaint_that_the_coordinator_invents_does_not_excuse_that_an_update_is_missing(tmp_path: Path) -> None:
     coordinator = dealt(tmp_path)
     coordinator.run(UPDATE)
-    true = false_complaint(coordinator, "gus", "ann")
-    coordinator.updates = tuple(update for update in coordinator.updates if update.name not in ("ann", "gus"))
+    true = false_complaint(coordinator, "fay", "ann")
+    coordinator.updates = tuple(update for update in coordinator.updates if update.name not in ("ann", "fay"))
     for invented in (
-        MemberComplaint("gus", replace(true, signature=false_complaint(coordinator, "gus", "bob").signature)),
+        MemberComplaint("fay", replace(true, signature=false_complaint(coordinator, "fay", "bob").signature)),
         MemberComplaint("bob", true),
         MemberComplaint("hana", true),
-        MemberComplaint("gus", Complaint("ann", digest("x")).signed(member_key("gus"), r2_of(coordinator), "gus")),
-        MemberComplaint("gus", Complaint("ann", true.box_sha256).signed(member_key("gus"), digest("R2"), "gus")),
-        MemberComplaint("gus", false_complaint(coordinator, "gus", "bob")),
+        MemberComplaint("fay", Complaint("ann", digest("x")).signed(member_key("fay"), r2_of(coordinator), "fay")),
+        MemberComplaint("fay", Complaint("ann", true.box_sha256).signed(member_key("fay"), digest("R2"), "fay")),
+        MemberComplaint("fay", false_complaint(coordinator, "fay", "bob")),
     ):
         coordinator.complaints = (invented,)
         assert isinstance(coordinator.ask(CONFIRM, ("ann",))["ann"], BadView)
     assert coordinator.sent(Confirmation) == []
-    coordinator.complaints = (MemberComplaint("gus", true),)
+    coordinator.complaints = (MemberComplaint("fay", true),)
     assert coordinator.ask(CONFIRM, ("ann",)) == {}
 
 
@@ -98,14 +117,14 @@ def test_29_bad_boxes_for_many_peers_stop_the_round_at_worst_and_show_no_update(
     tmp_path: Path, victims: tuple[str, ...]
 ) -> None:
     coordinator = dealt(tmp_path)
-    deals_bad_boxes(coordinator, "gus", victims, BAD_BOXES[0])
+    deals_bad_boxes(coordinator, "fay", victims, BAD_BOXES[0])
     coordinator.ask(UPDATE)
     assert {name for name, message in coordinator.got if isinstance(message, Complaint)} == set(victims)
-    honest = [name for name in coordinator.clients if name != "gus"]
+    honest = [name for name in coordinator.clients if name != "fay"]
     refusals = coordinator.ask(CONFIRM, honest)
     if len(victims) == 1:
         assert refusals == {}
-    else:  # fewer than t = 5 updates are left
+    else:  # fewer than t = 4 updates are left
         assert set(refusals) == set(honest)
         assert coordinator.sent(Confirmation) == []
     coordinator.ask(REVEAL, honest)
@@ -114,20 +133,20 @@ def test_29_bad_boxes_for_many_peers_stop_the_round_at_worst_and_show_no_update(
 
 def test_32_a_key_of_a_pair_that_is_not_the_one_its_dealer_has_signed_is_complained_of(tmp_path: Path) -> None:
     coordinator = dealt(tmp_path)
-    pair_of_other = coordinator.dealt["gus"].box_of(2).pair_box  # sealed for bob
-    deals_bad_boxes(coordinator, "gus", ("ann",), lambda box: replace(box, pair_box=pair_of_other))
+    pair_of_other = coordinator.dealt["fay"].box_of(2).pair_box  # sealed for bob
+    deals_bad_boxes(coordinator, "fay", ("ann",), lambda box: replace(box, pair_box=pair_of_other))
     coordinator.ask(UPDATE, ("ann",))
-    assert coordinator.sent(Complaint)[0].dealer == "gus"
+    assert coordinator.sent(Complaint)[0].dealer == "fay"
 
 
 def test_32_a_box_with_a_bad_signature_blames_the_coordinator_and_nobody_complains(tmp_path: Path) -> None:
     coordinator = dealt(tmp_path)
-    boxes = list(coordinator.dealt["gus"].boxes)
+    boxes = list(coordinator.dealt["fay"].boxes)
     boxes[0] = BAD_BOXES[0](boxes[0])
-    coordinator.dealt["gus"] = replace(coordinator.dealt["gus"], boxes=tuple(boxes))
+    coordinator.dealt["fay"] = replace(coordinator.dealt["fay"], boxes=tuple(boxes))
     refusal = coordinator.ask(UPDATE, ("ann",))["ann"]
     assert isinstance(refusal, BadView)
-    assert refusal.member == "gus"
+    assert refusal.member == "fay"
     assert coordinator.sent(Complaint) == []
     assert coordinator.sent(UpdateStatement) == []
 
@@ -147,6 +166,7 @@ def test_33_a_client_masks_one_file_in_a_round_and_none_after_it_has_confirmed(t
     emil.restart()
     assert isinstance(coordinator.ask(UPDATE, ("emil",))["emil"], WrongStep)
     assert coordinator.sent(UpdateStatement, "emil") == []
+    assert not emil.outbox.exists()
     assert len(coordinator.sent(UpdateStatement, "ann")) == 1
 
 

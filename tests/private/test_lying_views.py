@@ -568,3 +568,12 @@ def test_18_a_list_of_updates_that_cannot_be_is_refused(tmp_path: Path) -> None:
         coordinator.updates = shown
         assert set(coordinator.ask(CONFIRM, coordinator.dealers)) == set(coordinator.dealers)
     assert coordinator.sent(Confirmation) == []
+
+
+def test_5_nothing_is_masked_for_so_few_dealers_that_no_sum_can_hide_it(tmp_path: Path) -> None:
+    coordinator = new_round(tmp_path, 6, hidden_among=4)
+    refusals = coordinator.run(UPDATE, gone={SHARES: ("emil", "fay")})
+    assert {name: type(error) for name, error in refusals.items()} == dict.fromkeys(
+        ("ann", "bob", "cleo", "dora"), HiddenAmongTooFew
+    )
+    assert coordinator.sent(UpdateStatement) == []

@@ -31,8 +31,11 @@ from pluralllm.server.storage.store import (
     EvaluationRecord,
     EventRecord,
     ReceiptRecord,
+    RoundBlobs,
     RoundMessage,
+    RoundOutcome,
     RoundRecord,
+    RunBlobs,
     RunRecord,
 )
 
@@ -176,6 +179,10 @@ class MemoryStore:
         await self._before("store.model_digests", run)
         return [version.digest for version in self._tables.runs[run].versions.all()]
 
+    async def named_blobs(self, newest_rounds: int) -> Sequence[RunBlobs]:
+        await self._before("store.named_blobs", newest_rounds)
+        return [_blobs_of(run, newest_rounds) for run in self._tables.runs.values()]
+
     async def evaluations(self, run: RunId, after: int, limit: int) -> Sequence[tuple[int, EvaluationRecord]]:
         await self._before("store.evaluations", run)
         found = list(self._tables.runs[run].evaluations.values())
@@ -209,6 +216,19 @@ class MemoryStore:
 
     async def close(self) -> None:
         """Does nothing; the tables keep their rows."""
+
+
+def _blobs_of(run: RunTables, newest_rounds: int) -> RunBlobs:
+    versions, rounds = run.versions.all(), []
+    for record in run.rounds.before(None, newest_rounds):
+        updates = {row.receipt.digest for row in run.receipts.get(record.round, {}).values()}
+        is_open, is_closed = record.outcome is RoundOutcome.OPEN, record.outcome is RoundOutcome.CLOSED
+        begins_with = versions[record.base_version].moments if is_closed else ()
+        transcript = versions[record.version].transcript if is_closed and record.version is not None else ""
+        others = {Digest(digest) for digest in (record.rollouts, transcript) if digest}
+        rounds.append(RoundBlobs(is_open, frozenset(updates | others), frozenset(begins_with)))
+    digests = frozenset(version.digest for version in versions)
+    return RunBlobs(run.record.id, digests, frozenset(versions[-1].moments), tuple(rounds))
 
 
 def _check_keys(tables: Tables, changes: Sequence[Change]) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from pluralllm.common.trust import version_record
 from pluralllm.common.trust.version_record import VersionRecord, record_sha256
 from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber, RunId
 
@@ -46,3 +47,16 @@ def test_another_fact_gives_another_hash(change: dict[str, Any]) -> None:
 
 def test_the_time_and_the_name_of_the_run_are_not_hashed() -> None:
     assert record_sha256(dataclasses.replace(RECORD, created_s=2.0, run=RunId("other"))) == record_sha256(RECORD)
+
+
+def test_a_record_computes_its_hash_once_and_a_changed_copy_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = dataclasses.replace(RECORD)
+    expected = record_sha256(RECORD)
+    assert (made.record_sha256, made) == (expected, RECORD)
+    monkeypatch.setattr(version_record, "record_sha256", None)  # a second computation would fail
+    assert made.record_sha256 == expected
+    monkeypatch.undo()
+    assert dataclasses.replace(made, round=RoundNumber(9)).record_sha256 == record_sha256(
+        dataclasses.replace(RECORD, round=RoundNumber(9))
+    )
+    assert "known" not in repr(made)

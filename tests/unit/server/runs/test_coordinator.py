@@ -472,6 +472,17 @@ async def test_a_round_publishes_a_version_and_deletes_the_files_that_nobody_nee
     assert not await place.parts.blobs.exists(Digest("0" * 64))
 
 
+async def test_a_round_reads_the_store_once_when_its_blobs_are_collected(place: MemoryCoordinator) -> None:
+    run, hooks = await place.collecting("ann", "ben"), Hooks()
+    await place.coordinator._collect()
+    place.before = hooks
+    await deliver_all(place, run)
+    await until(lambda: "store.named_blobs" in [operation for operation, _ in hooks.calls])
+    assert await place.parts.models.record(run.id, run.newest.version) == run.newest  # as each client asks for it
+    reads = [operation for operation, _ in hooks.calls if operation.startswith("store.")]
+    assert [operation for operation in reads if operation != "store.apply"] == ["store.named_blobs"]
+
+
 async def test_a_new_version_is_not_deleted_before_its_record_is_written(place: MemoryCoordinator) -> None:
     run = await place.collecting("ann", "ben")
     collecting: list[asyncio.Task[None]] = []

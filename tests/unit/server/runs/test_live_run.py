@@ -242,6 +242,30 @@ async def test_a_closed_bell_has_rung_for_everybody_and_those_to_come_see_that_i
     assert bell.closed
 
 
+async def test_a_ring_wakes_all_who_wait_and_a_wait_ends_by_itself() -> None:
+    bell = Bell()
+    heard = bell.rings
+    waiting = [asyncio.create_task(bell.wait(heard, 60)) for _ in range(3)]
+    await asyncio.sleep(0)
+    assert not any(wait.done() for wait in waiting)
+    bell.ring()
+    await asyncio.wait_for(asyncio.gather(*waiting), 1)
+    await bell.wait(heard, 60)  # it has rung since
+    await asyncio.wait_for(bell.wait(bell.rings, 0.001), 1)
+    gone = asyncio.create_task(bell.wait(bell.rings, 60))
+    await asyncio.sleep(0)
+    gone.cancel()
+    await asyncio.gather(gone, return_exceptions=True)
+    assert gone.cancelled()
+    assert not bell._waiting, "nobody is kept who waits no more"
+
+
+async def test_the_format_of_updates_is_computed_once_a_round(tmp_path: Path) -> None:
+    place = MemoryCoordinator(tmp_path)
+    run = await place.collecting("ann", "ben")
+    assert run.update_format is run.update_format
+
+
 async def test_a_run_is_found_by_its_name_and_an_unknown_name_is_refused() -> None:
     run, runs = await a_run(MemoryStore(Tables())), Runs()
     runs.add(run)

@@ -155,8 +155,7 @@ def check_may_mask(notebook: Notebook, me: Myself, holding: Holding) -> None:
     if not me.checked and not is_base_vouched(pinned_that_checked=vouching, colluders=me.colluders):
         problem = f"only {vouching} pinned members have computed the base version again, at most {me.colluders} may lie"
         raise BadView(member=COORDINATOR, problem=problem)
-    _check_hidden(me, members, dealers.names, "dealers")
-    if len(dealers.names) < members.least:
+    if len(dealers.names) < members.least:  # with fewer, too few pinned members are left, whoever of them is there
         problem = f"a sum needs {members.least} updates, and there are {len(dealers.names)} dealers"
         raise HiddenAmongTooFew(problem=problem)
 
@@ -243,12 +242,12 @@ def _dealers(notebook: Notebook, me: Myself, view: RoundView) -> Dealers:
     return take_boxes(notebook, me, _members(notebook, me, view), view)
 
 
-def _check_hidden(me: Myself, members: Members, names: tuple[str, ...], what: str) -> None:
-    """Checks (B): enough pinned members are among `names`. what: a word for them. Raises HiddenAmongTooFew."""
+def _check_hidden(me: Myself, members: Members, names: tuple[str, ...]) -> None:
+    """Checks (B): enough pinned members are in the sum. Raises HiddenAmongTooFew."""
     pinned = sum(name in members.pinned for name in names)
     if not is_hidden(pinned_in_sum=pinned, colluders=me.colluders, hidden_among=me.hidden_among):
         problem = (
-            f"{pinned} of the {len(names)} {what} are pinned, and with {me.colluders} that may collude"
+            f"{pinned} of the {len(names)} members of the sum are pinned, and with {me.colluders} that may collude"
             f" {me.hidden_among + me.colluders} are needed"
         )
         raise HiddenAmongTooFew(problem=problem)
@@ -268,7 +267,7 @@ def _checked_sum(notebook: Notebook, me: Myself, dealers: Dealers, view: RoundVi
     if not is_large_enough(updates=len(names), threshold=dealers.members.threshold, greatest_least=greatest):
         least = max(dealers.members.threshold, greatest)
         raise HiddenAmongTooFew(problem=f"the sum has {len(names)} updates, and its members ask for {least}")
-    _check_hidden(me, dealers.members, names, "members of the sum")
+    _check_hidden(me, dealers.members, names)
     return digest_of_sum(dealers.sha256, view.updates)
 
 

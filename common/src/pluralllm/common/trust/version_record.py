@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber, RunId
@@ -25,11 +25,15 @@ class VersionRecord:
     weights: tuple[float, ...] = ()  # weights of the updates, if they do not follow from the examples alone
     scales: tuple[float, ...] = ()  # factors, at most 1, of the updates in the average; empty if none was clipped
     transcript: str = ""  # digest of the round's transcript; "" unless the round was private
+    # The hash, once it was asked for: every task names it, and it takes a millisecond for a version of a thousand updates.
+    _known_sha256: str = field(default="", init=False, repr=False, compare=False)
 
     @property
     def record_sha256(self) -> str:
         """The hash of this version record. The record of the next version holds the hash as `parent_sha256`."""
-        return record_sha256(self)
+        if not self._known_sha256:
+            object.__setattr__(self, "_known_sha256", record_sha256(self))
+        return self._known_sha256
 
 
 def record_sha256(record: VersionRecord) -> str:

@@ -4,12 +4,19 @@ from collections.abc import Callable
 
 from pluralllm.common.trust.record_signatures import RecordSigner
 from pluralllm.common.trust.version_record import VersionRecord
+from pluralllm.common.words.ids import RunId
 from pluralllm.server.rpc.messages import version_record_message
 from pluralllm.v1 import resources_pb2 as pb
 
+RECORDS_KEPT = 8  # messages of version records; each has a line for every update of its version
+
 
 class Signatures:
-    """Makes the signed messages of one coordinator. Every poll carries the audit log's head, so its message is cached."""
+    """Makes the signed messages of one coordinator, and keeps those that all clients get.
+
+    Every poll carries the audit log's head. Every client of a round reads the record of the newest version: without the cache,
+    a round of n clients would make n messages of n updates each.
+    """
 
     def __init__(self, audit_head: Callable[[], tuple[int, str]], signer: RecordSigner | None) -> None:
         """Stores the arguments. audit_head: returns sequence number and hash of the newest audit entry.
@@ -18,6 +25,7 @@ class Signatures:
         """
         self._audit_head, self._signer = audit_head, signer
         self._cached_head = pb.AuditHead()
+        self._records: dict[tuple[RunId, str], pb.VersionRecord] = {}  # oldest first
 
     @property
     def record_key_der(self) -> bytes:
@@ -33,8 +41,13 @@ class Signatures:
         return self._cached_head
 
     def version_record(self, record: VersionRecord) -> pb.VersionRecord:
-        """Returns a version record with its signature, in the form in which clients get it."""
-        message = version_record_message(record)
-        if self._signer is not None:
-            message.signature = self._signer.of_version(record.run, record.record_sha256)
+        """Returns a version record with its signature, in the form in which clients get it. Callers must not change it."""
+        key = (record.run, record.record_sha256)
+        if (message := self._records.get(key)) is None:
+            message = version_record_message(record)
+            if self._signer is not None:
+                message.signature = self._signer.of_version(*key)
+            self._records[key] = message
+            if len(self._records) > RECORDS_KEPT:
+                del self._records[next(iter(self._records))]
         return message

@@ -12,16 +12,15 @@ class Bell:
     """
 
     def __init__(self, *, closed: bool = False) -> None:
-        self._next: asyncio.Future[None] | None = None
+        self._waiting: set[asyncio.Future[None]] = set()  # one for each waiting call
         self.rings = 0  # a waiter compares it, and so misses no ring between looking and waiting
         self.closed = closed  # the process is about to stop: a call that is held answers now
 
     def ring(self) -> None:
         """Wakes every waiting call and adds 1 to `rings`, the number of rings so far."""
         self.rings += 1
-        if self._next is not None and not self._next.done():
-            self._next.set_result(None)
-        self._next = None
+        for waiting in self._waiting:
+            _end(waiting)
 
     def close(self) -> None:
         """Wakes every waiting call and sets the attribute `closed`, because the process is about to stop."""
@@ -37,9 +36,22 @@ class Bell:
         """
         if self.rings != heard or timeout_s <= 0:
             return
-        if self._next is None:
-            self._next = asyncio.get_running_loop().create_future()
-        await asyncio.wait([self._next], timeout=timeout_s)
+        loop = asyncio.get_running_loop()
+        waiting = loop.create_future()
+        timer = loop.call_later(
+            timeout_s, _end, waiting
+        )  # asyncio.wait costs several times as much, for each held poll
+        self._waiting.add(waiting)
+        try:
+            await waiting
+        finally:
+            timer.cancel()
+            self._waiting.discard(waiting)
+
+
+def _end(waiting: "asyncio.Future[None]") -> None:
+    if not waiting.done():
+        waiting.set_result(None)
 
 
 class ClientBells:

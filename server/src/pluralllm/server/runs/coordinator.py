@@ -367,6 +367,7 @@ class Coordinator:
                     self._clock.now_s(), effect.round, digest, tuple(moments), chosen=made.chosen
                 )
                 await self.dispatch(run, averaged)
+                self._manifests.keep_record(run.newest)  # at once: the clients of the next round ask for it together
 
     async def _abandon_averaging(self, run: LiveRun, effect: ev.Average, error: BaseLost | UpdateLost) -> None:
         log.error("round.averaging_failed", run=run.id, round=effect.round, problem=str(error))

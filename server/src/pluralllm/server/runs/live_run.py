@@ -79,6 +79,8 @@ class LiveRun:
     _remembered: Remembered = field(default_factory=Remembered)
     # The receipts of the newest round, each with the time at which it was given. They are durable.
     _receipts: dict[ClientId, ReceiptRecord] = field(default_factory=dict)
+    # The format of the updates of the newest round, by what it depends on: every update asks for it several times.
+    _formats: dict[int, UpdateFormat] = field(default_factory=dict)
 
     @property
     def id(self) -> RunId:
@@ -120,8 +122,13 @@ class LiveRun:
         sums, it depends on the base version.
         """
         asks = self.spec.rewards is not None
-        layout = rewards_layout(self.state.candidates) if asks else update_layout(self.spec, self.state.version)
-        return update_format(layout, self.spec.updates.encoding)
+        key = self.state.candidates if asks else self.state.version
+        if (required := self._formats.get(key)) is None:
+            layout = rewards_layout(key) if asks else update_layout(self.spec, key)
+            required = update_format(layout, self.spec.updates.encoding)
+            self._formats.clear()
+            self._formats[key] = required
+        return required
 
     @property
     def base(self) -> VersionRecord:

@@ -34,8 +34,7 @@ class Manifests:
         record = await self._store.version(run, version)
         if record is None:
             raise NotFound(what="model version", name=str(ModelName(run, version)))
-        self._records[run, version] = record
-        _forget_oldest(self._records)
+        self.keep_record(record)
         return record
 
     async def of(self, run: RunId, version: ModelVersion) -> tuple[VersionRecord, Manifest]:
@@ -55,6 +54,11 @@ class Manifests:
         """Caches the manifest of a version that clients will soon fetch, so that the version's file is not read again."""
         self._kept[manifest.digest] = manifest
         _forget_oldest(self._kept)
+
+    def keep_record(self, record: VersionRecord) -> None:
+        """Caches the record of a version, which must be durable."""
+        self._records[record.run, record.version] = record
+        _forget_oldest(self._records)
 
 
 def _forget_oldest(kept: dict[Key, Value]) -> None:

@@ -7,9 +7,9 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Collection
 
-from pluralllm.common.words.ids import Digest, ModelVersion, RunId
+from pluralllm.common.words.ids import Digest, RunId
 from pluralllm.server.storage.blobs import Blobs
-from pluralllm.server.storage.store import RoundOutcome, Store
+from pluralllm.server.storage.store import Store
 
 
 async def kept_blobs(store: Store, keep_updates: int, over: Collection[RunId] = ()) -> set[Digest]:
@@ -24,32 +24,16 @@ async def kept_blobs(store: Store, keep_updates: int, over: Collection[RunId] = 
     kept.
     """
     keep: set[Digest] = set()
-    for run in await store.runs():
-        digests = await store.model_digests(run.id)
-        keep.update(digests)
-        if run.id not in over:
-            keep.update(await _moments(store, run.id, ModelVersion(len(digests) - 1)))
+    for run in await store.named_blobs(keep_updates + 1):
+        keep |= run.versions
+        if run.run not in over:
+            keep |= run.moments
         ended = 0
-        for record in await store.rounds(run.id, None, keep_updates + 1):
-            ended += record.outcome is not RoundOutcome.OPEN
+        for made in run.rounds:
+            ended += not made.is_open
             if ended <= keep_updates:
-                if record.rollouts:
-                    keep.add(Digest(record.rollouts))
-                keep |= {row.receipt.digest for row in await store.receipts(run.id, record.round)}
-                if record.outcome is RoundOutcome.CLOSED:
-                    keep.update(await _moments(store, run.id, record.base_version))
-                    keep.update(await _transcript(store, run.id, record.version))
+                keep |= made.digests | made.moments
     return keep
-
-
-async def _moments(store: Store, run: RunId, number: ModelVersion) -> tuple[Digest, ...]:
-    version = await store.version(run, number)
-    return () if version is None else version.moments
-
-
-async def _transcript(store: Store, run: RunId, number: ModelVersion | None) -> tuple[Digest, ...]:
-    version = None if number is None else await store.version(run, number)
-    return (Digest(version.transcript),) if version is not None and version.transcript else ()
 
 
 async def collect(store: Store, blobs: Blobs, keep_updates: int, over: Collection[RunId] = ()) -> None:

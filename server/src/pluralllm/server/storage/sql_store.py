@@ -22,6 +22,7 @@ from pluralllm.server.process.instruments import STORE_SECONDS
 from pluralllm.server.rounds.events import RoundStep
 from pluralllm.server.storage import schema as t
 from pluralllm.server.storage import sql_rows as rows
+from pluralllm.server.storage.sql_blobs import named_blobs
 from pluralllm.server.storage.sql_engine import failure, is_broken, migrate, new_engine, reading_engine
 from pluralllm.server.storage.store import (
     Change,
@@ -32,6 +33,7 @@ from pluralllm.server.storage.store import (
     ReceiptRecord,
     RoundMessage,
     RoundRecord,
+    RunBlobs,
     RunRecord,
 )
 from pluralllm.server.storage.turns import Turns
@@ -243,6 +245,11 @@ class SqlStore:
     async def model_digests(self, run: RunId) -> Sequence[Digest]:
         query = sa.select(t.versions.c.digest).where(t.versions.c.run == run).order_by(t.versions.c.version)
         return [Digest(row.digest) for row in await self._rows(query)]
+
+    @unbroken
+    async def named_blobs(self, newest_rounds: int) -> Sequence[RunBlobs]:
+        async with self.reading() as connection:
+            return await named_blobs(connection, newest_rounds)
 
     async def evaluations(self, run: RunId, after: int, limit: int) -> Sequence[tuple[int, EvaluationRecord]]:
         table = t.evaluations

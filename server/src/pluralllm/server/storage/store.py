@@ -103,6 +103,25 @@ class ClientRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class RoundBlobs:
+    """The blobs that the rows of one round name."""
+
+    is_open: bool
+    digests: frozenset[Digest]  # of the updates, the rollouts and, in a private round, the transcript
+    moments: frozenset[Digest]  # of the version that the round began with; empty if the round has not made a version
+
+
+@dataclass(frozen=True, slots=True)
+class RunBlobs:
+    """The blobs that the rows of one run name."""
+
+    run: RunId
+    versions: frozenset[Digest]
+    moments: frozenset[Digest]  # of the newest version
+    rounds: tuple[RoundBlobs, ...]  # newest first
+
+
+@dataclass(frozen=True, slots=True)
 class Change:
     """A change of a run's stored state: one event and all rows that the store writes with the event."""
 
@@ -186,6 +205,13 @@ class Store(Protocol):
         """Returns the digests of all model versions of a run, oldest first.
 
         Version numbers have no gaps, so a version's number is its index in the result.
+        """
+        ...
+
+    async def named_blobs(self, newest_rounds: int) -> Sequence[RunBlobs]:
+        """Returns the blobs that the rows of each run name, those of rounds for the run's newest rounds only.
+
+        All of it is read at one moment.
         """
         ...
 
