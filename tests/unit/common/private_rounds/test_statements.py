@@ -13,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.private_members import TERMS, member_key
 
+from pluralllm.common.errors.tree import InvalidArgument
 from pluralllm.common.private_rounds import statements
+from pluralllm.common.private_rounds.field_checks import MAX_SIGNATURE_BYTES
 from pluralllm.common.private_rounds.peer_keys import public_der
 from pluralllm.common.private_rounds.statements import derived, enc, hashed, sign, verify
 
@@ -60,7 +62,7 @@ def test_a_signature_is_that_of_rfc_6979() -> None:
     key = ec.derive_private_key(number, ec.SECP256R1())
     der = b"\x30\x46\x02\x21\x00" + r.to_bytes(32, "big") + b"\x02\x21\x00" + s.to_bytes(32, "big")
     assert key.sign(b"sample", statements.ALGORITHM) == der
-    assert len(der) == statements.MAX_SIGNATURE_BYTES
+    assert len(der) == MAX_SIGNATURE_BYTES
     assert sign(key, "keys", 1) == sign(key, "keys", 1)
 
 
@@ -77,10 +79,19 @@ def test_a_statement_holds_for_its_signer_its_kind_and_its_parts_only() -> None:
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(TERMS)])
-def test_every_field_is_in_the_hash_of_the_terms(name: str) -> None:
+def test_every_field_is_in_the_hash_of_the_terms_and_is_checked(name: str) -> None:
     value: Any = getattr(TERMS, name)
-    other: Any = value + 1 if isinstance(value, int) else value[:-1] + (b"!" if isinstance(value, bytes) else "!")
-    assert replace(TERMS, **{name: other}).sha256 != TERMS.sha256
+    others: dict[type, tuple[Any, ...]] = {
+        int: (8, -1, 2**31),
+        bytes: (bytes(32), bytes(31), b""),
+        str: ("b", "A", "\ud800"),
+    }
+    other, *bad = others[type(value)]
+    changed: dict[str, Any] = {name: value + 1 if isinstance(value, int) else other}
+    assert replace(TERMS, **changed).sha256 != TERMS.sha256
+    for wrong in bad:
+        with pytest.raises(InvalidArgument, match=name):
+            replace(TERMS, **{name: wrong})
 
 
 def test_members_dealers_and_updates_are_hashed_in_the_order_of_names_under_their_predecessor() -> None:

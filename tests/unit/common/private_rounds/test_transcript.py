@@ -1,6 +1,8 @@
 """The transcript: whoever reads it checks the whole round and gets the same sum; no lie in it passes."""
 
 import base64
+import functools
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -107,3 +109,29 @@ def test_only_one_text_is_a_transcript() -> None:
     for other in (body + b" ", b"{}", b"", body.replace(b'"places":8', b'"places":"8"')):
         with pytest.raises(InvalidArgument):
             Transcript.from_json(other)
+
+
+def leaves(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Returns the path of each text and number in JSON."""
+    if isinstance(value, dict | list):
+        entries = value.items() if isinstance(value, dict) else enumerate(value)
+        return [leaf for key, one in entries for leaf in leaves(one, (*path, key))]
+    return [path]
+
+
+OTHERS: dict[type, tuple[Any, ...]] = {str: ("", "zz", "\ud800"), int: (-1, 2**40), bool: (0,)}
+
+
+def test_no_text_makes_the_check_of_a_transcript_fail_otherwise_than_by_a_refusal() -> None:
+    body = GOOD.to_json()
+    paths = leaves(json.loads(body))
+    first = [path for path in paths if not any(isinstance(step, int) and step > 0 for step in path)]
+    assert len(first) > 35
+    for path in first:
+        data = json.loads(body)
+        holder = functools.reduce(lambda value, step: value[step], path[:-1], data)
+        for other in OTHERS[type(holder[path[-1]])]:
+            holder[path[-1]] = other
+            changed = json.dumps(data, sort_keys=True, separators=(",", ":")).encode()
+            with pytest.raises((InvalidArgument, BadView, DealtWrongly)):
+                Transcript.from_json(changed).opened()

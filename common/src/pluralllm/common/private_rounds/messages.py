@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 from pluralllm.common.errors.tree import InvalidArgument
+from pluralllm.common.private_rounds.field_checks import check_name, check_number, check_signature, check_size
 from pluralllm.common.private_rounds.json_bodies import canonical, read_canonical
 from pluralllm.common.private_rounds.peer_keys import check_public
 from pluralllm.common.private_rounds.sealed_boxes import OVERHEAD_BYTES, PUBLIC_BYTES
@@ -17,7 +18,6 @@ from pluralllm.common.private_rounds.shamir import SHARE_BYTES, is_share
 from pluralllm.common.private_rounds.statements import (
     CELL,
     HASH_BYTES,
-    MAX_SIGNATURE_BYTES,
     PrivateKey,
     enc,
     keys_digest,
@@ -26,39 +26,12 @@ from pluralllm.common.private_rounds.statements import (
     sum_digest,
     verify,
 )
-from pluralllm.common.words.ids import is_id
 
 MIN_MEMBERS = 3
 SHARE_BOX_BYTES = 2 * SHARE_BYTES + OVERHEAD_BYTES
 PAIR_KEY_BYTES = 32
 PAIR_BOX_BYTES = PAIR_KEY_BYTES + OVERHEAD_BYTES
 MAX_BODY_BYTES = 512 * 1024  # a message of shares for 128 members has 450 KiB
-
-
-def check_size(field: str, value: bytes, *sizes: int) -> None:
-    """Checks that bytes have one of the allowed sizes. Raises InvalidArgument."""
-    if len(value) not in sizes:
-        problem = f"has {len(value)} bytes, must have {' or '.join(str(size) for size in sizes)}"
-        raise InvalidArgument(field=field, problem=problem)
-
-
-def check_signature(signature: bytes) -> None:
-    """Checks the size of a signature; an unsigned message has an empty one. Raises InvalidArgument."""
-    if len(signature) > MAX_SIGNATURE_BYTES:
-        problem = f"has {len(signature)} bytes, at most {MAX_SIGNATURE_BYTES} are possible"
-        raise InvalidArgument(field="signature", problem=problem)
-
-
-def check_name(field: str, name: str) -> None:
-    """Checks that a text is a member's name. Raises InvalidArgument."""
-    if not is_id(name):
-        raise InvalidArgument(field=field, problem="is no member's name")
-
-
-def check_number(field: str, number: int, least: int, most: int) -> None:
-    """Checks that a number is within its bounds. Raises InvalidArgument."""
-    if not least <= number <= most:
-        raise InvalidArgument(field=field, problem=f"is {number}, must be {least} to {most}")
 
 
 class Body:

@@ -2,15 +2,8 @@
 
 from dataclasses import dataclass
 
-from pluralllm.common.private_rounds.messages import (
-    Body,
-    Box,
-    Complaint,
-    RoundMember,
-    UpdateStatement,
-    check_name,
-    check_signature,
-)
+from pluralllm.common.private_rounds.field_checks import check_name, check_signature
+from pluralllm.common.private_rounds.messages import Body, Box, Complaint, RoundMember, UpdateStatement
 from pluralllm.common.private_rounds.statements import RoundTerms
 
 

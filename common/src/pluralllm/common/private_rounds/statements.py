@@ -14,12 +14,15 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from pluralllm.common.private_rounds.field_checks import check_federation, check_name, check_number, check_size
+
 PROTOCOL = "pluralllm/private/1"
 HASH_BYTES = 32  # SHA-256
-MAX_SIGNATURE_BYTES = 72  # ECDSA P-256 as DER
 CELL = 128  # largest number of members of one sum; all members of a round are in one cell
 # Deterministic (RFC 6979): the same statement has the same signature after a restart, and no random number can be bad.
 ALGORITHM = ec.ECDSA(hashes.SHA256(), deterministic_signing=True)
+
+MAX_NUMBER = 2**31 - 1
 
 Part = bytes | str | int
 PrivateKey = ec.EllipticCurvePrivateKey
@@ -92,6 +95,14 @@ class RoundTerms:
     roster_head: bytes
     places: int  # number of members that the round has room for
     colluders: int  # c of the run spec
+
+    def __post_init__(self) -> None:
+        check_federation(self.federation)
+        check_name("run", self.run)
+        for name in ("spec_sha256", "base_digest", "base_record_sha256", "roster_head"):
+            check_size(name, getattr(self, name), HASH_BYTES)
+        for name in ("round", "base_version", "places", "colluders"):
+            check_number(name, getattr(self, name), 0, MAX_NUMBER)
 
     @property
     def sha256(self) -> bytes:

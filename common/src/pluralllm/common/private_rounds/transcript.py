@@ -12,6 +12,7 @@ from functools import cached_property
 from pluralllm.common.errors.private_rounds import BadView, DealtWrongly
 from pluralllm.common.errors.tree import InvalidArgument
 from pluralllm.common.private_rounds.dealing import pair_commitment
+from pluralllm.common.private_rounds.field_checks import check_name, check_number, check_size
 from pluralllm.common.private_rounds.json_bodies import canonical, read_canonical
 from pluralllm.common.private_rounds.messages import (
     PAIR_KEY_BYTES,
@@ -21,9 +22,6 @@ from pluralllm.common.private_rounds.messages import (
     RoundMember,
     Shares,
     UpdateStatement,
-    check_name,
-    check_number,
-    check_size,
 )
 from pluralllm.common.private_rounds.round_sum import FixedRound, OpenedRound, check_secret
 from pluralllm.common.private_rounds.round_view import MemberConfirmation
