@@ -577,3 +577,13 @@ def test_5_nothing_is_masked_for_so_few_dealers_that_no_sum_can_hide_it(tmp_path
         ("ann", "bob", "cleo", "dora"), HiddenAmongTooFew
     )
     assert coordinator.sent(UpdateStatement) == []
+
+
+def test_5_a_holder_outside_the_sum_confirms_none_that_hides_too_little_by_its_own_pins(tmp_path: Path) -> None:
+    coordinator = new_round(tmp_path, 6, colluders=0, hidden_among=2, terms=replace(TERMS, colluders=3))
+    ann = coordinator.clients["ann"]
+    ann.me = replace(ann.me, pins=pins_of(("ann", "bob", "cleo", "dora")), hidden_among=4)
+    coordinator.run(SHARES)
+    coordinator.ask(UPDATE, [name for name in coordinator.clients if name != "ann"])
+    refusals = coordinator.ask(CONFIRM)
+    assert {name: type(error) for name, error in refusals.items()} == {"ann": HiddenAmongTooFew}
