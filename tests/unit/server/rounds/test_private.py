@@ -378,6 +378,30 @@ def test_without_a_quorum_of_updates_the_policy_decides_as_in_a_plain_round() ->
     assert [type(effect) for effect in effects] == [ev.Abandon, ev.EndRun]
 
 
+def test_a_round_that_cannot_reach_its_quorum_any_more_is_not_extended() -> None:
+    two = (lost(EVE, permanent=True), lost(FAY, permanent=True))
+    run = fed(sharing(), *map(shares, SIX[:4]), *two)
+    assert step(run, ev.ClockTicked(80.0))[1] == (ev.Abandon(ONE, "4 of 5 members while sharing"),)
+    assert fed(sharing(), *map(shares, SIX[:4]), two[0], ev.ClockTicked(80.0)).extensions == 1, "fay may come back"
+    assert fed(sharing(), *map(shares, FIVE), *two, ev.ClockTicked(80.0)).phase is Phase.COLLECTING
+    run = fed(collecting(), *map(update, SIX[:4]), *two)
+    assert step(run, ev.ClockTicked(130.0))[1] == (ev.Abandon(ONE, "4 of 5 updates at the deadline"),)
+    assert fed(collecting(), *map(update, SIX[:4]), two[0], ev.ClockTicked(130.0)).extensions == 1
+    ended = fed(replace(run, policy=policy(on_missed_quorum="abort")), ev.ClockTicked(130.0))
+    assert ended.outcome is Outcome.ABORTED, "as its operator wants"
+    run = fed(
+        collecting(policy=policy(min_clients=4)), complaint(EVE, FAY), *map(update, SIX[:3]), lost(DAN, permanent=True)
+    )
+    assert step(run, ev.ClockTicked(130.0))[1] == (ev.Abandon(ONE, "3 of 4 updates at the deadline"),)
+    plain = fed(a_run(private=None), seen(10, *SIX), *two, ev.ClockTicked(110.0))
+    assert plain.extensions == 1, "other clients may take the slots"
+
+
+def test_an_update_without_its_members_statement_is_not_taken() -> None:
+    with pytest.raises(InvalidArgument):
+        step(collecting(), replace(update(ANN), statement=""))
+
+
 def test_weights_lengths_and_fairness_play_no_part_in_a_private_round() -> None:
     run = aggregating(limits_members=True, fairness_history=((ANN, 0.5),))
     averaged, effects = step(run, ev.ModelAveraged(70, ONE, Digest("d1")))

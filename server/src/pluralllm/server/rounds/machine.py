@@ -241,8 +241,8 @@ def _accept(run: Run, event: ev.UpdateArrived) -> Step:
         raise WrongBase(asked=str(event.base_version), current=str(run.version))
     if not holds(run.cohort, receipt.client) or run.is_excluded(receipt.client):
         raise LeaseLost(task=f"train-{receipt.client}")
-    if run.private is not None and not private.may_deliver(run, receipt.client):
-        raise LeaseLost(task=f"train-{receipt.client}")
+    if run.private is not None:
+        private.check_update(run, event)
     receipts = with_receipt(run.receipts, receipt)
     run = replace(run, receipts=receipts, away=removed(run.away, receipt.client))
     if run.quorum_s is None and len(receipts) >= run.quorum:
@@ -299,6 +299,8 @@ def _tick(run: Run, at_s: float) -> Step:
         return run, ()
     reason = f"{len(run.receipts)} of {run.quorum} updates at the deadline"
     match run.policy.on_missed_quorum:
+        case "extend" if not private.may_reach_quorum(run):
+            return abandon(run, at_s, reason)
         case "extend" if run.extensions < run.policy.max_extensions:
             return replace(run, deadline_s=at_s + run.policy.deadline_s, extensions=run.extensions + 1), ()
         case "skip":

@@ -21,6 +21,7 @@ whose spec has the table [private_rounds]; machine.py has every other line.
     UNMASKING    --RevealArrived, below the threshold-->          UNMASKING    RecordMessage
     UNMASKING    --RevealArrived, the threshold's-->              AGGREGATING  RecordMessage, Average
     UNMASKING, AGGREGATING --DealtWrongly-->                      see below    Abandon (the dealer is excluded)
+    SHARING, COLLECTING --ClockTicked, step over, extend, too few are left for a quorum--> see below, Abandon
     KEYING, SHARING --ClockTicked, step over, no quorum-->
                      extend: the same | extended often enough, skip: see below, Abandon | abort: ENDED, Abandon, EndRun
     CONFIRMING, UNMASKING --ClockTicked, step over-->
@@ -188,19 +189,42 @@ def _exclude(run: Run, at_s: float, client: ClientId, reason: str) -> Run:
 # Updates
 
 
-def may_deliver(run: Run, client: ClientId) -> bool:
-    """Returns whether the client's update may be in the sum of the open private round, which collects updates."""
-    return receipt_of(run.dealt, client) is not None and client not in run.outside
+def check_update(run: Run, event: ev.UpdateArrived) -> None:
+    """Checks an update of the open private round.
+
+    The members confirm a sum only if each update in it has its member's statement for which dealers it is masked. Raises
+    LeaseLost if the update may not be in the sum; InvalidArgument without a statement.
+    """
+    client = event.receipt.client
+    if receipt_of(run.dealt, client) is None or client in run.outside:
+        raise LeaseLost(task=f"train-{client}")
+    if not event.statement:
+        raise InvalidArgument(
+            field="statement", problem=f"{client} has not signed for which dealers its update is masked"
+        )
+
+
+def may_reach_quorum(run: Run) -> bool:
+    """Returns whether the open phase can still reach its quorum. No new client joins a private round after its first step.
+
+    A member that is excluded from the run may come back, but so late that another round serves better.
+    """
+    match run.phase:
+        case Phase.SHARING:
+            left = {*run.members} - run.excluded_clients | {*run.dealers}
+        case Phase.COLLECTING if run.private is not None:
+            receipts = (receipt.client for receipt in run.receipts)
+            left = {*run.dealers} - run.outside - run.excluded_clients | {*receipts}
+        case _:
+            return True
+    return len(left) >= run.quorum
 
 
 def after_update(run: Run, event: ev.UpdateArrived) -> Step:
     """Returns the step after an update, which `run` has taken already. The last update fixes the sum."""
-    effects: tuple[ev.Effect, ...] = (ev.RecordReceipt(run.round, event.receipt),)
-    if event.statement:
-        step = ev.RoundStep.UPDATE
-        effects = (*effects, ev.RecordMessage(run.round, step, event.receipt.client, Digest(event.statement)))
     closed, following = _close_if_complete(run, event.at_s) or (run, ())
-    return closed, (*effects, *following)
+    statement = ev.RecordMessage(run.round, ev.RoundStep.UPDATE, event.receipt.client, Digest(event.statement))
+    return closed, (ev.RecordReceipt(run.round, event.receipt), statement, *following)
 
 
 # Members are lost
@@ -231,7 +255,7 @@ def tick(run: Run, at_s: float) -> Step:
         return _fix_dealers(run, at_s)
     begins = run.phase in (Phase.KEYING, Phase.SHARING)
     missed = run.policy.on_missed_quorum if begins else "extend"
-    if missed == "extend" and run.extensions < run.policy.max_extensions:
+    if missed == "extend" and run.extensions < run.policy.max_extensions and may_reach_quorum(run):
         return replace(run, deadline_s=at_s + step_s(run), extensions=run.extensions + 1), ()
     reason = f"{len(run.sent)} of {run.quorum if begins else run.threshold} members while {run.phase}"
     if missed == "abort":
