@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pluralllm.client.link.tasks import RunOver, Scores, Task, Wait
+from pluralllm.client.link.tasks import Introduction, RunOver, Scores, Task, Wait
 from pluralllm.client.link.transport import Transport
 from pluralllm.common.predictor.architecture import layout_for
 from pluralllm.common.trust.identity import load_identity
@@ -43,7 +43,7 @@ async def echo(transport: Transport, name: str, run: str, folder: Path) -> None:
 
     name: the client's name. folder: for the files of model and update.
     """
-    await transport.hello(f"group of {name}", GroupRole.TRAIN, questions=100)
+    await transport.hello(Introduction(f"group of {name}", GroupRole.TRAIN, questions=100))
     number = sum(name.encode()) % 100
     size_bytes: dict[str, int] = {}  # of a run's model
     while True:

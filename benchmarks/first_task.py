@@ -18,7 +18,7 @@ from pathlib import Path
 from idle_clients import connected, spec_of
 from processes import administrator, coordinator, free_port
 
-from pluralllm.client.link.tasks import Task
+from pluralllm.client.link.tasks import Introduction, Task
 from pluralllm.common.errors.tree import Unreachable
 from pluralllm.common.words.spec import GroupRole
 
@@ -32,7 +32,7 @@ async def first_task(address: str) -> None:
         async with asyncio.timeout(LIMIT_S):
             while True:
                 with contextlib.suppress(Unreachable):
-                    await transport.hello(f"group of {NAME}", GroupRole.TRAIN, questions=100)
+                    await transport.hello(Introduction(f"group of {NAME}", GroupRole.TRAIN, questions=100))
                     break
                 await asyncio.sleep(0.01)
             while not isinstance(await transport.poll(None, []), Task):

@@ -19,7 +19,7 @@ import psutil
 from processes import administrator, coordinator
 
 from pluralllm.client.link.channel import Connection
-from pluralllm.client.link.tasks import RunOver, Task, Wait
+from pluralllm.client.link.tasks import Introduction, RunOver, Task, Wait
 from pluralllm.client.link.transport import Transport
 from pluralllm.common.wire.channels import plain_channel
 from pluralllm.common.words.ids import ClientId, RunId
@@ -52,7 +52,7 @@ class Simulated:
         self.greeted = False
 
     async def greet(self) -> None:
-        await self.transport.hello(f"group of {self.name}", GroupRole.TRAIN, questions=100)
+        await self.transport.hello(Introduction(f"group of {self.name}", GroupRole.TRAIN, questions=100))
         self.greeted = True
 
     async def live(self) -> None:

@@ -20,7 +20,7 @@ from echo_client import write_constant
 from idle_clients import connected, cpu_s
 from processes import administrator, coordinator
 
-from pluralllm.client.link.tasks import RunOver, Scores, Task, Wait
+from pluralllm.client.link.tasks import Introduction, RunOver, Scores, Task, Wait
 from pluralllm.client.link.transport import Transport
 from pluralllm.common.predictor.architecture import layout_for
 from pluralllm.common.words.ids import Digest, RunId
@@ -62,7 +62,7 @@ class Members:
     async def take_part(self, transport: Transport, number: int, group: str) -> None:
         """Says Hello, and then answers one member's tasks until the run is over."""
         async with self.greeting:
-            await transport.hello(group, GroupRole.TRAIN, questions=100)
+            await transport.hello(Introduction(group, GroupRole.TRAIN, questions=100))
         self.greeted += 1
         expected_bytes = layout_for(self.spec).size_bytes
         while True:

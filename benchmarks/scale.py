@@ -33,7 +33,7 @@ from issued_members import connected_by, issue_members
 from many_members import RUN, Members, spec_of
 from processes import SERVER, START_LIMIT_S, administrator, coordinator
 
-from pluralllm.client.link.tasks import Wait
+from pluralllm.client.link.tasks import Introduction, Wait
 from pluralllm.common.trust.identity import Identity
 from pluralllm.common.words.spec import GroupRole
 from pluralllm.operator.remote import Remote
@@ -175,7 +175,9 @@ async def measure_full(held: int = HELD) -> Figures:
         waiting(identities[:-1], address),
     ):
         remote, transport = administrator(folder), connected_by(identities[-1], address)
-        await transport.hello(f"group of {identities[-1].membership.name}", GroupRole.TRAIN, questions=100)
+        await transport.hello(
+            Introduction(f"group of {identities[-1].membership.name}", GroupRole.TRAIN, questions=100)
+        )
         began_s = time.perf_counter()
         answer = await transport.poll(None, [])
         polled_s = time.perf_counter() - began_s

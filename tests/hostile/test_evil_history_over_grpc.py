@@ -17,7 +17,7 @@ from pluralllm.client.doctor import checks_of
 from pluralllm.client.joining.partner import load_partner
 from pluralllm.client.keeping.audit_watch import read_heads, verified_log
 from pluralllm.client.keeping.history import History
-from pluralllm.client.link.tasks import Task
+from pluralllm.client.link.tasks import Introduction, Task
 from pluralllm.client.link.transport import Transport
 from pluralllm.client.process.config import ClientConfig
 from pluralllm.common.errors.membership import AuditBroken
@@ -55,7 +55,7 @@ async def use_model(served: Served, folder: Path) -> PluralError | None:
     transport = Transport.of_member(identity)
     history = History(folder / "history", identity.membership.name, identity.membership.record_verifier)
     try:
-        await transport.hello(GROUP, GroupRole.TRAIN, 50)
+        await transport.hello(Introduction(GROUP, GroupRole.TRAIN, 50))
         task = await transport.poll(None, [])
         assert isinstance(task, Task)
         await Models(folder / "models", history, transport).fetch(task, layout_for(SPEC).size_bytes, SPEC)

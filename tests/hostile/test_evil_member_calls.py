@@ -25,6 +25,7 @@ from support.coordinator_harness import (
 )
 
 from pluralllm.client.link.rests import rest_s
+from pluralllm.client.link.tasks import Introduction
 from pluralllm.client.link.transport import Transport
 from pluralllm.common.errors.membership import RoleForbids, TooManyCalls
 from pluralllm.common.errors.tree import AlreadyCommitted, InvalidArgument, PluralError, WrongLayout, reason_of
@@ -391,7 +392,7 @@ async def test_an_honest_client_waits_for_its_next_hello_and_goes_on(tmp_path: P
         for _ in range(12):
             while True:  # as the daemon's loop does
                 try:
-                    await transport.hello("A", GroupRole.TRAIN, 50)
+                    await transport.hello(Introduction("A", GroupRole.TRAIN, 50))
                     break
                 except TooManyCalls as refusal:
                     await asyncio.sleep(rest_s(refusal.retry_s))

@@ -11,6 +11,7 @@ from structlog.testing import capture_logs
 from support.coordinator_harness import BOOTSTRAP, HandClient, Served, serving
 
 from pluralllm.client.daemon.renewal import Renewal, renew
+from pluralllm.client.link.tasks import Introduction
 from pluralllm.client.link.transport import Transport
 from pluralllm.common.errors.grpc_status import from_rpc_error
 from pluralllm.common.errors.membership import CertificateRevoked, RoleForbids
@@ -106,7 +107,7 @@ async def test_an_owner_whose_certificate_a_thief_has_voided_goes_on_by_itself_a
         refusal = await refusal_of(transport)
         with capture_logs() as logs:
             await keeper.recover(refusal)
-        await transport.hello("A", GroupRole.TRAIN, 50)
+        await transport.hello(Introduction("A", GroupRole.TRAIN, 50))
         assert isinstance(await outcome(thief), CertificateRevoked)
         assert isinstance(await outcome(owner), CertificateRevoked)
         [line] = [line for line in logs if line["event"] == "certificate.replaced_by_others"]
@@ -132,7 +133,7 @@ async def test_a_daemon_whose_certificate_another_process_has_renewed_reads_it_a
         again = await renew(ann, other)
         with capture_logs() as logs:
             await Renewal(daemon, transport).recover(await refusal_of(transport))
-        await transport.hello("A", GroupRole.TRAIN, 50)
+        await transport.hello(Introduction("A", GroupRole.TRAIN, 50))
         assert [line["serial"] for line in logs if line["event"] == "certificate.read_again"] == [again.facts.serial]
         for used in (transport, other):
             await used.close()
@@ -140,7 +141,7 @@ async def test_a_daemon_whose_certificate_another_process_has_renewed_reads_it_a
 
 async def refusal_of(transport: Transport) -> CertificateRevoked:
     with pytest.raises(CertificateRevoked) as refusal:
-        await transport.hello("A", GroupRole.TRAIN, 50)
+        await transport.hello(Introduction("A", GroupRole.TRAIN, 50))
     return refusal.value
 
 
