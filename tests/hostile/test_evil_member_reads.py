@@ -31,6 +31,8 @@ READS: dict[str, Any] = {
     "ListVersionRecords": fed.ListVersionRecordsRequest(run=SECRET, last_version=1),
     "GetManifest": fed.GetManifestRequest(run=SECRET),
     "GetChunks": fed.GetChunksRequest(run=SECRET),
+    "GetTranscript": fed.GetTranscriptRequest(run=SECRET, round=1),
+    "GetMaskedChunks": fed.GetMaskedChunksRequest(run=SECRET, round=1, member="ann"),
     "GetRun": ops.GetRunRequest(name=f"runs/{SECRET}"),
     "GetRound": ops.GetRoundRequest(name=f"runs/{SECRET}/rounds/1"),
     "ListRounds": ops.ListRoundsRequest(parent=f"runs/{SECRET}"),
@@ -41,6 +43,8 @@ READS: dict[str, Any] = {
 TASK = f"runs/{SECRET}/rounds/1/tasks/train-mallory"
 TASKS: dict[str, Any] = {
     "GetRollouts": fed.GetRolloutsRequest(task=TASK),
+    "GetRoundStep": fed.GetRoundStepRequest(task=TASK),
+    "PutRoundStep": fed.PutRoundStepRequest(task=TASK, terms_sha256=bytes(32)),
     "BeginUpdate": fed.BeginUpdateRequest(task=TASK),
     "PutChunks": fed.PutChunksRequest(task=TASK),
     "CommitUpdate": fed.CommitUpdateRequest(task=TASK),

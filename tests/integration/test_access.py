@@ -61,9 +61,12 @@ ONLY_IN_NEWER_RELEASES = {"/grpc.health.v1.Health/List"}
 EXPECTED: dict[str, frozenset[MemberRole]] = {
     rpc: frozenset(roles)
     for roles, rpcs in (
-        ((CLIENT,), "Hello Poll GetRunSpec GetRollouts BeginUpdate PutChunks CommitUpdate"),
+        ((CLIENT,), "Hello Poll GetRunSpec GetRollouts GetRoundStep PutRoundStep BeginUpdate PutChunks CommitUpdate"),
         ((CLIENT,), "ReportEvaluation ReportProgress ReportFailure GetRoster"),
-        ((CLIENT, ADMIN), "ListVersionRecords GetManifest GetChunks GetModel ListAuditEvents"),
+        (
+            (CLIENT, ADMIN),
+            "ListVersionRecords GetManifest GetChunks GetTranscript GetMaskedChunks GetModel ListAuditEvents",
+        ),
         ((ADMIN,), "CreateRun StartRun PauseRun ResumeRun CancelRun AskRewards GetRewards"),
         ((ADMIN,), "ListMembers CreateInvite ApproveMember RevokeMember ResetPeerKey"),
         (tuple(MemberRole), "GetRun ListRuns GetRound ListRounds ListEvaluations WatchRun"),

@@ -10,7 +10,9 @@ import numpy as np
 from support.coordinator_harness import QUESTIONS, small_spec, write_delta
 from support.memory_blobs import MemoryBlobs
 from support.memory_store import Hook, MemoryStore, Tables, nothing
+from support.private_members import digest, member_key
 
+from pluralllm.common.private_rounds.peer_keys import public_der
 from pluralllm.common.process.clock import FakeClock
 from pluralllm.common.rewards.rollout_batch import Candidates, write_rollouts
 from pluralllm.common.weights.chunks import CHUNK_BYTES, Manifest
@@ -31,6 +33,15 @@ from pluralllm.server.runs.uploads import Uploads
 from pluralllm.server.storage.store import ReceiptRecord
 
 TIMING = Timing(lease_s=20.0, silence_s=5.0, tick_s=0.25, keep_updates=3, look_s=0.0)
+
+
+class KnownKeys:
+    """A roster in which every member has the peer key that private_members.py gives it."""
+
+    head = digest("roster")
+
+    def peer_key(self, name: ClientId) -> bytes | None:
+        return public_der(member_key(name))
 
 
 class MemoryCoordinator:
@@ -61,6 +72,8 @@ class MemoryCoordinator:
             scratch=folder / "scratch",
             uploads=Uploads(folder / "uploads"),
             poll_hold_s=20.0,
+            federation="values",
+            peer_keys=KnownKeys(),
         )
         self.coordinator, self.intake = self.parts.coordinator, self.parts.intake
 

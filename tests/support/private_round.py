@@ -43,8 +43,6 @@ async def keying(place: MemoryCoordinator) -> LiveRun:
         score = ev.Score(client, GroupName(client), GroupRole.TRAIN, run.state.version, 0.5, 0.5, None, 9)
         await place.coordinator.dispatch(run, ev.EvaluationArrived(place.clock.now_s(), score))
     await place.look(run)
-    assert run.state.round == 0, "nothing names the roster yet"
-    await place.coordinator.dispatch(run, ev.ClientsSeen(place.clock.now_s(), NAMES, (), "the roster's head"))
     assert run.state.phase is Phase.KEYING
     return run
 

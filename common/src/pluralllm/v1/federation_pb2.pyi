@@ -1325,6 +1325,29 @@ class Complaint(_message.Message):
 Global___Complaint: _TypeAlias = Complaint  # noqa: Y015
 
 @_typing.final
+class MemberComplaint(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    COMPLAINT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    @_builtins.property
+    def complaint(self) -> Global___Complaint: ...
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        complaint: Global___Complaint | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["complaint", b"complaint"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["complaint", b"complaint", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MemberComplaint: _TypeAlias = MemberComplaint  # noqa: Y015
+
+@_typing.final
 class SummedUpdate(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1454,6 +1477,7 @@ class GetRoundStepResponse(_message.Message):
     BOXES_FIELD_NUMBER: _builtins.int
     UPDATES_FIELD_NUMBER: _builtins.int
     CONFIRMATIONS_FIELD_NUMBER: _builtins.int
+    COMPLAINTS_FIELD_NUMBER: _builtins.int
     phase: _builtins.int
     @_builtins.property
     def terms(self) -> Global___RoundTerms: ...
@@ -1467,15 +1491,19 @@ class GetRoundStepResponse(_message.Message):
 
     @_builtins.property
     def boxes(self) -> _containers.RepeatedCompositeFieldContainer[Global___DealtBox]:
-        """Phase 3: the boxes for this member, sorted by dealer."""
+        """From phase 3 on: the boxes for this member, sorted by dealer."""
 
     @_builtins.property
     def updates(self) -> _containers.RepeatedCompositeFieldContainer[Global___SummedUpdate]:
-        """Phases 4 and 5: the updates of the sum, sorted by name."""
+        """From phase 4 on: the updates of the sum, sorted by name."""
 
     @_builtins.property
     def confirmations(self) -> _containers.RepeatedCompositeFieldContainer[Global___MemberConfirmation]:
-        """Phase 5."""
+        """Phase 5, sorted by name."""
+
+    @_builtins.property
+    def complaints(self) -> _containers.RepeatedCompositeFieldContainer[Global___MemberComplaint]:
+        """From phase 3 on: complaints about boxes, sorted by name."""
 
     def __init__(
         self,
@@ -1487,10 +1515,11 @@ class GetRoundStepResponse(_message.Message):
         boxes: _abc.Iterable[Global___DealtBox] | None = ...,
         updates: _abc.Iterable[Global___SummedUpdate] | None = ...,
         confirmations: _abc.Iterable[Global___MemberConfirmation] | None = ...,
+        complaints: _abc.Iterable[Global___MemberComplaint] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["terms", b"terms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boxes", b"boxes", "confirmations", b"confirmations", "dealers", b"dealers", "members", b"members", "phase", b"phase", "terms", b"terms", "updates", b"updates"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boxes", b"boxes", "complaints", b"complaints", "confirmations", b"confirmations", "dealers", b"dealers", "members", b"members", "phase", b"phase", "terms", b"terms", "updates", b"updates"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

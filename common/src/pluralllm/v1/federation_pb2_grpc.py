@@ -108,6 +108,26 @@ class FederationServiceStub(object):
                 request_serializer=pluralllm_dot_v1_dot_federation__pb2.GetRosterRequest.SerializeToString,
                 response_deserializer=pluralllm_dot_v1_dot_federation__pb2.GetRosterResponse.FromString,
                 _registered_method=True)
+        self.GetRoundStep = channel.unary_unary(
+                '/pluralllm.v1.FederationService/GetRoundStep',
+                request_serializer=pluralllm_dot_v1_dot_federation__pb2.GetRoundStepRequest.SerializeToString,
+                response_deserializer=pluralllm_dot_v1_dot_federation__pb2.GetRoundStepResponse.FromString,
+                _registered_method=True)
+        self.PutRoundStep = channel.unary_unary(
+                '/pluralllm.v1.FederationService/PutRoundStep',
+                request_serializer=pluralllm_dot_v1_dot_federation__pb2.PutRoundStepRequest.SerializeToString,
+                response_deserializer=pluralllm_dot_v1_dot_federation__pb2.PutRoundStepResponse.FromString,
+                _registered_method=True)
+        self.GetTranscript = channel.unary_stream(
+                '/pluralllm.v1.FederationService/GetTranscript',
+                request_serializer=pluralllm_dot_v1_dot_federation__pb2.GetTranscriptRequest.SerializeToString,
+                response_deserializer=pluralllm_dot_v1_dot_federation__pb2.GetChunksResponse.FromString,
+                _registered_method=True)
+        self.GetMaskedChunks = channel.unary_stream(
+                '/pluralllm.v1.FederationService/GetMaskedChunks',
+                request_serializer=pluralllm_dot_v1_dot_federation__pb2.GetMaskedChunksRequest.SerializeToString,
+                response_deserializer=pluralllm_dot_v1_dot_federation__pb2.GetChunksResponse.FromString,
+                _registered_method=True)
 
 
 class FederationServiceServicer(object):
@@ -228,6 +248,38 @@ class FederationServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetRoundStep(self, request, context):
+        """Called by the client daemon in a private round. Returns what its next step needs. Repeatable.
+        Refusals: LEASE_LOST, ROUND_CLOSED, WRONG_STEP.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PutRoundStep(self, request, context):
+        """Called by the client daemon in a private round. When it returns, the message is durable. Repeatable with the same message.
+        Refusals: LEASE_LOST, ROUND_CLOSED, WRONG_STEP, INVALID_ARGUMENT, ALREADY_COMMITTED (the member has sent another message).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetTranscript(self, request, context):
+        """Called by a client daemon or an administrator. Streams the transcript of a closed private round, from which everybody can
+        compute the round's sum again. Repeatable. Refusals: NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetMaskedChunks(self, request, context):
+        """Called by a client daemon or an administrator. Streams one masked update of a closed private round, as long as it is kept.
+        Repeatable. Refusals: NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FederationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -300,6 +352,26 @@ def add_FederationServiceServicer_to_server(servicer, server):
                     servicer.GetRoster,
                     request_deserializer=pluralllm_dot_v1_dot_federation__pb2.GetRosterRequest.FromString,
                     response_serializer=pluralllm_dot_v1_dot_federation__pb2.GetRosterResponse.SerializeToString,
+            ),
+            'GetRoundStep': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRoundStep,
+                    request_deserializer=pluralllm_dot_v1_dot_federation__pb2.GetRoundStepRequest.FromString,
+                    response_serializer=pluralllm_dot_v1_dot_federation__pb2.GetRoundStepResponse.SerializeToString,
+            ),
+            'PutRoundStep': grpc.unary_unary_rpc_method_handler(
+                    servicer.PutRoundStep,
+                    request_deserializer=pluralllm_dot_v1_dot_federation__pb2.PutRoundStepRequest.FromString,
+                    response_serializer=pluralllm_dot_v1_dot_federation__pb2.PutRoundStepResponse.SerializeToString,
+            ),
+            'GetTranscript': grpc.unary_stream_rpc_method_handler(
+                    servicer.GetTranscript,
+                    request_deserializer=pluralllm_dot_v1_dot_federation__pb2.GetTranscriptRequest.FromString,
+                    response_serializer=pluralllm_dot_v1_dot_federation__pb2.GetChunksResponse.SerializeToString,
+            ),
+            'GetMaskedChunks': grpc.unary_stream_rpc_method_handler(
+                    servicer.GetMaskedChunks,
+                    request_deserializer=pluralllm_dot_v1_dot_federation__pb2.GetMaskedChunksRequest.FromString,
+                    response_serializer=pluralllm_dot_v1_dot_federation__pb2.GetChunksResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -684,6 +756,114 @@ class FederationService(object):
             '/pluralllm.v1.FederationService/GetRoster',
             pluralllm_dot_v1_dot_federation__pb2.GetRosterRequest.SerializeToString,
             pluralllm_dot_v1_dot_federation__pb2.GetRosterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRoundStep(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pluralllm.v1.FederationService/GetRoundStep',
+            pluralllm_dot_v1_dot_federation__pb2.GetRoundStepRequest.SerializeToString,
+            pluralllm_dot_v1_dot_federation__pb2.GetRoundStepResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PutRoundStep(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pluralllm.v1.FederationService/PutRoundStep',
+            pluralllm_dot_v1_dot_federation__pb2.PutRoundStepRequest.SerializeToString,
+            pluralllm_dot_v1_dot_federation__pb2.PutRoundStepResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTranscript(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/pluralllm.v1.FederationService/GetTranscript',
+            pluralllm_dot_v1_dot_federation__pb2.GetTranscriptRequest.SerializeToString,
+            pluralllm_dot_v1_dot_federation__pb2.GetChunksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetMaskedChunks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/pluralllm.v1.FederationService/GetMaskedChunks',
+            pluralllm_dot_v1_dot_federation__pb2.GetMaskedChunksRequest.SerializeToString,
+            pluralllm_dot_v1_dot_federation__pb2.GetChunksResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -88,6 +88,22 @@ class FederationServiceStub:
     """Called by a client daemon. Returns entries of the roster, the log of all members' peer keys. Repeatable.
     Refusals: INVALID_ARGUMENT.
     """
+    GetRoundStep: _grpc.UnaryUnaryMultiCallable[_federation_pb2.GetRoundStepRequest, _federation_pb2.GetRoundStepResponse]
+    """Called by the client daemon in a private round. Returns what its next step needs. Repeatable.
+    Refusals: LEASE_LOST, ROUND_CLOSED, WRONG_STEP.
+    """
+    PutRoundStep: _grpc.UnaryUnaryMultiCallable[_federation_pb2.PutRoundStepRequest, _federation_pb2.PutRoundStepResponse]
+    """Called by the client daemon in a private round. When it returns, the message is durable. Repeatable with the same message.
+    Refusals: LEASE_LOST, ROUND_CLOSED, WRONG_STEP, INVALID_ARGUMENT, ALREADY_COMMITTED (the member has sent another message).
+    """
+    GetTranscript: _grpc.UnaryStreamMultiCallable[_federation_pb2.GetTranscriptRequest, _federation_pb2.GetChunksResponse]
+    """Called by a client daemon or an administrator. Streams the transcript of a closed private round, from which everybody can
+    compute the round's sum again. Repeatable. Refusals: NOT_FOUND.
+    """
+    GetMaskedChunks: _grpc.UnaryStreamMultiCallable[_federation_pb2.GetMaskedChunksRequest, _federation_pb2.GetChunksResponse]
+    """Called by a client daemon or an administrator. Streams one masked update of a closed private round, as long as it is kept.
+    Repeatable. Refusals: NOT_FOUND.
+    """
 
 @_typing.type_check_only
 class FederationServiceAsyncStub(FederationServiceStub):
@@ -148,6 +164,22 @@ class FederationServiceAsyncStub(FederationServiceStub):
     GetRoster: _aio.UnaryUnaryMultiCallable[_federation_pb2.GetRosterRequest, _federation_pb2.GetRosterResponse]  # type: ignore[assignment]
     """Called by a client daemon. Returns entries of the roster, the log of all members' peer keys. Repeatable.
     Refusals: INVALID_ARGUMENT.
+    """
+    GetRoundStep: _aio.UnaryUnaryMultiCallable[_federation_pb2.GetRoundStepRequest, _federation_pb2.GetRoundStepResponse]  # type: ignore[assignment]
+    """Called by the client daemon in a private round. Returns what its next step needs. Repeatable.
+    Refusals: LEASE_LOST, ROUND_CLOSED, WRONG_STEP.
+    """
+    PutRoundStep: _aio.UnaryUnaryMultiCallable[_federation_pb2.PutRoundStepRequest, _federation_pb2.PutRoundStepResponse]  # type: ignore[assignment]
+    """Called by the client daemon in a private round. When it returns, the message is durable. Repeatable with the same message.
+    Refusals: LEASE_LOST, ROUND_CLOSED, WRONG_STEP, INVALID_ARGUMENT, ALREADY_COMMITTED (the member has sent another message).
+    """
+    GetTranscript: _aio.UnaryStreamMultiCallable[_federation_pb2.GetTranscriptRequest, _federation_pb2.GetChunksResponse]  # type: ignore[assignment]
+    """Called by a client daemon or an administrator. Streams the transcript of a closed private round, from which everybody can
+    compute the round's sum again. Repeatable. Refusals: NOT_FOUND.
+    """
+    GetMaskedChunks: _aio.UnaryStreamMultiCallable[_federation_pb2.GetMaskedChunksRequest, _federation_pb2.GetChunksResponse]  # type: ignore[assignment]
+    """Called by a client daemon or an administrator. Streams one masked update of a closed private round, as long as it is kept.
+    Repeatable. Refusals: NOT_FOUND.
     """
 
 class FederationServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -290,6 +322,46 @@ class FederationServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_federation_pb2.GetRosterResponse, _abc.Awaitable[_federation_pb2.GetRosterResponse]]:
         """Called by a client daemon. Returns entries of the roster, the log of all members' peer keys. Repeatable.
         Refusals: INVALID_ARGUMENT.
+        """
+
+    @_abc_1.abstractmethod
+    def GetRoundStep(
+        self,
+        request: _federation_pb2.GetRoundStepRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_federation_pb2.GetRoundStepResponse, _abc.Awaitable[_federation_pb2.GetRoundStepResponse]]:
+        """Called by the client daemon in a private round. Returns what its next step needs. Repeatable.
+        Refusals: LEASE_LOST, ROUND_CLOSED, WRONG_STEP.
+        """
+
+    @_abc_1.abstractmethod
+    def PutRoundStep(
+        self,
+        request: _federation_pb2.PutRoundStepRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_federation_pb2.PutRoundStepResponse, _abc.Awaitable[_federation_pb2.PutRoundStepResponse]]:
+        """Called by the client daemon in a private round. When it returns, the message is durable. Repeatable with the same message.
+        Refusals: LEASE_LOST, ROUND_CLOSED, WRONG_STEP, INVALID_ARGUMENT, ALREADY_COMMITTED (the member has sent another message).
+        """
+
+    @_abc_1.abstractmethod
+    def GetTranscript(
+        self,
+        request: _federation_pb2.GetTranscriptRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_federation_pb2.GetChunksResponse], _abc.AsyncIterator[_federation_pb2.GetChunksResponse]]:
+        """Called by a client daemon or an administrator. Streams the transcript of a closed private round, from which everybody can
+        compute the round's sum again. Repeatable. Refusals: NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def GetMaskedChunks(
+        self,
+        request: _federation_pb2.GetMaskedChunksRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_federation_pb2.GetChunksResponse], _abc.AsyncIterator[_federation_pb2.GetChunksResponse]]:
+        """Called by a client daemon or an administrator. Streams one masked update of a closed private round, as long as it is kept.
+        Repeatable. Refusals: NOT_FOUND.
         """
 
 def add_FederationServiceServicer_to_server(servicer: FederationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

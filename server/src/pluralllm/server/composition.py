@@ -92,6 +92,10 @@ async def running(
         membership = SqlMembership(store)
         audit_log = AuditLog(membership, wall_s)
         await audit_log.start()
+        registry = None
+        if authority is not None:
+            registry = Registry(membership, audit_log, authority, config.certificate_life_s, wall_s)
+        roster = RosterLog(membership, audit_log) if registry is None else registry.roster
         parts = Assembly(
             store,
             TimedBlobs(blobs_of(config, state)),
@@ -102,19 +106,18 @@ async def running(
             uploads=Uploads(state.uploads),
             poll_hold_s=config.poll_hold_s,
             pulse=pulse,
+            federation="" if authority is None else authority.federation,
+            peer_keys=roster,
         )
         stack.push_async_callback(parts.tasks.stop)
         if leadership is not None:
             parts.tasks.keep("the check of the lead", partial(_keep_lead, leadership, fail_stop, generation))
         await parts.coordinator.start()
         parts.tasks.keep("the clearing of uploads", parts.intake.tend)
-        if authority is None:
-            roster = RosterLog(membership, audit_log)
+        if authority is None or registry is None:
             await roster.start()
             address, enrolment_address = await _serve_plain(stack, config, parts, audit_log, fail_stop, roster)
-            registry = None
         else:
-            registry = Registry(membership, audit_log, authority, config.certificate_life_s, wall_s)
             await _tend_members(registry, parts, wall_s)
             ports = Ports(config, parts, audit_log, fail_stop, authority, registry, wall_s)
             address, enrolment_address = await _serve_members(stack, ports)
@@ -236,6 +239,8 @@ def federation_of(
         coordinator=parts.coordinator,
         polls=polls,
         intake=parts.intake,
+        round_steps=parts.round_steps,
+        round_files=parts.round_files,
         rewards=parts.rewards,
         models=parts.models,
         runs=parts.runs,

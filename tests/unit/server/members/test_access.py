@@ -69,11 +69,13 @@ ALLOWED = {
         *(f"{FEDERATION}{name}" for name in ("Hello", "Poll", "GetRunSpec", "ListVersionRecords", "GetManifest")),
         *(f"{FEDERATION}{name}" for name in ("GetChunks", "GetRollouts", "BeginUpdate", "PutChunks", "CommitUpdate")),
         *(f"{FEDERATION}{name}" for name in ("ReportEvaluation", "ReportProgress", "ReportFailure", "GetRoster")),
+        *(f"{FEDERATION}{name}" for name in ("GetRoundStep", "PutRoundStep", "GetTranscript", "GetMaskedChunks")),
         *(f"{OPERATIONS}{name}" for name in ("GetModel", "ListAuditEvents")),
     },
     OBSERVER: set(),
     ADMIN: {
         *(f"{FEDERATION}{name}" for name in ("ListVersionRecords", "GetManifest", "GetChunks")),
+        *(f"{FEDERATION}{name}" for name in ("GetTranscript", "GetMaskedChunks")),
         *(f"{OPERATIONS}{name}" for name in ("CreateRun", "StartRun", "PauseRun", "ResumeRun", "CancelRun")),
         *(f"{OPERATIONS}{name}" for name in ("AskRewards", "GetRewards", "GetModel", "ListMembers", "CreateInvite")),
         *(f"{OPERATIONS}{name}" for name in ("ApproveMember", "RevokeMember", "ResetPeerKey", "ListAuditEvents")),

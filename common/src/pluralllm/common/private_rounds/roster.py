@@ -59,6 +59,14 @@ class Roster:
     last: Mapping[str, RosterEntry] = field(default_factory=dict)  # by name: the newest entry, also a REMOVED one
     owners: Mapping[str, str] = field(default_factory=dict)  # by fingerprint: the only name that ever had this key
 
+    def entry_of(self, name: str) -> RosterEntry | None:
+        """Returns the entry of the peer key that a member has now; None if it has none."""
+        return self.members.get(name)
+
+    def owner_of(self, fingerprint: str) -> str | None:
+        """Returns the member that has, or had, a peer key; None if nobody ever had it."""
+        return self.owners.get(fingerprint)
+
     def fingerprint_of(self, name: str) -> str | None:
         """Returns the fingerprint of a member's peer key; None if the member has none now."""
         entry = self.members.get(name)

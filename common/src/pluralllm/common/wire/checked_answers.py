@@ -223,6 +223,18 @@ FIELDS: Mapping[str, Mapping[str, Rule]] = {
     },
     "GetChunksResponse": {"index": COUNT, "data": size(CHUNK_BYTES), "more": anything},
     "GetRolloutsResponse": {"rollouts_json": size(MAX_MESSAGE_BYTES)},
+    # view_of in wire/round_steps.py checks each field of these, and makes the dataclasses that the client uses.
+    "GetRoundStepResponse": {
+        "phase": number(1, 5),
+        "terms": anything,
+        "members": anything,
+        "dealers": anything,
+        "boxes": anything,
+        "updates": anything,
+        "confirmations": anything,
+        "complaints": anything,
+    },
+    "PutRoundStepResponse": {},
     "BeginUpdateResponse": {},
     "PutChunksResponse": {},
     "CommitUpdateResponse": {},

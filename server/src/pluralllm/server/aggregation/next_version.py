@@ -42,6 +42,7 @@ class NextVersion:
     files: tuple[Draft, ...]
     # One weight for each update, if the rule of the run has chosen among them: 1 for a chosen one, else 0. Otherwise empty.
     chosen: tuple[float, ...] = ()
+    transcript: Draft | None = None  # of a private round
 
 
 async def write_next(
@@ -69,14 +70,14 @@ async def write_next(
     try:
         return await _write(blobs, spec, base, receipts, weights, scales, draft)
     except (Corrupt, NotFound):
-        if (lost := await _first_lost(blobs, bases)) is not None:
+        if (lost := await first_lost(blobs, bases)) is not None:
             raise BaseLost(*lost) from None
-        if (lost := await _first_lost(blobs, [receipt.digest for receipt in receipts])) is not None:
+        if (lost := await first_lost(blobs, [receipt.digest for receipt in receipts])) is not None:
             raise UpdateLost(*lost) from None
         raise
 
 
-async def _first_lost(blobs: Blobs, digests: Iterable[Digest]) -> tuple[Digest, str] | None:
+async def first_lost(blobs: Blobs, digests: Iterable[Digest]) -> tuple[Digest, str] | None:
     """Returns the first of the blobs that is missing or corrupt, and a text about its problem; None if all blobs are whole."""
     for digest in digests:
         try:
@@ -96,7 +97,7 @@ async def _write(
     draft: Path,
 ) -> NextVersion:
     if spec.rewards is not None:
-        rewards = [await _stored(blobs, receipt.digest) for receipt in receipts]
+        rewards = [await stored(blobs, receipt.digest) for receipt in receipts]
         settings = spec.rewards.aggregation
         manifest = await asyncio.to_thread(write_aggregate, rewards, weights, settings, draft)
         return NextVersion((Draft(draft, manifest),))
@@ -107,8 +108,8 @@ async def _write(
         moments, following = state_files(spec, base.version), state_files(spec, base.version + 1)
     if len(base.moments) != moments:
         raise BaseLost(digest=base.digest, problem=f"its record has {len(base.moments)} moments, expected {moments}.")
-    start, *kept = [await _stored(blobs, digest) for digest in (base.digest, *base.moments)]
-    updates = [await _stored(blobs, receipt.digest) for receipt in receipts]
+    start, *kept = [await stored(blobs, digest) for digest in (base.digest, *base.moments)]
+    updates = [await stored(blobs, receipt.digest) for receipt in receipts]
     outs = [draft, *(draft.with_name(f"{draft.name}.moment-{number}") for number in range(1, following + 1))]
     if spec.sums is not None:
         state = kept[0] if kept else None
@@ -139,5 +140,5 @@ async def _write(
     return NextVersion(tuple(map(Draft, outs, manifests)), chosen)
 
 
-async def _stored(blobs: Blobs, digest: Digest) -> StoredWeights:
+async def stored(blobs: Blobs, digest: Digest) -> StoredWeights:
     return StoredWeights(await blobs.path(digest), digest)

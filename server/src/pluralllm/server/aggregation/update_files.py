@@ -151,8 +151,8 @@ def average(
     files: list[HashingReader] = []
     try:
         with ExitStack() as stack, storage_errors("the next model version"):
-            start = [_reader_of(source, whole, stack, files) for source in (base, *moments)]
-            readers = [_reader_of(update, sent, stack, files) for update in updates]
+            start = [open_source(source, whole, stack, files) for source in (base, *moments)]
+            readers = [open_source(update, sent, stack, files) for update in updates]
             in_block, width = (AT_ONCE, SLICE) if combine is None else (len(readers), width_for(len(readers)))
             groups = [start, *(readers[first : first + in_block] for first in range(0, len(readers), in_block))]
             writers = [stack.enter_context(HashingWriter(out, layout.size_bytes)) for out in outs]
@@ -182,7 +182,7 @@ def average(
         raise
 
 
-def _reader_of(
+def open_source(
     source: StoredWeights | float, form: UpdateFormat, stack: ExitStack, files: list[HashingReader]
 ) -> SliceReader | EqualValues:
     """Opens a source of values for reading. An opened file stays open until `stack` is closed.
@@ -254,7 +254,7 @@ def distances_between(
     form, total = update_format(layout, encoding), np.zeros((len(updates), len(updates)))
     files: list[HashingReader] = []
     with ExitStack() as stack:
-        readers = [_reader_of(update, form, stack, files) for update in updates]
+        readers = [open_source(update, form, stack, files) for update in updates]
         threads = stack.enter_context(ThreadPoolExecutor(READERS))
         blocks = _read_ahead([(), readers], layout.values, threads, width_for(len(readers)))
         for deltas in itertools.islice(blocks, 1, None, 2):  # the block between two slices is that of no base version

@@ -10,8 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from pluralllm.common.errors.membership import AuditBroken
-from pluralllm.common.errors.private_rounds import RosterDiverged
-from pluralllm.common.errors.tree import Corrupt, NotFound, PluralError
+from pluralllm.common.errors.private_rounds import (
+    AggregateDiffers,
+    BadView,
+    DealtWrongly,
+    RosterDiverged,
+    SumImplausible,
+)
+from pluralllm.common.errors.tree import Corrupt, InvalidArgument, NotFound, PluralError
 from pluralllm.common.predictor.architecture import update_layout
 from pluralllm.common.private_rounds.roster import Roster
 from pluralllm.common.trust.audit_chain import FIRST_PREVIOUS, check_chain
@@ -20,6 +26,7 @@ from pluralllm.common.weights.update_format import update_format
 from pluralllm.common.words.ids import ClientId, Digest, RoundNumber, RunId
 from pluralllm.common.words.spec import RunSpec, parse_spec
 from pluralllm.server.aggregation.next_version import write_next
+from pluralllm.server.aggregation.private_version import read_transcript, write_again
 from pluralllm.server.aggregation.update_files import check_update
 from pluralllm.server.members.roster_log import extended
 from pluralllm.server.process.config import ServerConfig
@@ -60,9 +67,15 @@ INVARIANTS = {
     6: "replaying the event log gives what the tables say",
     7: "stored bytes are what their digest says",
     8: "the audit log is an unbroken hash chain",
+    9: "a private round's transcript is signed by as many members as must, over one sum, and its secrets fit what their owners "
+    "have signed",
+    10: "no secret of a member of a private round is revealed in both kinds",
     11: "the roster of peer keys is an unbroken hash chain, in which each key has one member",
 }
 
+
+# Errors that say that a private round's transcript is none of an honest round.
+OF_TRANSCRIPTS = (AggregateDiffers, BadView, DealtWrongly, InvalidArgument, SumImplausible)
 
 Problem = tuple[int, str]  # invariant and what is wrong
 
@@ -380,12 +393,19 @@ async def _check_aggregate(
     receipts = [ev.Receipt(*update) for update in version.updates]
     draft = scratch / f"verify-{version.version}"
     bases = () if spec.rewards is not None else (base.digest, *base.moments)
+    if version.transcript:
+        bases = (*bases, Digest(version.transcript))
     if not all([await blobs.exists(digest) for digest in (*bases, *(receipt.digest for receipt in receipts))]):
         report.aggregates_not_kept += 1
         return []
     try:
-        made = await write_next(blobs, spec, base, receipts, version.weights, version.scales, draft)
+        if version.transcript:
+            made = await write_again(blobs, spec, base, version, draft)
+        else:
+            made = await write_next(blobs, spec, base, receipts, version.weights, version.scales, draft)
         problems = await _check_norms(spec, blobs, tables, version)
+    except OF_TRANSCRIPTS as error:
+        return [(9, f"round {version.round}: {error}"), *await _in_both_kinds(blobs, version)]
     except (PluralError, OSError) as error:
         return [(7, f"what version {version.version} is made of: {error}")]
     for file in made.files:
@@ -400,6 +420,18 @@ async def _check_aggregate(
     if made.chosen and made.chosen != version.weights:
         problems.append((4, f"round {version.round}: the rule chooses other updates than those on record"))
     return problems
+
+
+async def _in_both_kinds(blobs: Blobs, version: VersionRecord) -> list[Problem]:
+    """Returns a problem for each member whose two secrets are both in a transcript: its update could be read."""
+    try:
+        transcript = await read_transcript(blobs, version)
+    except (PluralError, OSError):  # it is a problem already
+        return []
+    own, masks = {one.name for one in transcript.own_masks}, {one.name for one in transcript.outsiders}
+    return [
+        (10, f"round {version.round}: both secrets of {name} are in the transcript") for name in sorted(own & masks)
+    ]
 
 
 async def _check_norms(spec: RunSpec, blobs: Blobs, tables: Tables, version: VersionRecord) -> list[Problem]:

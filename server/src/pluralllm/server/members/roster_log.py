@@ -78,7 +78,7 @@ class RosterLog:
 
     def peer_key(self, name: ClientId) -> bytes | None:
         """Returns a member's peer key that counts now (SubjectPublicKeyInfo, DER); None if there is none."""
-        entry = self._roster.members.get(name)
+        entry = self._roster.entry_of(name)
         return None if entry is None else self._rows[entry.sequence - 1].key_der
 
     @unbroken
@@ -110,7 +110,7 @@ class RosterLog:
                 return
             if registered is not None:
                 raise PeerKeyDiffers(name=by.name, known=registered, got=claimed_print)
-            if self._roster.owners.get(claimed_print, by.name) != by.name:
+            if self._roster.owner_of(claimed_print) not in (None, by.name):
                 problem = "is the key of another member: each client needs an identity folder of its own"
                 raise InvalidArgument(field="peer_key.key_der", problem=problem)
             entry = self._roster.next_entry(by.name, group, claimed_print)

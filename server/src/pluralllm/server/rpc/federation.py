@@ -9,6 +9,7 @@ from typing import Any
 from pluralllm.common import __version__
 from pluralllm.common.errors.grpc_status import CLIENT_STOPPED
 from pluralllm.common.errors.membership import IdentityMismatch
+from pluralllm.common.errors.private_rounds import WrongStep
 from pluralllm.common.errors.tree import (
     InvalidArgument,
     LeaseLost,
@@ -38,8 +39,9 @@ from pluralllm.common.wire.messages import (
     seconds,
     timestamp,
 )
+from pluralllm.common.wire.round_steps import step_body, view_message
 from pluralllm.common.words.addresses import Addresses
-from pluralllm.common.words.ids import Digest, GroupName, ModelVersion
+from pluralllm.common.words.ids import Digest, GroupName, ModelVersion, RoundNumber
 from pluralllm.common.words.names import TaskKind, TaskName
 from pluralllm.server.members.door import caller
 from pluralllm.server.members.roster_log import RosterLog
@@ -59,9 +61,11 @@ from pluralllm.server.runs.intake import Intake, parse_task
 from pluralllm.server.runs.leases import Leases
 from pluralllm.server.runs.live_runs import Runs
 from pluralllm.server.runs.reward_queue import RewardQueue
+from pluralllm.server.runs.round_steps import RoundSteps
 from pluralllm.server.runs.sessions import Session, Sessions
 from pluralllm.server.runs.traffic import Traffic
 from pluralllm.server.storage.model_reader import ModelReader
+from pluralllm.server.storage.round_files import RoundFiles
 from pluralllm.server.storage.store import ReceiptRecord
 from pluralllm.v1 import federation_pb2 as pb
 from pluralllm.v1 import federation_pb2_grpc as pb_grpc
@@ -85,6 +89,8 @@ class Federation(pb_grpc.FederationServiceServicer):
         coordinator: Coordinator,
         polls: Polls,
         intake: Intake,
+        round_steps: RoundSteps,
+        round_files: RoundFiles,
         rewards: RewardQueue,
         models: ModelReader,
         runs: Runs,
@@ -98,6 +104,7 @@ class Federation(pb_grpc.FederationServiceServicer):
         addresses: Addresses | None,
     ) -> None:
         self._coordinator, self._polls, self._intake, self._rewards = coordinator, polls, intake, rewards
+        self._round_steps, self._round_files = round_steps, round_files
         self._models, self._shared, self._sessions, self._leases = models, SharedRuns(runs), sessions, leases
         self._clock, self._traffic, self._chunk_idle_s = clock, traffic, chunk_idle_s
         self._signatures, self._roster, self._addresses = signatures, roster, addresses
@@ -254,7 +261,34 @@ class Federation(pb_grpc.FederationServiceServicer):
 
     async def CommitUpdate(self, request: pb.CommitUpdateRequest, context: Context) -> pb.CommitUpdateResponse:
         task = self._task_of(request.task)
-        return pb.CommitUpdateResponse(receipt=receipt_message(await self._intake.commit(task, Digest(request.digest))))
+        receipt = await self._intake.commit(task, Digest(request.digest), request.statement)
+        return pb.CommitUpdateResponse(receipt=receipt_message(receipt))
+
+    async def GetRoundStep(self, request: pb.GetRoundStepRequest, context: Context) -> pb.GetRoundStepResponse:
+        task = self._task_of(request.task)
+        step, view = await self._round_steps.view(self._shared.get(task.run), task)
+        if request.phase != step:
+            raise WrongStep(problem=f"step {request.phase} was asked for, and the round is in step {step}")
+        self._leases.renew(task.client, self._clock.now_s())
+        return view_message(step, view)
+
+    async def PutRoundStep(self, request: pb.PutRoundStepRequest, context: Context) -> pb.PutRoundStepResponse:
+        task = self._task_of(request.task)
+        await self._round_steps.put(self._shared.get(task.run), task, request.terms_sha256, step_body(request))
+        self._leases.renew(task.client, self._clock.now_s())
+        return pb.PutRoundStepResponse()
+
+    async def GetTranscript(self, request: pb.GetTranscriptRequest, context: Context) -> AsyncIterator[bytes]:  # type: ignore[override]
+        run, number = self._shared.get(request.run), RoundNumber(request.round)
+        async for message, size_bytes in self._round_files.transcript(run.id, number, request.first_chunk):
+            yield message
+            self._traffic.count_sent(run.id, size_bytes)
+
+    async def GetMaskedChunks(self, request: pb.GetMaskedChunksRequest, context: Context) -> AsyncIterator[bytes]:  # type: ignore[override]
+        run, number = self._shared.get(request.run), RoundNumber(request.round)
+        async for message, size_bytes in self._round_files.masked(run.id, number, request.member, request.first_chunk):
+            yield message
+            self._traffic.count_sent(run.id, size_bytes)
 
     async def ReportEvaluation(
         self, request: pb.ReportEvaluationRequest, context: Context

@@ -15,9 +15,11 @@ from pluralllm.server.runs.inbox import Inbox
 from pluralllm.server.runs.intake import Intake
 from pluralllm.server.runs.leases import Leases
 from pluralllm.server.runs.live_runs import Runs
+from pluralllm.server.runs.open_rounds import NoPeerKeys, OpenRounds, PeerKeys
 from pluralllm.server.runs.presence import Presence
 from pluralllm.server.runs.refusals import Refusals
 from pluralllm.server.runs.reward_queue import RewardQueue
+from pluralllm.server.runs.round_steps import RoundSteps
 from pluralllm.server.runs.sessions import Sessions
 from pluralllm.server.runs.status import Status
 from pluralllm.server.runs.traffic import Traffic
@@ -27,6 +29,7 @@ from pluralllm.server.storage.blobs import Blobs
 from pluralllm.server.storage.manifests import Manifests
 from pluralllm.server.storage.model_reader import ModelReader
 from pluralllm.server.storage.retention import Retention
+from pluralllm.server.storage.round_files import RoundFiles
 from pluralllm.server.storage.store import Store
 
 
@@ -49,6 +52,8 @@ class Assembly:
         uploads: Uploads,
         poll_hold_s: float,
         pulse: Pulse | None = None,
+        federation: str = "",
+        peer_keys: PeerKeys | None = None,
     ) -> None:
         self.store, self.blobs, self.clock = store, blobs, clock
         self.tasks, self.pulse = WatchedTasks(clock, fail_stop.stop), pulse or Pulse()
@@ -60,6 +65,8 @@ class Assembly:
         self.run_bell, self.client_bells = Bell(), ClientBells()
         self.manifests, self.retention = Manifests(store, blobs), Retention(store, blobs, timing.keep_updates)
         self.models = ModelReader(self.manifests, blobs)
+        peer_keys = peer_keys or NoPeerKeys()
+        self.open_rounds, self.round_files = OpenRounds(store, federation), RoundFiles(store, blobs)
         self.coordinator = Coordinator(
             inbox=Inbox(store),
             store=store,
@@ -75,32 +82,41 @@ class Assembly:
             leases=self.leases,
             presence=self.presence,
             clients=self.clients,
+            open_rounds=self.open_rounds,
+            peer_keys=peer_keys,
             manifests=self.manifests,
             retention=self.retention,
             troubles=self.troubles,
             run_bell=self.run_bell,
             client_bells=self.client_bells,
         )
-        self.intake = Intake(
+        self.round_steps = RoundSteps(
+            coordinator=self.coordinator, rounds=self.open_rounds, clock=clock, peer_keys=peer_keys
+        )
+        self.intake = self._intake(uploads, fail_stop)
+        self.rewards = self._reward_queue(scratch, poll_hold_s)
+        self.evaluations = EndedEvaluations(store)
+        self.status = Status(
+            self.clients, self.sessions, self.leases, self.presence, clock, self.troubles, self.traffic, self.refusals
+        )
+
+    def _intake(self, uploads: Uploads, fail_stop: FailStop) -> Intake:
+        return Intake(
             coordinator=self.coordinator,
             runs=self.runs,
-            store=store,
-            blobs=blobs,
+            store=self.store,
+            blobs=self.blobs,
             retention=self.retention,
             uploads=uploads,
             sessions=self.sessions,
             leases=self.leases,
             clients=self.clients,
-            clock=clock,
+            clock=self.clock,
             traffic=self.traffic,
             run_bell=self.run_bell,
             fail_stop=fail_stop,
             refusals=self.refusals,
-        )
-        self.rewards = self._reward_queue(scratch, poll_hold_s)
-        self.evaluations = EndedEvaluations(store)
-        self.status = Status(
-            self.clients, self.sessions, self.leases, self.presence, clock, self.troubles, self.traffic, self.refusals
+            round_steps=self.round_steps,
         )
 
     def _reward_queue(self, scratch: Path, hold_s: float) -> RewardQueue:

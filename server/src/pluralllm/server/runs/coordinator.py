@@ -13,6 +13,7 @@ from pathlib import Path
 
 import structlog
 
+from pluralllm.common.errors.private_rounds import DealtWrongly, SumImplausible
 from pluralllm.common.errors.tree import (
     BaseLost,
     InvalidArgument,
@@ -29,6 +30,7 @@ from pluralllm.common.process.watched_tasks import WatchedTasks
 from pluralllm.common.words.ids import ID_HELP, ClientId, Digest, RunId, is_id
 from pluralllm.common.words.spec import GroupRole, parse_spec
 from pluralllm.server.aggregation.next_version import write_next
+from pluralllm.server.aggregation.private_version import write_private
 from pluralllm.server.process.cancellation import unbroken
 from pluralllm.server.process.fail_stop import FailStop
 from pluralllm.server.process.instruments import AGGREGATION_SECONDS
@@ -43,6 +45,7 @@ from pluralllm.server.runs.leases import Leases
 from pluralllm.server.runs.live_run import LiveRun, Step, recover
 from pluralllm.server.runs.live_runs import Runs
 from pluralllm.server.runs.new_run import make_run
+from pluralllm.server.runs.open_rounds import OpenRounds, PeerKeys
 from pluralllm.server.runs.presence import Presence
 from pluralllm.server.runs.round_traces import trace_key
 from pluralllm.server.runs.sessions import Session, Sessions
@@ -94,6 +97,8 @@ class Coordinator:
         leases: Leases,
         presence: Presence,
         clients: ClientRows,
+        open_rounds: OpenRounds,
+        peer_keys: PeerKeys,
         manifests: Manifests,
         retention: Retention,
         troubles: Troubles,
@@ -110,7 +115,7 @@ class Coordinator:
         self._clock, self._timing, self._fail_stop = clock, timing, fail_stop
         self._tasks, self._pulse = tasks, pulse
         self._runs, self._sessions, self._leases, self._presence = runs, sessions, leases, presence
-        self._clients = clients
+        self._clients, self._open_rounds, self._peer_keys = clients, open_rounds, peer_keys
         self._manifests, self._retention, self._troubles = manifests, retention, troubles
         self._run_bell, self._client_bells = run_bell, client_bells
         self._assignments = Assignments(leases, client_bells, clock)
@@ -241,6 +246,7 @@ class Coordinator:
         self._troubles.clear(run.id)
         self._follow(run, step)
         if step.ends_round:
+            self._open_rounds.forget(run)
             self._collect_soon()
         if step.ends_run:
             for session in self._sessions.live(self._clock.now_s()):
@@ -300,7 +306,15 @@ class Coordinator:
         for client, session in present.items():
             if self._leases.of(client) is None:
                 by_role[run.spec.groups.role_of(session.group, session.role)].append(client)
-        seen = sightings(run.state, now_s, by_role[GroupRole.TRAIN], by_role[GroupRole.HELD_OUT])
+        trainers, head = by_role[GroupRole.TRAIN], ""
+        if run.state.private is not None:
+            roster = self._peer_keys
+            head = roster.head.hex()
+            if (
+                run.state.phase is not Phase.EVALUATING
+            ):  # without a key on record a client has no part in a private round
+                trainers = [client for client in trainers if roster.peer_key(client) is not None]
+        seen = sightings(run.state, now_s, trainers, by_role[GroupRole.HELD_OUT], head)
         return (*seen, ev.ClockTicked(now_s))
 
     def _follow(self, run: LiveRun, step: Step) -> None:
@@ -336,8 +350,11 @@ class Coordinator:
             try:
                 try:
                     await self._make_next_version(run, effect)
-                except (BaseLost, UpdateLost) as error:
+                except (BaseLost, UpdateLost, SumImplausible) as error:
                     await self._abandon_averaging(run, effect, error)
+                except DealtWrongly as error:
+                    dealt = ev.DealtWrongly(self._clock.now_s(), effect.round, ClientId(error.dealer), error.problem)
+                    await self.dispatch(run, dealt)
             except RoundClosed:  # the run has ended meanwhile, so nothing names the stored blobs
                 await self._collect()
             except Exception as error:  # noqa: BLE001 - it is logged, and the average is tried again
@@ -354,22 +371,32 @@ class Coordinator:
         draft = self._scratch / f"{run.id}-{effect.round}.safetensors"
         trace = round_context(trace_key(run.record, effect.round))
         with AGGREGATION_SECONDS.time(), span("average", trace, updates=len(effect.receipts)):
-            made = await write_next(
-                self._blobs, run.spec, run.newest, effect.receipts, effect.weights, effect.scales, draft
-            )
+            if run.spec.private_rounds is not None:
+                material = await self._open_rounds.material(run)
+                made = await write_private(self._blobs, run.spec, run.newest, material, draft)
+            else:
+                made = await write_next(
+                    self._blobs, run.spec, run.newest, effect.receipts, effect.weights, effect.scales, draft
+                )
         self._manifests.keep(made.files[0].manifest)
         with span("publish", trace):
             async with self._retention.storing():
                 for draft_file in made.files:
                     await self._blobs.put(draft_file.manifest.digest, draft_file.path)
                 digest, *moments = [draft_file.manifest.digest for draft_file in made.files]
+                transcript = Digest("")
+                if made.transcript is not None:
+                    transcript = made.transcript.manifest.digest
+                    await self._blobs.put(transcript, made.transcript.path)
                 averaged = ev.ModelAveraged(
-                    self._clock.now_s(), effect.round, digest, tuple(moments), chosen=made.chosen
+                    self._clock.now_s(), effect.round, digest, tuple(moments), transcript, made.chosen
                 )
                 await self.dispatch(run, averaged)
                 self._manifests.keep_record(run.newest)  # at once: the clients of the next round ask for it together
 
-    async def _abandon_averaging(self, run: LiveRun, effect: ev.Average, error: BaseLost | UpdateLost) -> None:
+    async def _abandon_averaging(
+        self, run: LiveRun, effect: ev.Average, error: BaseLost | UpdateLost | SumImplausible
+    ) -> None:
         log.error("round.averaging_failed", run=run.id, round=effect.round, problem=str(error))
         failed = ev.AveragingFailed(self._clock.now_s(), effect.round, str(error), isinstance(error, BaseLost))
         await self.dispatch(run, failed)

@@ -7,6 +7,7 @@ blob store and syncs the file to disk. It writes the receipt in one transaction,
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import structlog
 
@@ -31,6 +32,7 @@ from pluralllm.common.weights.chunks import Manifest
 from pluralllm.common.words.ids import ClientId, Digest
 from pluralllm.common.words.names import TaskName
 from pluralllm.common.words.noise import NoiseStatement
+from pluralllm.server.aggregation.private_sums import check_masked
 from pluralllm.server.aggregation.reward_files import check_rewards
 from pluralllm.server.aggregation.update_files import check_update
 from pluralllm.server.process.cancellation import shielded
@@ -45,6 +47,7 @@ from pluralllm.server.runs.leases import Leases
 from pluralllm.server.runs.live_run import LiveRun
 from pluralllm.server.runs.live_runs import Runs
 from pluralllm.server.runs.refusals import Refusals
+from pluralllm.server.runs.round_steps import RoundSteps
 from pluralllm.server.runs.sessions import Sessions
 from pluralllm.server.runs.traffic import Traffic
 from pluralllm.server.runs.uploads import Uploads
@@ -106,12 +109,14 @@ class Intake:
         run_bell: Bell,
         fail_stop: FailStop,
         refusals: Refusals,
+        round_steps: RoundSteps,
     ) -> None:
         self._coordinator, self._runs = coordinator, runs
         self._store, self._blobs, self._retention, self._uploads = store, blobs, retention, uploads
         self._sessions, self._leases, self._clients = sessions, leases, clients
         self._clock, self._traffic = clock, traffic
         self._run_bell, self._fail_stop, self._refusals = run_bell, fail_stop, refusals
+        self._round_steps = round_steps
         self._announced: dict[TaskName, Announced] = {}
         self._committing: dict[TaskName, asyncio.Task[ReceiptRecord]] = {}
 
@@ -142,7 +147,11 @@ class Intake:
         self._check_slot(run, task)
         try:
             self._check_announcement(run, spec_sha256, base_digest, manifest)
-            self._check_examples(run, task.client, examples, max_examples)
+            if run.spec.private_rounds is None:
+                self._check_examples(run, task.client, examples, max_examples)
+            elif examples != 1 or metrics:
+                problem = "in a private round examples is 1 and there are no metrics: they are summed, masked, with the update"
+                raise InvalidArgument(field="examples", problem=problem)
             _check_distance(metrics)
         except Refused as error:
             await self._note_refusal(run, task, error)
@@ -173,9 +182,10 @@ class Intake:
         """
         return await self._uploads.missing(upload_key(task))
 
-    async def commit(self, task: TaskName, digest: str) -> ReceiptRecord:
+    async def commit(self, task: TaskName, digest: str, signature: bytes = b"") -> ReceiptRecord:
         """Makes an update durable and returns its receipt. A repeated call returns the same receipt.
 
+        signature: in a private round, the member's signature over its masked update.
         A commit that has begun runs to its end even if the client's connection breaks. Raises ChunksMissing if the update is not
         announced or not complete; another subclass of Refused if the update is not accepted; StorageFull if no space is left.
         """
@@ -184,7 +194,7 @@ class Intake:
             return receipt_row
         announced = self._announcement(task, digest)
         if (working := self._committing.get(task)) is None:
-            working = asyncio.create_task(self._commit(run, task, announced))
+            working = asyncio.create_task(self._commit(run, task, announced, signature))
             self._committing[task] = working
             working.add_done_callback(lambda _: self._committing.pop(task, None))
         return await shielded(working)
@@ -210,25 +220,23 @@ class Intake:
                     log.warning("uploads.not_swept", problem=str(problem))
             await self._run_bell.wait(heard, TEND_S)
 
-    async def _commit(self, run: LiveRun, task: TaskName, announced: Announced) -> ReceiptRecord:
+    async def _commit(self, run: LiveRun, task: TaskName, announced: Announced, signature: bytes) -> ReceiptRecord:
         base_version, digest = run.state.version, announced.manifest.digest
         self._check_slot(run, task)
-        batch = Digest(run.state.rollouts)
+        statement = None
+        if run.spec.private_rounds is not None:
+            statement = await self._round_steps.statement(run, task, digest, signature)
         path = await self._uploads.finish(upload_key(task))
         try:
-            norm = await asyncio.to_thread(check_update, path, run.update_format, run.spec.aggregation.max_delta_norm)
-            distance = announced.metrics.get(BASE_DISTANCE)
-            delta_norm: float | None = norm
-            if run.spec.rewards is not None:  # the coordinator computes it itself
-                rollouts = await self._blobs.path(batch)
-                delta_norm = None
-                distance = 1 - await asyncio.to_thread(check_rewards, path, rollouts, run.spec.rewards.max_candidates)
-            receipt = ev.Receipt(task.client, digest, announced.examples, distance, delta_norm)
+            receipt = await self._checked(run, task, path, announced)
             async with self._retention.storing():
                 await self._blobs.put(digest, path)
-                noise = announced.noise or await self._noise_of(task.client)
-                arrived = ev.UpdateArrived(self._clock.now_s(), task.round, base_version, receipt, noise)
-                await self._coordinator.dispatch(run, arrived)
+                noise, now_s = announced.noise or await self._noise_of(task.client), self._clock.now_s()
+                arrived = ev.UpdateArrived(now_s, task.round, base_version, receipt, noise)
+                if statement is None:
+                    await self._coordinator.dispatch(run, arrived)
+                else:
+                    await self._round_steps.record_update(run, arrived, statement)
         except StorageFull:
             raise  # the update is good: the client commits again when the disk has space
         except Refused as error:
@@ -237,11 +245,25 @@ class Intake:
             raise
         await self._forget(task)
         metrics = {f"metric_{name}": value for name, value in announced.metrics.items()}
-        log.info("update.accepted", run=run.id, round=task.round, client=task.client, delta_l2=norm, **metrics)
+        log.info("update.accepted", run=run.id, round=task.round, client=task.client, delta_l2=receipt.norm, **metrics)
         receipt_row = await self._receipt(run, task, digest)
         if receipt_row is None:  # the machine took it for a repetition of an update on record
             raise RoundClosed(run=run.id, asked=task.round, current=run.state.round)
         return receipt_row
+
+    async def _checked(self, run: LiveRun, task: TaskName, path: Path, announced: Announced) -> ev.Receipt:
+        """Checks the file of an update, and returns the receipt that it gets. Of a masked update only the form can be seen."""
+        client, digest = task.client, announced.manifest.digest
+        if run.spec.private_rounds is not None:
+            await asyncio.to_thread(check_masked, path, run.update_format)
+            return ev.Receipt(client, digest, announced.examples)
+        norm = await asyncio.to_thread(check_update, path, run.update_format, run.spec.aggregation.max_delta_norm)
+        distance = announced.metrics.get(BASE_DISTANCE)
+        if run.spec.rewards is not None:  # the coordinator computes it itself
+            rollouts = await self._blobs.path(Digest(run.state.rollouts))
+            distance = 1 - await asyncio.to_thread(check_rewards, path, rollouts, run.spec.rewards.max_candidates)
+            return ev.Receipt(client, digest, announced.examples, distance)
+        return ev.Receipt(client, digest, announced.examples, distance, norm)
 
     async def _forget(self, task: TaskName) -> None:
         """Deletes a task's upload. What has become of the update does not depend on it, and `tend` deletes what is left."""
