@@ -125,7 +125,9 @@ class LiveRun:
         key = self.state.candidates if asks else self.state.version
         if (required := self._formats.get(key)) is None:
             layout = rewards_layout(key) if asks else update_layout(self.spec, key)
-            required = update_format(layout, self.spec.updates.encoding if self.spec.private_rounds is None else "ring32")
+            required = update_format(
+                layout, self.spec.updates.encoding if self.spec.private_rounds is None else "ring32"
+            )
             self._formats.clear()
             self._formats[key] = required
         return required
