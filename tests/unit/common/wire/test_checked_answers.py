@@ -236,7 +236,7 @@ def test_the_table_names_only_messages_of_answers() -> None:
         if message.name not in reached and message.file.package == "pluralllm.v1":
             reached.add(message.name)
             for field in message.fields:
-                if field.message_type is not None:
+                if field.message_type is not None and field.name not in FIELDS.get(message.name, {}):
                     walk(field.message_type)
 
     for method in METHODS:
