@@ -454,6 +454,18 @@ async def deliver_all(place: MemoryCoordinator, run: LiveRun) -> None:
     await place.coordinator.until_averaged(run)
 
 
+async def test_a_rule_that_shortens_half_of_all_updates_is_on_record_and_logs_no_warning(
+    place: MemoryCoordinator,
+) -> None:
+    rule = {"rule": "median_norm_clip", "weighting": "uniform"}
+    run = await place.collecting("ann", "ben", "cem", format="pluralllm.run/2", aggregation=rule)
+    with capture_logs() as logs:
+        await deliver_all(place, run)
+    assert run.state.version == 1
+    assert sorted(run.newest.scales)[0] < 1.0
+    assert "update.shortened" not in [line["event"] for line in logs]
+
+
 async def test_a_round_publishes_a_version_and_deletes_the_files_that_nobody_needs(place: MemoryCoordinator) -> None:
     run = await place.collecting("ann", "ben")
     await place.coordinator.until_averaged(run)  # nothing is averaged, so there is nothing to wait for
