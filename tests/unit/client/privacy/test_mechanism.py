@@ -18,7 +18,6 @@ from pluralllm.client.privacy.mechanism import (
     noised_counts,
     opendp_draw,
     sensitivity,
-    shares_after,
 )
 
 SAMPLE = 60_000
@@ -203,8 +202,3 @@ def test_a_count_that_cannot_be_is_refused_before_noise_is_drawn(count: float) -
     never: Callable[..., list[int]] = lambda *_: pytest.fail("noise was drawn")  # noqa: E731
     with pytest.raises(ValueError, match="is not between"):
         noised_counts([1.0, count], RHO, 1.0, never)
-
-
-def test_shares_follow_from_the_noised_counts_alone() -> None:
-    assert shares_after([3.0, -2.0, 1.0]) == (0.75, 0.0, 0.25)
-    assert shares_after([-3.0, 0.0]) == (0.5, 0.5)

@@ -18,7 +18,9 @@ from pluralllm.client.data.private_data import read_group, write_group
 from pluralllm.client.privacy import release as release_module
 from pluralllm.client.privacy.accountant import epsilon_of, rho_used
 from pluralllm.client.privacy.entries import Charge, Released, entries_of, question_name, totals_of
+from pluralllm.client.privacy.estimate import likely_shares
 from pluralllm.client.privacy.ledger import FILE, Ledger
+from pluralllm.client.privacy.mechanism import UNIT
 from pluralllm.client.privacy.release import Terms, release
 from pluralllm.client.privacy.released_answers import released_answers
 from pluralllm.common.errors.tree import (
@@ -561,6 +563,22 @@ def test_two_options_that_are_one_in_the_ledger_are_refused(data: Path, folder: 
     write_group(data, [CountedQuestion("Which?", options, (1, 0), counts=(10, 0))])
     with pytest.raises(InvalidData, match="two options that differ only in white space"):
         released(data, folder, codebook=codebook)
+
+
+@pytest.mark.parametrize("max_weight", [1.0, 3.0])
+def test_the_released_shares_are_estimated_from_the_noised_counts_and_the_size_of_their_noise(
+    data: Path, folder: Path, max_weight: float
+) -> None:
+    write_group(data, answered((90, 0, 10)))
+    draw = Draws()
+    charge = released(data, folder, draw, terms=Terms("town", 2.0, 1e-6, max_weight=max_weight)).charge
+    entry = Ledger(folder, data.resolve()).entries[charge]
+    assert isinstance(entry, Charge)
+    first = read_group(released_answers(data, folder).path)[0]
+    noised = (90 + 1000 / UNIT, 0, 10)
+    assert first.shares == pytest.approx(likely_shares(noised, entry.sigma), abs=1e-6)
+    assert first.shares != pytest.approx(likely_shares(noised, 2 * entry.sigma), abs=1e-6)
+    assert draw.sigmas[0] == pytest.approx(UNIT * entry.sigma)
 
 
 def test_the_list_decides_the_order_of_questions_and_options(data: Path, folder: Path) -> None:

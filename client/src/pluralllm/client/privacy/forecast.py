@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from statistics import fmean, median
 
 from pluralllm.client.data.counted_question import CountedQuestion
-from pluralllm.client.privacy.accountant import rho_of, sigma_of
-from pluralllm.client.privacy.mechanism import UNIT, sensitivity, shares_after
+from pluralllm.client.privacy.accountant import rho_of
+from pluralllm.client.privacy.estimate import likely_shares
+from pluralllm.client.privacy.mechanism import noise_on_counts
 from pluralllm.common.predictor.metrics import js_distance
 
 DRAWS = 3  # of each question, for the mean distance
@@ -29,10 +30,10 @@ def forecast(
     chance = random.Random(0)  # noqa: S311 - a forecast protects nobody and is never released
     on_shares, distances = [], []
     for question, numbers in usable:
-        sigma = sigma_of(rho, sensitivity(len(numbers), 1.0)) / UNIT
+        sigma = noise_on_counts(len(numbers), rho, 1.0)
         on_shares.append(sigma / math.fsum(numbers))
         for _ in range(DRAWS):
-            noised = shares_after([number + chance.gauss(0, sigma) for number in numbers])
+            noised = likely_shares([number + chance.gauss(0, sigma) for number in numbers], sigma)
             distances.append(js_distance(noised, question.shares))
     return {
         "noise_on_a_share": float(f"{median(on_shares):.3g}"),

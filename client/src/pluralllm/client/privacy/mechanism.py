@@ -27,6 +27,14 @@ def sensitivity(options: int, max_weight: float) -> float:
     return UNIT * max_weight + rounding
 
 
+def noise_on_counts(options: int, rho: float, max_weight: float) -> float:
+    """Returns the standard deviation of the noise on each count of a question. It tells nothing about the counts.
+
+    options: number of options. rho: of the question, for each respondent.
+    """
+    return sigma_of(rho, sensitivity(options, max_weight)) / UNIT
+
+
 def noised_counts(counts: Sequence[float], rho: float, max_weight: float, draw: Draw) -> tuple[float, ...]:
     """Returns a question's counts with noise of `rho` for each respondent. Counts may become negative.
 
@@ -36,18 +44,8 @@ def noised_counts(counts: Sequence[float], rho: float, max_weight: float, draw: 
     if not all(0 <= count <= LARGEST_COUNT for count in counts):
         raise ValueError(f"a count is not between 0 and {LARGEST_COUNT}")
     whole = [math.floor(UNIT * count + 0.5) for count in counts]
-    drawn = draw(whole, sigma_of(rho, sensitivity(len(counts), max_weight)))
+    drawn = draw(whole, UNIT * noise_on_counts(len(counts), rho, max_weight))
     return tuple(number / UNIT for number in drawn)
-
-
-def shares_after(noised: Sequence[float]) -> tuple[float, ...]:
-    """Returns the shares of noised counts: negative counts become 0; equal shares if nothing is left.
-
-    The true number of respondents is not used, because it is private.
-    """
-    positive = [max(0.0, number) for number in noised]
-    total = math.fsum(positive)
-    return tuple(number / total for number in positive) if total > 0 else (1 / len(noised),) * len(noised)
 
 
 def opendp_draw(numbers: Sequence[int], sigma: float) -> list[int]:

@@ -22,7 +22,7 @@ from pluralllm.client.data.answers import sha256_of
 from pluralllm.client.data.codebook import kept_codebook
 from pluralllm.client.data.counted_question import CountedQuestion
 from pluralllm.client.data.private_data import jsonl_of, read_counted, read_group
-from pluralllm.client.privacy.accountant import epsilon_of, rho_of, rho_of_question, rho_used, sigma_of
+from pluralllm.client.privacy.accountant import epsilon_of, rho_of, rho_of_question, rho_used
 from pluralllm.client.privacy.entries import (
     Charge,
     Entry,
@@ -34,16 +34,9 @@ from pluralllm.client.privacy.entries import (
     question_name,
     totals_of,
 )
+from pluralllm.client.privacy.estimate import likely_shares
 from pluralllm.client.privacy.ledger import Ledger
-from pluralllm.client.privacy.mechanism import (
-    LARGEST_COUNT,
-    UNIT,
-    Draw,
-    noised_counts,
-    opendp_draw,
-    sensitivity,
-    shares_after,
-)
+from pluralllm.client.privacy.mechanism import LARGEST_COUNT, Draw, noise_on_counts, noised_counts, opendp_draw
 from pluralllm.common.errors.tree import InvalidArgument, InvalidData, NoisedFileLost, PrivacyBudgetSpent
 from pluralllm.common.process.files import why_not_writable, write_durably
 from pluralllm.common.process.lock import DirectoryLock, locked_file
@@ -194,7 +187,7 @@ def plan_release(
     return Plan(
         names,
         rho,
-        sigma_of(rho, sensitivity(most_options, terms.most_added)) / UNIT,
+        noise_on_counts(most_options, rho, terms.most_added),
         epsilon_of(spent, terms.delta),
         epsilon_of(after, terms.delta),
         counted[len(counted) // 2],
@@ -256,8 +249,8 @@ def _in_order(question: CountedQuestion, options: tuple[str, ...], terms: Terms)
     people = (question.respondents or 0) * (0.5 if terms.most_added > 1 else 1.0)
     numbers = question.counts or tuple(share * people for share in question.shares)
     scale = None if question.scale is None else tuple(question.scale[number] for number in order)
-    counts = tuple(numbers[number] for number in order)
-    return replace(question, options=options, scale=scale, counts=counts, shares=shares_after(counts))
+    counts, shares = (tuple(column[number] for number in order) for column in (numbers, question.shares))
+    return replace(question, options=options, scale=scale, counts=counts, shares=shares)
 
 
 def _answers(data: Path, codebook: Sequence[Question], terms: Terms) -> tuple[dict[str, CountedQuestion], str]:
@@ -353,7 +346,8 @@ def _noised(
     for name, question in questions.items():
         if name in charged:
             noised = noised_counts(question.counts, charge.rho_of_question, terms.most_added, draw)
-            answers.append(Question(question.text, question.options, shares_after(noised), question.scale))
+            sigma = noise_on_counts(len(noised), charge.rho_of_question, terms.most_added)
+            answers.append(Question(question.text, question.options, likely_shares(noised, sigma), question.scale))
         elif name in kept:
             answers.append(kept[name])
     return answers
