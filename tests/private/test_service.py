@@ -101,8 +101,8 @@ class Member:
     async def send(self, message: StepBody | UpdateStatement) -> None:
         if not isinstance(message, UpdateStatement):
             assert self.client is not None
-            request = step_request(self.task.name, self.client.me.terms.sha256, message)
-            await self.hand.call("PutRoundStep", request)
+            put = step_request(self.task.name, self.client.me.terms.sha256, message)
+            await self.hand.call("PutRoundStep", put)
             return
         assert self.client is not None
         manifest = manifest_of(self.client.outbox)

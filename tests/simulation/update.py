@@ -35,8 +35,8 @@ def make_update(spec: RunSpec, seed: int, base_digest: str) -> Update:
     """Makes a well-formed update with a small norm."""
     form, draw = _format_of(spec), np.random.default_rng(seed)
     delta = draw.normal(0, 0.01, form.layout.values).astype(np.float32)
-    scales = scales_of(delta, form.encoding)
-    content = form.header + scales.astype("<f4").tobytes() + encode(delta, scales, form.encoding, draw).tobytes()
+    scales = scales_of(delta, form.plain)
+    content = form.header + scales.astype("<f4").tobytes() + encode(delta, scales, form.plain, draw).tobytes()
     pieces = [content[start : start + CHUNK_BYTES] for start in range(0, len(content), CHUNK_BYTES)]
     hashes = tuple(hashlib.sha256(piece).digest() for piece in pieces)
     return Update(

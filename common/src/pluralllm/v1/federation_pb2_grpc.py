@@ -121,12 +121,12 @@ class FederationServiceStub(object):
         self.GetTranscript = channel.unary_stream(
                 '/pluralllm.v1.FederationService/GetTranscript',
                 request_serializer=pluralllm_dot_v1_dot_federation__pb2.GetTranscriptRequest.SerializeToString,
-                response_deserializer=pluralllm_dot_v1_dot_federation__pb2.GetChunksResponse.FromString,
+                response_deserializer=pluralllm_dot_v1_dot_federation__pb2.GetTranscriptResponse.FromString,
                 _registered_method=True)
         self.GetMaskedChunks = channel.unary_stream(
                 '/pluralllm.v1.FederationService/GetMaskedChunks',
                 request_serializer=pluralllm_dot_v1_dot_federation__pb2.GetMaskedChunksRequest.SerializeToString,
-                response_deserializer=pluralllm_dot_v1_dot_federation__pb2.GetChunksResponse.FromString,
+                response_deserializer=pluralllm_dot_v1_dot_federation__pb2.GetMaskedChunksResponse.FromString,
                 _registered_method=True)
 
 
@@ -366,12 +366,12 @@ def add_FederationServiceServicer_to_server(servicer, server):
             'GetTranscript': grpc.unary_stream_rpc_method_handler(
                     servicer.GetTranscript,
                     request_deserializer=pluralllm_dot_v1_dot_federation__pb2.GetTranscriptRequest.FromString,
-                    response_serializer=pluralllm_dot_v1_dot_federation__pb2.GetChunksResponse.SerializeToString,
+                    response_serializer=pluralllm_dot_v1_dot_federation__pb2.GetTranscriptResponse.SerializeToString,
             ),
             'GetMaskedChunks': grpc.unary_stream_rpc_method_handler(
                     servicer.GetMaskedChunks,
                     request_deserializer=pluralllm_dot_v1_dot_federation__pb2.GetMaskedChunksRequest.FromString,
-                    response_serializer=pluralllm_dot_v1_dot_federation__pb2.GetChunksResponse.SerializeToString,
+                    response_serializer=pluralllm_dot_v1_dot_federation__pb2.GetMaskedChunksResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -836,7 +836,7 @@ class FederationService(object):
             target,
             '/pluralllm.v1.FederationService/GetTranscript',
             pluralllm_dot_v1_dot_federation__pb2.GetTranscriptRequest.SerializeToString,
-            pluralllm_dot_v1_dot_federation__pb2.GetChunksResponse.FromString,
+            pluralllm_dot_v1_dot_federation__pb2.GetTranscriptResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -863,7 +863,7 @@ class FederationService(object):
             target,
             '/pluralllm.v1.FederationService/GetMaskedChunks',
             pluralllm_dot_v1_dot_federation__pb2.GetMaskedChunksRequest.SerializeToString,
-            pluralllm_dot_v1_dot_federation__pb2.GetChunksResponse.FromString,
+            pluralllm_dot_v1_dot_federation__pb2.GetMaskedChunksResponse.FromString,
             options,
             channel_credentials,
             insecure,

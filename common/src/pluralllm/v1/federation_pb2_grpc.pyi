@@ -96,11 +96,11 @@ class FederationServiceStub:
     """Called by the client daemon in a private round. When it returns, the message is durable. Repeatable with the same message.
     Refusals: LEASE_LOST, ROUND_CLOSED, WRONG_STEP, INVALID_ARGUMENT, ALREADY_COMMITTED (the member has sent another message).
     """
-    GetTranscript: _grpc.UnaryStreamMultiCallable[_federation_pb2.GetTranscriptRequest, _federation_pb2.GetChunksResponse]
+    GetTranscript: _grpc.UnaryStreamMultiCallable[_federation_pb2.GetTranscriptRequest, _federation_pb2.GetTranscriptResponse]
     """Called by a client daemon or an administrator. Streams the transcript of a closed private round, from which everybody can
     compute the round's sum again. Repeatable. Refusals: NOT_FOUND.
     """
-    GetMaskedChunks: _grpc.UnaryStreamMultiCallable[_federation_pb2.GetMaskedChunksRequest, _federation_pb2.GetChunksResponse]
+    GetMaskedChunks: _grpc.UnaryStreamMultiCallable[_federation_pb2.GetMaskedChunksRequest, _federation_pb2.GetMaskedChunksResponse]
     """Called by a client daemon or an administrator. Streams one masked update of a closed private round, as long as it is kept.
     Repeatable. Refusals: NOT_FOUND.
     """
@@ -173,11 +173,11 @@ class FederationServiceAsyncStub(FederationServiceStub):
     """Called by the client daemon in a private round. When it returns, the message is durable. Repeatable with the same message.
     Refusals: LEASE_LOST, ROUND_CLOSED, WRONG_STEP, INVALID_ARGUMENT, ALREADY_COMMITTED (the member has sent another message).
     """
-    GetTranscript: _aio.UnaryStreamMultiCallable[_federation_pb2.GetTranscriptRequest, _federation_pb2.GetChunksResponse]  # type: ignore[assignment]
+    GetTranscript: _aio.UnaryStreamMultiCallable[_federation_pb2.GetTranscriptRequest, _federation_pb2.GetTranscriptResponse]  # type: ignore[assignment]
     """Called by a client daemon or an administrator. Streams the transcript of a closed private round, from which everybody can
     compute the round's sum again. Repeatable. Refusals: NOT_FOUND.
     """
-    GetMaskedChunks: _aio.UnaryStreamMultiCallable[_federation_pb2.GetMaskedChunksRequest, _federation_pb2.GetChunksResponse]  # type: ignore[assignment]
+    GetMaskedChunks: _aio.UnaryStreamMultiCallable[_federation_pb2.GetMaskedChunksRequest, _federation_pb2.GetMaskedChunksResponse]  # type: ignore[assignment]
     """Called by a client daemon or an administrator. Streams one masked update of a closed private round, as long as it is kept.
     Repeatable. Refusals: NOT_FOUND.
     """
@@ -349,7 +349,7 @@ class FederationServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _federation_pb2.GetTranscriptRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_federation_pb2.GetChunksResponse], _abc.AsyncIterator[_federation_pb2.GetChunksResponse]]:
+    ) -> _typing.Union[_abc.Iterator[_federation_pb2.GetTranscriptResponse], _abc.AsyncIterator[_federation_pb2.GetTranscriptResponse]]:
         """Called by a client daemon or an administrator. Streams the transcript of a closed private round, from which everybody can
         compute the round's sum again. Repeatable. Refusals: NOT_FOUND.
         """
@@ -359,7 +359,7 @@ class FederationServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _federation_pb2.GetMaskedChunksRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_federation_pb2.GetChunksResponse], _abc.AsyncIterator[_federation_pb2.GetChunksResponse]]:
+    ) -> _typing.Union[_abc.Iterator[_federation_pb2.GetMaskedChunksResponse], _abc.AsyncIterator[_federation_pb2.GetMaskedChunksResponse]]:
         """Called by a client daemon or an administrator. Streams one masked update of a closed private round, as long as it is kept.
         Repeatable. Refusals: NOT_FOUND.
         """

@@ -222,6 +222,8 @@ FIELDS: Mapping[str, Mapping[str, Rule]] = {
         "create_time": PAST_OR_NEAR,
     },
     "GetChunksResponse": {"index": COUNT, "data": size(CHUNK_BYTES), "more": anything},
+    "GetTranscriptResponse": {"index": COUNT, "data": size(CHUNK_BYTES)},
+    "GetMaskedChunksResponse": {"index": COUNT, "data": size(CHUNK_BYTES)},
     "GetRolloutsResponse": {"rollouts_json": size(MAX_MESSAGE_BYTES)},
     # view_of in wire/round_steps.py checks each field of these, and makes the dataclasses that the client uses.
     "GetRoundStepResponse": {

@@ -5,6 +5,7 @@ by whoever knows the round. Every reader raises InvalidArgument, which names the
 """
 
 from pluralllm.common.errors.tree import InvalidArgument
+from pluralllm.common.private_rounds.field_checks import check_name, check_number, check_signature, check_size
 from pluralllm.common.private_rounds.messages import (
     Box,
     Complaint,
@@ -15,10 +16,6 @@ from pluralllm.common.private_rounds.messages import (
     Share,
     Shares,
     UpdateStatement,
-    check_name,
-    check_number,
-    check_signature,
-    check_size,
 )
 from pluralllm.common.private_rounds.round_view import DealtBox, MemberComplaint, MemberConfirmation, RoundView
 from pluralllm.common.private_rounds.statements import CELL, HASH_BYTES, RoundTerms

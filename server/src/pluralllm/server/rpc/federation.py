@@ -278,17 +278,21 @@ class Federation(pb_grpc.FederationServiceServicer):
         self._leases.renew(task.client, self._clock.now_s())
         return pb.PutRoundStepResponse()
 
-    async def GetTranscript(self, request: pb.GetTranscriptRequest, context: Context) -> AsyncIterator[bytes]:  # type: ignore[override]
+    async def GetTranscript(  # type: ignore[override]
+        self, request: pb.GetTranscriptRequest, context: Context
+    ) -> AsyncIterator[pb.GetTranscriptResponse]:
         run, number = self._shared.get(request.run), RoundNumber(request.round)
-        async for message, size_bytes in self._round_files.transcript(run.id, number, request.first_chunk):
-            yield message
-            self._traffic.count_sent(run.id, size_bytes)
+        async for index, data in self._round_files.transcript(run.id, number, request.first_chunk):
+            yield pb.GetTranscriptResponse(index=index, data=data)
+            self._traffic.count_sent(run.id, len(data))
 
-    async def GetMaskedChunks(self, request: pb.GetMaskedChunksRequest, context: Context) -> AsyncIterator[bytes]:  # type: ignore[override]
+    async def GetMaskedChunks(  # type: ignore[override]
+        self, request: pb.GetMaskedChunksRequest, context: Context
+    ) -> AsyncIterator[pb.GetMaskedChunksResponse]:
         run, number = self._shared.get(request.run), RoundNumber(request.round)
-        async for message, size_bytes in self._round_files.masked(run.id, number, request.member, request.first_chunk):
-            yield message
-            self._traffic.count_sent(run.id, size_bytes)
+        async for index, data in self._round_files.masked(run.id, number, request.member, request.first_chunk):
+            yield pb.GetMaskedChunksResponse(index=index, data=data)
+            self._traffic.count_sent(run.id, len(data))
 
     async def ReportEvaluation(
         self, request: pb.ReportEvaluationRequest, context: Context

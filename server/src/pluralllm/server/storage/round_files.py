@@ -7,7 +7,6 @@ from pathlib import Path
 from pluralllm.common.errors.tree import NotFound, OverLimit
 from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.weights.chunks import CHUNK_BYTES
-from pluralllm.common.wire.chunk_messages import model_chunk
 from pluralllm.common.words.ids import ClientId, Digest, RoundNumber, RunId
 from pluralllm.common.words.names import RoundName
 from pluralllm.server.storage.blobs import Blobs
@@ -20,8 +19,8 @@ class RoundFiles:
     def __init__(self, store: Store, blobs: Blobs) -> None:
         self._store, self._blobs = store, blobs
 
-    async def transcript(self, run: RunId, number: RoundNumber, first: int) -> AsyncIterator[tuple[bytes, int]]:
-        """Yields one pair for each chunk of a round's transcript: the message with the chunk, and the chunk's size in bytes.
+    async def transcript(self, run: RunId, number: RoundNumber, first: int) -> AsyncIterator[tuple[int, bytes]]:
+        """Yields one pair for each chunk of a round's transcript: the chunk's number and its bytes.
 
         first: the number of the chunk to begin with. Raises NotFound if the round is not a closed private round, or if the file
         is no longer kept; OverLimit if the file has no chunk number `first`.
@@ -32,7 +31,7 @@ class RoundFiles:
 
     async def masked(
         self, run: RunId, number: RoundNumber, member: str, first: int
-    ) -> AsyncIterator[tuple[bytes, int]]:
+    ) -> AsyncIterator[tuple[int, bytes]]:
         """Yields the chunks of a member's masked update, as `transcript` does. Raises NotFound if the sum has no such update."""
         record = await self._record(run, number)
         digests = {client: digest for client, digest, _ in record.updates}
@@ -49,14 +48,13 @@ class RoundFiles:
             raise NotFound(what="closed private round", name=str(RoundName(run, number)))
         return version
 
-    async def _chunks(self, digest: Digest, name: str, first: int) -> AsyncIterator[tuple[bytes, int]]:
+    async def _chunks(self, digest: Digest, name: str, first: int) -> AsyncIterator[tuple[int, bytes]]:
         path = await self._blobs.path(digest)
         chunks = max(1, -(-path.stat().st_size // CHUNK_BYTES))
         if not 0 <= first < chunks:
             raise OverLimit(what=f"first_chunk of {name}", got=first, limit=chunks - 1)
         for index in range(first, chunks):
-            piece = await asyncio.to_thread(_read, path, index)
-            yield model_chunk(index, piece), len(piece)
+            yield index, await asyncio.to_thread(_read, path, index)
 
 
 def _read(path: Path, index: int) -> bytes:
