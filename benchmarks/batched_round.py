@@ -19,12 +19,12 @@ import torch
 from pluralllm.client.keeping.drafts import next_state
 from pluralllm.client.work.train import pick_device, train
 from pluralllm.common.predictor.data import GroupData, group_data
+from pluralllm.common.predictor.first_version import write_first_version
 from pluralllm.common.words.ids import ClientId, RoundNumber
 from pluralllm.common.words.questions import Question
 from pluralllm.common.words.spec import RunSpec, merge, preset_values
 from pluralllm.experiment.federated import LocalTraining, clients_per_pass, first_values
 from pluralllm.server.rounds.cohort import task_seed
-from pluralllm.server.runs.live_run import write_first_version
 
 CLIENTS, QUESTIONS = 8, 200
 

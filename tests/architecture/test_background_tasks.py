@@ -17,6 +17,9 @@ AWAITED = {
     ("server/storage/leadership.py", "alone"),
     ("server/storage/model_chunks.py", "message"),
     ("client/daemon/polling.py", "_beating"),
+    ("client/daemon/private_round.py", "_durably"),
+    ("client/daemon/private_round.py", "_started"),
+    ("client/daemon/private_round.py", "_until_news"),
     ("client/link/channel.py", "_replace"),
     ("client/work/worker_process.py", "_watched_answer"),
 }

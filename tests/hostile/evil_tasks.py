@@ -77,7 +77,7 @@ class EvilCoordinator:
     async def roster(self, after: int) -> RosterPage:
         raise AssertionError("this coordinator has no roster")
 
-    async def poll(self, held: TaskId | None, following: Iterable[RunId]) -> Answer:
+    async def poll(self, held: TaskId | None, following: Iterable[RunId], held_phase: int = 0) -> Answer:
         if held is not None:  # as a coordinator does, this one holds the poll until something happens
             calls = len(self.calls)
             async with self._called:

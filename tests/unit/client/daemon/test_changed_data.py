@@ -101,7 +101,7 @@ async def test_released_answers_are_in_the_next_hello_and_in_the_next_order(file
     assert await victim.daemon.must_greet()
     await victim.daemon.greet()
     assert [said.questions for said in victim.coordinator.hellos] == [60, 61]
-    order = victim.daemon._orders.prepare(SPEC, SPEC.canonical_json())
+    order = victim.daemon._making._orders.prepare(SPEC, SPEC.canonical_json())
     assert (order.data, order.data_sha256) == (noised[1], sha256_of(noised[1]))
 
 
@@ -123,7 +123,7 @@ async def test_the_weight_of_the_first_acknowledged_update_stays_in_the_run(
     daemon, task = victim.daemon, victim.coordinator.task
     first = OwnUpdate(Digest("a" * 64), 50, task.base_version, acknowledged)
     daemon._history._note_update(task.run, RoundNumber(1), first)
-    daemon._worker = TrainedAtOnce(examples)  # type: ignore[assignment]
+    daemon._making._worker = TrainedAtOnce(examples)  # type: ignore[assignment]
     with capture_logs() as logs:
         entry = await daemon._produce(task, JoinedRun(SPEC, SPEC.canonical_json()), Path("base"))
     assert entry.examples == weight

@@ -96,7 +96,7 @@ class Coordinator:
         if name in self.errors:
             raise self.errors[name]
 
-    async def poll(self, held: str | None, following: list[str]) -> Wait:
+    async def poll(self, held: str | None, following: list[str], held_phase: int = 0) -> Wait:
         self._note("poll", held, following)
         return Wait(1.0, "no run is open")
 

@@ -7,6 +7,7 @@ from pluralllm.client.daemon.reactions import Outcome, outcome_of
 
 DROPPED = {"LeaseLost", "RoundClosed"}
 REFUSED = {  # only what the partner, or the run's owner, must change
+    "AggregateDiffers",
     "AlreadyCommitted",
     "AnswersProtected",
     "ConsentNeeded",
@@ -27,15 +28,19 @@ REFUSED = {  # only what the partner, or the run's owner, must change
     "NotFinite",
     "NotReleased",
     "OverLimit",
+    "PeerKeyDiffers",
     "PolicyForbids",
     "RecordInvalid",
+    "RosterDiverged",
     "RunNotShared",
     "SpecMismatch",
+    "TooFewKnown",
     "TooFewQuestions",
     "WrongBase",
     "WrongLayout",
 }
 INTERRUPTED = {
+    "WrongStep",
     *("LinkTooSlow", "ProxyFailed", "WrongPort"),
     *("Unreachable", "Busy", "ForeignAnswer", "StaleSession", "SessionReplaced", "ProtocolUnsupported", "Unidentified"),
     *("AwaitingApproval", "IdentityMismatch", "RoleForbids", "TooManyAttempts", "TooManyCalls"),

@@ -11,13 +11,13 @@ from support.coordinator_harness import small_spec
 
 from pluralllm.common.errors.tree import BaseLost, Corrupt, UpdateLost
 from pluralllm.common.predictor.architecture import layout_for
+from pluralllm.common.predictor.first_version import write_first_version
 from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.weights.chunks import manifest_of
 from pluralllm.common.weights.layout import write_weights
 from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber, RunId
 from pluralllm.server.aggregation.next_version import write_next
 from pluralllm.server.rounds.events import Receipt
-from pluralllm.server.runs.live_run import write_first_version
 from pluralllm.server.storage.blobs import LocalBlobs
 
 SPEC = small_spec()

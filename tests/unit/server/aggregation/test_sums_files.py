@@ -9,6 +9,7 @@ from support.small_survey import SUMS, small_spec
 
 from pluralllm.common.errors.tree import BaseLost, UpdateLost
 from pluralllm.common.predictor.architecture import update_layout, version_layout
+from pluralllm.common.predictor.first_version import write_first_version
 from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.weights.layout import read_layout, write_weights
 from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber, RunId
@@ -17,7 +18,6 @@ from pluralllm.server.aggregation.sums import Solver, members_digest, next_value
 from pluralllm.server.aggregation.sums_files import read_solver, solver_layout, state_files, write_solver
 from pluralllm.server.aggregation.update_files import StoredWeights, read_values
 from pluralllm.server.rounds.events import Receipt
-from pluralllm.server.runs.live_run import write_first_version
 from pluralllm.server.storage.blobs import LocalBlobs
 
 SPEC = small_spec(SUMS)

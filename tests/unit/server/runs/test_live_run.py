@@ -12,6 +12,7 @@ from support.memory_coordinator import Hooks, MemoryCoordinator
 from support.memory_store import MemoryStore, Rows, Tables
 
 from pluralllm.common.errors.tree import Corrupt, NotFound, StorageFull
+from pluralllm.common.predictor.first_version import write_first_version
 from pluralllm.common.weights.layout import rewards_layout
 from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber, RunId
 from pluralllm.common.words.names import TaskKind, TaskName
@@ -21,7 +22,7 @@ from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.state import Phase
 from pluralllm.server.runs.bell import Bell, ClientBells
 from pluralllm.server.runs.inbox import Inbox
-from pluralllm.server.runs.live_run import LiveRun, Progress, first_state, recover, write_first_version
+from pluralllm.server.runs.live_run import LiveRun, Progress, first_state, recover
 from pluralllm.server.runs.live_runs import Runs
 from pluralllm.server.runs.traffic import Traffic
 from pluralllm.server.runs.troubles import Troubles

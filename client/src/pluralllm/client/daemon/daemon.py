@@ -13,12 +13,15 @@ from pathlib import Path
 
 import structlog
 
+from pluralllm.client.daemon.making import Making
 from pluralllm.client.daemon.models import Models, history_of
 from pluralllm.client.daemon.pace import Backoff, Pace
 from pluralllm.client.daemon.polling import Polling
+from pluralllm.client.daemon.private_round import HANDING_IN, REVEALED, Means, PrivateRounds
 from pluralllm.client.daemon.progress import ProgressReports
 from pluralllm.client.daemon.reactions import ENDS, Outcome, outcome_of
 from pluralllm.client.daemon.renewal import Renewal
+from pluralllm.client.daemon.seen_runs import check_cohorts, check_end
 from pluralllm.client.daemon.work_orders import WorkOrders
 from pluralllm.client.daemon.work_under_way import JoinedRun, Work, account_of, peers_of
 from pluralllm.client.data.private_file import PrivateFile
@@ -26,12 +29,10 @@ from pluralllm.client.disclosure.budgets import Budgets
 from pluralllm.client.disclosure.consents import Consents
 from pluralllm.client.disclosure.differences import differences_of_task
 from pluralllm.client.disclosure.held_share import HeldShare
-from pluralllm.client.disclosure.limits import check_task, check_updates_behind
+from pluralllm.client.disclosure.limits import check_task
 from pluralllm.client.disclosure.outgoing import (
     check_rewards_context,
     reported_failure,
-    reported_metrics,
-    reported_scores,
 )
 from pluralllm.client.disclosure.policy import Policy
 from pluralllm.client.disclosure.seeds import load_seeds
@@ -39,21 +40,22 @@ from pluralllm.client.joining.partner import Partner
 from pluralllm.client.keeping.drafts import Drafts
 from pluralllm.client.keeping.outbox import Entry, Outbox
 from pluralllm.client.keeping.working_folders import mend_folders
-from pluralllm.client.link.tasks import Answer, Introduction, RunOver, Scores, Task, Wait
+from pluralllm.client.link.tasks import Answer, Introduction, RunOver, Task, Wait
 from pluralllm.client.link.transport import Transport
 from pluralllm.client.privacy.declaration import Declaration
+from pluralllm.client.private_rounds.notebooks import Notebooks
+from pluralllm.client.private_rounds.pins import pins_file
+from pluralllm.client.private_rounds.revealed_sums import RevealedSums
+from pluralllm.client.private_rounds.verification import Verification
 from pluralllm.client.process.config import ClientConfig
-from pluralllm.client.process.instruments import ALIGNMENT, CONTEXT_GAIN, GPU_MEMORY_BYTES, LOSS, TASKS, WORK_SECONDS
-from pluralllm.client.work.orders import EVALUATE, PREPARE, REWARD, TRAIN, Rewards, TrainedUpdate
+from pluralllm.client.process.instruments import TASKS
+from pluralllm.client.work.orders import Rewards, TrainedUpdate
 from pluralllm.client.work.worker_limits import WorkerLimits
 from pluralllm.client.work.worker_process import WorkerProcess
 from pluralllm.common.errors.grpc_status import CLIENT_STOPPED
 from pluralllm.common.errors.tree import (
     AnswerInvalid,
-    HistoryDiverged,
     PluralError,
-    PolicyForbids,
-    RecordInvalid,
     SpecMismatch,
 )
 from pluralllm.common.predictor.architecture import version_layout
@@ -64,15 +66,13 @@ from pluralllm.common.process.watched_tasks import WatchedTasks
 from pluralllm.common.words.ids import Digest, RunId
 from pluralllm.common.words.names import TaskKind
 from pluralllm.common.words.not_reported import NotReported
-from pluralllm.common.words.spec import RunSpec, parse_spec
+from pluralllm.common.words.spec import RunSpec
 
 log = structlog.get_logger()
 
 STOP_GRACE_S = 8.0  # a push under way may take this long when the daemon stops
 STOP_REPORT_S = 5.0  # longest time for the report that this client stops
 HAND_IN_GRACE_S = 1.5
-END_CHECK_S = 30.0  # for the records of a run that has ended
-HANDING_IN = "handing in"
 KEPT_RUNS = 100  # run specs in memory: a coordinator may name any number of runs, which this client then refuses
 
 
@@ -106,7 +106,8 @@ class Daemon:
         self._drafts = Drafts(self._state / "drafts")
         disclosure = self._state / "disclosure"
         seeds = load_seeds(disclosure, shared=config.shared_seeds)
-        self._orders = WorkOrders(config, partner, self._state, self._drafts, seeds, data)
+        orders = WorkOrders(config, partner, self._state, self._drafts, seeds, data)
+        self._making = Making(worker, orders, policy, data)
         self._budgets = Budgets(disclosure / "runs", policy)
         self._budgets.open_for(self._unfinished)
         self._held_share = HeldShare(disclosure / "share.json")
@@ -116,6 +117,7 @@ class Daemon:
         self._pace, self.pulse, self._stop = Pace(), Pulse(), asyncio.Event()
         self._error: PluralError | None = None  # that ends the daemon
         self.tasks = WatchedTasks(SystemClock(), self._end_with)
+        self._private = PrivateRounds(self._means())
 
     @property
     def is_working(self) -> bool:
@@ -201,7 +203,7 @@ class Daemon:
         await asyncio.to_thread(mend_folders, self._state)
         held = self._work.task.name if self._work is not None and self.is_working else None
         following = {*self._runs, *self._unfinished, *(entry.run for entry in self._outbox.pending())}
-        answer = await self._transport.poll(held, sorted(following))
+        answer = await self._transport.poll(held, sorted(following), self._private.heard.phase if held else 0)
         await self._audit.look(self._transport.audit_head)
         return answer
 
@@ -229,9 +231,10 @@ class Daemon:
         match answer:
             case Task():
                 is_new = self._work is None or self._work.doing.done() or self._work.task.name != answer.name
+                is_news = self._private.heard.hear(answer)
                 if is_new:
                     await self._begin(answer)
-                return self._pace.before_next_poll(0.0, now_s, is_new_task=is_new)
+                return self._pace.before_next_poll(0.0, now_s, is_new_task=is_new or is_news)
             case Wait(after_s, reason):
                 if self._work is not None and not self._work.doing.done():
                     await self._drop_work(reason)
@@ -253,32 +256,17 @@ class Daemon:
     async def _leave(self, over: RunOver) -> None:
         if self._work is not None and self._work.task.run == over.run:
             await self._drop_work(f"the run is {over.outcome}")
-        await self._check_end(over)
+        await check_end(self._policy, self._history, self._transport, over, self._runs.get(over.run))
         self._outbox.drop_run(over.run)
         self._drafts.drop_run(over.run)
         self._runs.pop(over.run, None)
+        self._private.close_run(over.run)
         self._history.close(over.run)
         self._consents.forget(over.run)
         self._unfinished.discard(over.run)
         log.info(
             "run.over", run=over.run, outcome=over.outcome, reason=over.reason, version=over.version, digest=over.digest
         )
-
-    async def _check_end(self, over: RunOver) -> None:
-        """Logs an error if the last versions of a run lack an acknowledged update, or were made from too few updates."""
-        if not self._history.has_seen(over.run):
-            return
-        try:
-            async with asyncio.timeout(END_CHECK_S):
-                run = self._runs.get(over.run)
-                spec_json = await self._transport.run_spec(over.run) if run is None else run.spec_json
-                spec, sha256 = parse_spec(spec_json, f"of run {over.run}"), hashlib.sha256(spec_json).hexdigest()
-                await self._history.follow_to_end(over, spec, Digest(sha256), self._transport.version_records)
-                self._check_cohorts(over.run, spec)
-        except (RecordInvalid, HistoryDiverged, PolicyForbids) as error:
-            log.error("history.contradicted", run=over.run, problem=str(error))
-        except (PluralError, TimeoutError) as error:
-            log.warning("history.not_checked", run=over.run, problem=str(error) or "no answer in time")
 
     async def _drop_work(self, reason: str) -> None:
         """Stops the work on the current task. If the result is being uploaded, the upload first gets a short time to end.
@@ -289,7 +277,10 @@ class Daemon:
         assert self._work is not None
         if self._work.stage == HANDING_IN:
             await asyncio.wait([self._work.doing], timeout=HAND_IN_GRACE_S)
-        if self.is_working:
+        if self.is_working and self._work.stage == REVEALED:
+            TASKS.labels(self._work.task.kind, "done").inc()
+            self._work.doing.cancel()
+        elif self.is_working:
             log.info("task.dropped", task=self._work.task.name, reason=reason)
             self._work.doing.cancel()
         await asyncio.gather(self._work.doing, return_exceptions=True)
@@ -309,9 +300,13 @@ class Daemon:
         with span(task.kind, context_of(task.traceparent), task=task.name, client=self._partner.name):
             try:
                 run = await self._joined_run(task)
+                await asyncio.to_thread(self._private.close_before, task)
                 await asyncio.to_thread(self._admit, task, run.spec)
                 if task.kind is TaskKind.EVALUATE:
                     await self._evaluate(task, run)
+                elif run.spec.private_rounds is not None:
+                    await self._history.follow(task, run.spec, self._transport.version_records)
+                    await self._private.play(task, run)
                 else:
                     await self._deliver(task, run)
             except Exception as error:
@@ -344,7 +339,7 @@ class Daemon:
             follow(noised=self._data.is_noised)
         check_task(self._policy, self._partner.group, self._partner.role, spec, task)
         self._peers.check(spec)
-        self._check_cohorts(task.run, spec)
+        check_cohorts(self._policy, self._history, task.run, spec)
         self._declaration.check(spec.privacy, task.run)
         check_rewards_context(self._policy, spec, self._data.questions)
         differences = differences_of_task(self._policy, self._partner.group, self._partner.role, spec, task.kind)
@@ -417,17 +412,12 @@ class Daemon:
         on_progress = self._progress(task)
         result: TrainedUpdate | Rewards
         metrics: dict[str, float] = {}
-        await self._worker.ask(PREPARE, self._orders.prepare(run.spec, run.spec_json), on_progress)
+        await self._making.prepare(run, on_progress)
         if task.kind is TaskKind.REWARD:
-            order = self._orders.reward(task, run.spec, weights, await self._transport.rollouts(task.name))
-            with WORK_SECONDS.labels(task.kind).time(), span("work"):
-                result = await self._worker.ask(REWARD, order, on_progress)
+            rollouts = await self._transport.rollouts(task.name)
+            result = await self._making.rewards(task, run.spec, weights, rollouts, on_progress)
         else:
-            with WORK_SECONDS.labels(task.kind).time(), span("work"):
-                result = await self._worker.ask(TRAIN, self._orders.train(task, weights), on_progress)
-            metrics = reported_metrics(self._policy, result.measured)
-            LOSS.set(result.measured.loss)
-            GPU_MEMORY_BYTES.set(result.gpu_memory_bytes)
+            result, metrics = await self._making.update(task, weights, on_progress)
         first = self._history.seen(task.run).first_examples  # the weight stays, whatever becomes of the private file
         if first not in (None, result.examples):
             log.warning("update.keeps_weight", task=task.name, examples=first, examples_now=result.examples)
@@ -446,7 +436,9 @@ class Daemon:
         """Reports the scores of a model version: those reported before, new ones, or the reason why there are none."""
         scores = await asyncio.to_thread(self._budgets.answer, task)
         if scores is None:
-            scores = await self._score(task, run)
+            async with self._limits.task_time():
+                weights = await self._fetch(task, run.spec)
+                scores = await self._making.scores(task, run, weights, self._progress(task), self._budgets)
         self._stage(HANDING_IN)
         await self._transport.report_scores(task.name, scores)
         if isinstance(scores, NotReported):
@@ -456,39 +448,37 @@ class Daemon:
         else:
             log.info("evaluation.reported", task=task.name, alignment_score=scores.alignment_score)
 
-    async def _score(self, task: Task, run: JoinedRun) -> Scores | NotReported:
-        on_progress = self._progress(task)
-        async with self._limits.task_time():
-            weights = await self._fetch(task, run.spec)
-            order, is_noised = self._orders.prepare(run.spec, run.spec_json), self._data.is_noised
-            await self._worker.ask(PREPARE, order, on_progress)
-            await asyncio.to_thread(self._budgets.begin, task)
-            with WORK_SECONDS.labels(task.kind).time(), span("work"):
-                measured = await self._worker.ask(EVALUATE, self._orders.evaluate(task, run.spec, weights), on_progress)
-        ALIGNMENT.set(measured.alignment_score)
-        CONTEXT_GAIN.set(measured.context_gain)
-        scores = reported_scores(self._policy, measured, is_noised=is_noised)
-        if isinstance(scores, Scores):
-            await asyncio.to_thread(self._budgets.keep, task, scores)
-        else:
-            await asyncio.to_thread(self._budgets.take_back, task)
-        return scores
-
     async def _fetch(self, task: Task, spec: RunSpec) -> Path:
         self._stage("fetching")
         with span("fetch"):
             path = await self._models.fetch(task, version_layout(spec, task.base_version).size_bytes, spec)
-        await asyncio.to_thread(self._check_cohorts, task.run, spec)  # again, because the base version may be new
+        # Again, because the base version may be new.
+        await asyncio.to_thread(check_cohorts, self._policy, self._history, task.run, spec)
         return path
 
-    def _check_cohorts(self, run: RunId, spec: RunSpec) -> None:
-        """Checks how many updates are in each model version of the run that this client has seen, before it gives another one.
-
-        Raises PolicyForbids if there are too few: the coordinator did not do what its run spec says.
-        """
-        for version, seen in self._history.seen(run).versions.items():
-            if seen.updates is not None:  # a release that kept hashes only has noted the others
-                check_updates_behind(self._policy, spec, version, seen.updates)
+    def _means(self) -> Means:
+        """Returns all that the private rounds of this client use."""
+        state, config, identity = self._state, self._config, self._partner.identity
+        return Means(
+            name=self._partner.name,
+            federation="" if identity is None else identity.membership.federation,
+            rules=self._policy.private_rounds,
+            pins=pins_file(config.policy, config.state_dir),
+            peers=self._peers,
+            history=self._history,
+            notebooks=Notebooks(state / "private", self._history),
+            sums=RevealedSums(state / "history"),
+            verification=Verification(state / "verification"),
+            outbox=self._outbox,
+            drafts=self._drafts,
+            making=self._making,
+            transport=self._transport,
+            limits=self._limits,
+            noise=lambda: self._declaration.said,
+            fetch=lambda task, run: self._fetch(task, run.spec),
+            stage=self._stage,
+            progress=self._progress,
+        )
 
     def _progress(self, task: Task) -> ProgressReports:
         return ProgressReports(

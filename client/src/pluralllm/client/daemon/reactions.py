@@ -8,6 +8,7 @@ from enum import Enum, auto
 
 from pluralllm.client.joining.diagnosis import REJECTED
 from pluralllm.common.errors import membership as m
+from pluralllm.common.errors import private_rounds as p
 from pluralllm.common.errors import tree as e
 
 # The coordinator rejects this very certificate, or another daemon has taken over this identity. A repetition cannot mend it.
@@ -18,6 +19,9 @@ ENDS: tuple[type[e.PluralError], ...] = (*FINAL, m.CertificateExpired, m.Certifi
 
 # The coordinator needs the task's result no longer.
 OVER: tuple[type[e.PluralError], ...] = (e.RoundClosed, e.LeaseLost)
+
+# The private round has another step by now. The client asks the coordinator which one, and goes on from there.
+ASK_AGAIN: tuple[type[e.PluralError], ...] = (p.WrongStep,)
 
 # Refusals of the caller or of any call, not of the task. The loop that polls meets them too, and knows which are final.
 OF_THE_CALLER: tuple[type[e.PluralError], ...] = (
@@ -65,6 +69,10 @@ PERMANENT: tuple[type[e.PluralError], ...] = (
     e.WrongBase,
     e.WrongLayout,
     m.RunNotShared,
+    p.AggregateDiffers,
+    p.PeerKeyDiffers,
+    p.RosterDiverged,
+    p.TooFewKnown,
 )
 
 
@@ -81,6 +89,6 @@ def outcome_of(error: Exception) -> Outcome:
     """Returns what becomes of a task whose work has ended with this error."""
     if isinstance(error, OVER):
         return Outcome.DROPPED
-    if isinstance(error, OF_THE_CALLER):
+    if isinstance(error, (*ASK_AGAIN, *OF_THE_CALLER)):
         return Outcome.INTERRUPTED
     return Outcome.REFUSED if isinstance(error, PERMANENT) else Outcome.FAILED

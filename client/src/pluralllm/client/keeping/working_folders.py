@@ -11,7 +11,7 @@ from pluralllm.common.process.files import make_folder
 
 log = structlog.get_logger()
 
-WORKING_FOLDERS = ("outbox", "models", "drafts", "history", "disclosure/runs")
+WORKING_FOLDERS = ("outbox", "models", "drafts", "history", "disclosure/runs", "private")
 
 
 def mend_folders(state: Path) -> None:

@@ -33,6 +33,7 @@ def task_in(message: pb.Task) -> Task:
         cohort_size=message.cohort_size,
         seed=message.seed,
         traceparent=message.traceparent,
+        phase=message.phase,
     )
 
 

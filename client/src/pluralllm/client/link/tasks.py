@@ -66,6 +66,7 @@ class Task:
     cohort_size: int
     seed: int
     traceparent: str = ""  # W3C trace context of the round; empty if it has none
+    phase: int = 0  # step of a private round, 1 .. 5; 0 in every other round
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,7 +88,7 @@ COMMIT_DEADLINE_S = 300.0  # the coordinator reads, checks and syncs the whole u
 RETRY_FOR_S = 600.0  # then the task is given up; the outbox keeps its update
 FIRST_RETRY_S, LAST_RETRY_S, RETRY_JITTER_S = 0.2, 15.0, 1.0
 LARGE_ANSWERS = frozenset(
-    {"GetManifest", "GetRollouts", "GetRoster", "GetRunSpec", "ListAuditEvents", "ListVersionRecords"}
+    {"GetManifest", "GetRollouts", "GetRoster", "GetRoundStep", "GetRunSpec", "ListAuditEvents", "ListVersionRecords"}
 )
 SERVICE_CONFIG = {
     "methodConfig": [
@@ -206,12 +206,13 @@ class Transport:
 
     async def roster(self, after: int) -> RosterPage:
         """Returns the roster's entries with a sequence number above `after`; not all of them, if they do not fit one answer."""
-        return roster_page_in(await self._call("GetRoster", pb.GetRosterRequest(after=after)))
+        return roster_page_in(await self.call("GetRoster", pb.GetRosterRequest(after=after)))
 
-    async def poll(self, held: TaskId | None, following: Iterable[RunId]) -> Answer:
+    async def poll(self, held: TaskId | None, following: Iterable[RunId], held_phase: int = 0) -> Answer:
         """Asks the coordinator for the next task, and renews the lease of the task that the client holds.
 
         held: the task that this client works on; None if there is none. following: runs whose end this client waits for.
+        held_phase: the newest step of the held task that this client knows, in a private round.
         Raises StaleSession if the coordinator does not know the session (call `hello` again); SessionReplaced if a newer daemon
         of this client has connected; ProtocolUnsupported if client and coordinator have no protocol version in common.
         """
@@ -220,6 +221,7 @@ class Transport:
             generation=self._generation,
             instance_id=self._instance,
             held_task=held or "",
+            held_phase=held_phase,
             following=following,
         )
         request.hold.FromMilliseconds(int(POLL_HOLD_S * 1000))
@@ -243,13 +245,13 @@ class Transport:
 
     async def run_spec(self, run: RunId) -> bytes:
         """Returns a run's spec as canonical JSON. The caller must compare the SHA-256 of the bytes with the task's hash."""
-        response: pb.GetRunSpecResponse = await self._call("GetRunSpec", pb.GetRunSpecRequest(run=run))
+        response: pb.GetRunSpecResponse = await self.call("GetRunSpec", pb.GetRunSpecRequest(run=run))
         return response.spec_json
 
     async def version_records(self, run: RunId, first: ModelVersion, last: ModelVersion) -> list[SignedRecord]:
         """Returns the records of a run's versions from `first` on; not all up to `last`, if they do not fit into one answer."""
         request = pb.ListVersionRecordsRequest(run=run, first_version=first, last_version=last)
-        response: pb.ListVersionRecordsResponse = await self._call("ListVersionRecords", request)
+        response: pb.ListVersionRecordsResponse = await self.call("ListVersionRecords", request)
         return [signed_record(run, message) for message in response.records]
 
     async def audit_entries(self, after: int, limit: int) -> list[ShownEntry]:
@@ -270,7 +272,7 @@ class Transport:
 
         Raises LeaseLost if this client no longer holds the task's lease.
         """
-        response: pb.GetRolloutsResponse = await self._call("GetRollouts", pb.GetRolloutsRequest(task=task))
+        response: pb.GetRolloutsResponse = await self.call("GetRollouts", pb.GetRolloutsRequest(task=task))
         return response.rollouts_json
 
     async def fetch_model(
@@ -283,7 +285,7 @@ class Transport:
         if the coordinator's version has another size; DigestMismatch if the version does not have the expected `digest`;
         StorageFull if the disk is full.
         """
-        response: pb.GetManifestResponse = await self._call(
+        response: pb.GetManifestResponse = await self.call(
             "GetManifest", pb.GetManifestRequest(run=run, version=version)
         )
         manifest = manifest_from(response.manifest, MAX_MODEL_BYTES)
@@ -293,7 +295,7 @@ class Transport:
             problem = f"is {manifest.size_bytes}, the run spec's model has {size_bytes} bytes"
             raise AnswerInvalid(call="GetManifest", field="manifest.size_bytes", problem=problem)
         if not await asyncio.to_thread(target.is_file):
-            async for attempt in _retries(NoAnswer, Corrupt, TooManyCalls):
+            async for attempt in retries(NoAnswer, Corrupt, TooManyCalls):
                 with attempt:
                     name, draft = f"version {version}", target.with_suffix(".part")
                     download = await asyncio.to_thread(ModelDownload, name, manifest, draft)
@@ -332,12 +334,14 @@ class Transport:
         examples: int,
         metrics: Mapping[str, float],
         noise: NoiseStatement | None = None,
+        statement: bytes = b"",
     ) -> None:
         """Uploads the missing chunks of an update and commits the update. Returns when the coordinator has given its receipt.
 
         path: file of the delta. manifest: size and hashes of that file. base: digest of the model version that the update
         starts from. examples: the update's weight in the mean of all updates. metrics: numbers about the training, by name.
-        noise: the statement about the answers behind the update; None for the one in the newest Hello.
+        noise: the statement about the answers behind the update; None for the one in the newest Hello. statement: in a private
+        round, the signature over the masked update.
         If a call fails for a reason that may pass, the upload starts again with BeginUpdate. The coordinator's answer to
         BeginUpdate says whether there is a receipt already. An update therefore also reaches a coordinator that restarts, or
         whose disk is full for some time. Raises the errors that the proto file lists for BeginUpdate, PutChunks and
@@ -352,9 +356,9 @@ class Transport:
             metrics=metrics,
             noise=noise_message(noise),
         )
-        async for attempt in _retries(NoAnswer, ChunksMissing, StorageFull, TooManyCalls):
+        async for attempt in retries(NoAnswer, ChunksMissing, StorageFull, TooManyCalls):
             with attempt:
-                begun: pb.BeginUpdateResponse = await self._call("BeginUpdate", begin)
+                begun: pb.BeginUpdateResponse = await self.call("BeginUpdate", begin)
                 if begun.HasField("receipt"):
                     return
                 missing = chunks_in(begun.missing, manifest.chunks)
@@ -363,8 +367,8 @@ class Transport:
                         messages = self._chunks(task, path, manifest, missing, speed)
                         deadline_s = stream_deadline_s(manifest)
                         await self._answer("PutChunks", self._connection.put_chunks, messages, deadline_s)
-                commit = pb.CommitUpdateRequest(task=task, digest=manifest.digest)
-                await self._call("CommitUpdate", commit, COMMIT_DEADLINE_S)
+                commit = pb.CommitUpdateRequest(task=task, digest=manifest.digest, statement=statement)
+                await self.call("CommitUpdate", commit, COMMIT_DEADLINE_S)
 
     async def _chunks(
         self, task: TaskId, path: Path, manifest: Manifest, missing: list[int], speed: Speed
@@ -392,13 +396,13 @@ class Transport:
             request = pb.ReportEvaluationRequest(task=task, not_reported=NOT_REPORTED[scores])
         else:
             request = pb.ReportEvaluationRequest(task=task, **asdict(scores))  # a score that is None stays absent
-        async for attempt in _retries(NoAnswer):
+        async for attempt in retries(NoAnswer):
             with attempt:
-                await self._call("ReportEvaluation", request)
+                await self.call("ReportEvaluation", request)
 
     async def report_progress(self, task: TaskId, stage: str, progress: float) -> None:
         """Reports the progress of a stage, from 0 to 1. A report that fails is not repeated."""
-        await self._call("ReportProgress", pb.ReportProgressRequest(task=task, stage=stage, progress=progress))
+        await self.call("ReportProgress", pb.ReportProgressRequest(task=task, stage=stage, progress=progress))
 
     async def report_failure(self, task: TaskId, reason: str, message: str, *, permanent: bool) -> None:
         """Reports that a task failed.
@@ -408,9 +412,9 @@ class Transport:
         kind = pb.FAILURE_KIND_PERMANENT if permanent else pb.FAILURE_KIND_TRANSIENT
         request = pb.ReportFailureRequest(task=task, kind=kind, reason=reason, message=message)
         request.instance_id = self._instance
-        await self._call("ReportFailure", request)
+        await self.call("ReportFailure", request)
 
-    async def _call(self, method: str, request: Any, deadline_s: float | None = None) -> Any:
+    async def call(self, method: str, request: Any, deadline_s: float | None = None) -> Any:
         """Makes a unary call and returns its checked answer. deadline_s: if it is not the call's usual one.
 
         If the coordinator refuses the call because this member calls too often, the method waits, but not for ever: after
@@ -429,6 +433,13 @@ class Transport:
                     log.warning("client.calls_too_often", rpc=method, wait_s=round(wait_s, 1))
                 is_slowed = True
                 await asyncio.sleep(wait_s)
+
+    async def chunks_of(self, method: str, request: Any, deadline_s: float) -> AsyncIterator[tuple[int, bytes]]:
+        """Yields number and bytes of each chunk of a stream. The caller checks both."""
+        with self._errors():
+            stream = getattr(self._connection.stub, method)(request, metadata=self._metadata, timeout=deadline_s)
+            async for message in stream:
+                yield message.index, message.data
 
     async def _answer(self, name: str, method: Any, request: Any, deadline_s: float) -> Any:
         """Makes a call and returns its checked answer. name: name of the method. Raises AnswerInvalid for a bad answer."""
@@ -466,7 +477,7 @@ def _secure(identity: Identity) -> OpenChannel:
     return lambda address: secure_channel(identity.at(address), OPTIONS)
 
 
-def _retries(*errors: type[PluralError]) -> AsyncIterator[stamina.Attempt]:
+def retries(*errors: type[PluralError]) -> AsyncIterator[stamina.Attempt]:
     """Yields attempts at a call. A new attempt follows if the call in the previous attempt raised one of `errors`.
 
     The waits between attempts grow and are partly random. After RETRY_FOR_S seconds the error of the last attempt is raised.

@@ -154,7 +154,7 @@ FIELDS: Mapping[str, Mapping[str, Rule]] = {
         "run": ID_TEXT,
         "kind": one_of(KIND_WORDS),
         "round": COUNT,
-        "phase": COUNT,
+        "phase": number(0, 5),
         "spec_sha256": DIGEST,
         "base_version": COUNT,
         "base_digest": DIGEST,

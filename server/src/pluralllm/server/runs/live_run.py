@@ -4,20 +4,14 @@ import asyncio
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from pluralllm.common.errors.tree import Corrupt, DigestMismatch
 from pluralllm.common.predictor.architecture import (
-    initial_values,
     layout_for,
-    parameters,
     update_layout,
-    version_layout,
 )
-from pluralllm.common.process.files import storage_errors
 from pluralllm.common.trust.version_record import VersionRecord
-from pluralllm.common.weights.chunks import Manifest
-from pluralllm.common.weights.layout import Layout, rewards_layout, write_weights
+from pluralllm.common.weights.layout import Layout, rewards_layout
 from pluralllm.common.weights.update_format import UpdateFormat, update_format
 from pluralllm.common.words.ids import ClientId, ModelVersion, RoundNumber, RunId
 from pluralllm.common.words.names import TaskKind, TaskName
@@ -280,15 +274,3 @@ async def _newest_checkpoint(store: Store, record: RunRecord) -> tuple[Content |
         expected = f"an event {checkpoint.sequence}, which its checkpoint has seen"
         raise Corrupt(what=f"the event log of run {record.id}", expected=expected, got="an earlier end")
     return content, checkpoint.sequence
-
-
-def write_first_version(draft: Path, spec: RunSpec) -> Manifest:
-    """Writes the file of model version 0 to `draft` and returns its manifest. Raises StorageFull if no space is left.
-
-    The initial parameter values are random numbers. The seed in the spec determines these numbers.
-    """
-    layout = version_layout(spec, 0)
-    names = {name for name, _ in layout.tensors}
-    tensors = [p for p in parameters(spec.predictor, spec.embedding.dimension) if p.name in names]
-    with storage_errors("the first model version"):
-        return write_weights(draft, layout, (initial_values(p, spec.seed).ravel() for p in tensors))

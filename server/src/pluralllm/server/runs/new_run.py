@@ -7,12 +7,13 @@ from pathlib import Path
 
 from pluralllm.common.errors.tree import InvalidSpec, NotFound
 from pluralllm.common.predictor.architecture import layout_for, version_layout
+from pluralllm.common.predictor.first_version import write_first_version
 from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.words.ids import Digest, ModelVersion, RoundNumber, RunId
 from pluralllm.common.words.names import ModelName
 from pluralllm.common.words.reward_weights import RewardRun
 from pluralllm.common.words.spec import RunSpec
-from pluralllm.server.runs.live_run import LiveRun, Progress, first_state, write_first_version
+from pluralllm.server.runs.live_run import LiveRun, Progress, first_state
 from pluralllm.server.storage.blobs import Blobs
 from pluralllm.server.storage.store import RunRecord, Store
 

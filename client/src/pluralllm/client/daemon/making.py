@@ -1,0 +1,86 @@
+"""Lets the worker process make the results of tasks: updates, masked updates, rewards and scores."""
+
+import asyncio
+from pathlib import Path
+
+from pluralllm.client.daemon.work_orders import WorkOrders
+from pluralllm.client.daemon.work_under_way import JoinedRun
+from pluralllm.client.data.private_file import PrivateFile
+from pluralllm.client.disclosure.budgets import Budgets
+from pluralllm.client.disclosure.outgoing import reported_metrics, reported_scores
+from pluralllm.client.disclosure.policy import Policy
+from pluralllm.client.link.tasks import Scores, Task
+from pluralllm.client.private_rounds.masking import MaskingSecrets
+from pluralllm.client.process.instruments import ALIGNMENT, CONTEXT_GAIN, GPU_MEMORY_BYTES, LOSS, WORK_SECONDS
+from pluralllm.client.work.orders import EVALUATE, MASK, PREPARE, REWARD, TRAIN, Masked, Rewards, TrainedUpdate
+from pluralllm.client.work.worker_process import Progress, WorkerProcess
+from pluralllm.common.process.tracing import span
+from pluralllm.common.words.not_reported import NotReported
+from pluralllm.common.words.spec import RunSpec
+
+
+class Making:
+    """Gives the worker its orders. The worker writes each result to a draft file (`Drafts`)."""
+
+    def __init__(self, worker: WorkerProcess, orders: WorkOrders, policy: Policy, data: PrivateFile) -> None:
+        self._worker, self._orders, self._policy, self._data = worker, orders, policy, data
+
+    async def prepare(self, run: JoinedRun, on_progress: Progress) -> None:
+        """Lets the worker read, check and embed the private data for a run."""
+        await self._worker.ask(PREPARE, self._orders.prepare(run.spec, run.spec_json), on_progress)
+
+    async def update(
+        self, task: Task, weights: Path, on_progress: Progress, round_seed: int | None = None
+    ) -> tuple[TrainedUpdate, dict[str, float]]:
+        """Trains. Returns the update, and the numbers about the training that may leave this machine, by name.
+
+        weights: file of the model version that the training starts from. round_seed: as for `WorkOrders.train`.
+        """
+        with WORK_SECONDS.labels(task.kind).time(), span("work"):
+            trained = await self._worker.ask(TRAIN, self._orders.train(task, weights, round_seed), on_progress)
+        LOSS.set(trained.measured.loss)
+        GPU_MEMORY_BYTES.set(trained.gpu_memory_bytes)
+        return trained, reported_metrics(self._policy, trained.measured)
+
+    async def rewards(
+        self, task: Task, spec: RunSpec, weights: Path, rollouts: bytes, on_progress: Progress
+    ) -> Rewards:
+        """Scores a batch of rollouts. weights: file of the model version that scores. rollouts: the batch as JSON."""
+        order = self._orders.reward(task, spec, weights, rollouts)
+        with WORK_SECONDS.labels(task.kind).time(), span("work"):
+            return await self._worker.ask(REWARD, order, on_progress)
+
+    async def scores(
+        self, task: Task, run: JoinedRun, weights: Path, on_progress: Progress, budgets: Budgets
+    ) -> Scores | NotReported:
+        """Scores a model version, and charges it to the budgets. weights: file of the version.
+
+        Returns the scores that may leave this machine, or the reason why none does.
+        """
+        order, is_noised = self._orders.prepare(run.spec, run.spec_json), self._data.is_noised
+        await self._worker.ask(PREPARE, order, on_progress)
+        await asyncio.to_thread(budgets.begin, task)
+        with WORK_SECONDS.labels(task.kind).time(), span("work"):
+            measured = await self._worker.ask(EVALUATE, self._orders.evaluate(task, run.spec, weights), on_progress)
+        ALIGNMENT.set(measured.alignment_score)
+        CONTEXT_GAIN.set(measured.context_gain)
+        scores = reported_scores(self._policy, measured, is_noised=is_noised)
+        if isinstance(scores, Scores):
+            await asyncio.to_thread(budgets.keep, task, scores)
+        else:
+            await asyncio.to_thread(budgets.take_back, task)
+        return scores
+
+    async def masked(
+        self,
+        spec: RunSpec,
+        trained: tuple[TrainedUpdate, dict[str, float]],
+        members: int,
+        secrets: MaskingSecrets,
+        on_progress: Progress,
+    ) -> Masked:
+        """Masks the draft of an update. trained: as `update` returned it. members: number of members of the round."""
+        update, metrics = trained
+        order = self._orders.mask(spec, update.examples, metrics, members, secrets)
+        with span("mask"):
+            return await self._worker.ask(MASK, order, on_progress)

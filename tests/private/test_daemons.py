@@ -1,0 +1,174 @@
+"""Whole private rounds of real daemons over a real gRPC server. Only the worker's training is made up."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from private.test_service import CLIP_NORM, LAYOUT, MOST_WEIGHT, SPEC, clean, stored
+from support.coordinator_harness import Served, serving
+from support.open_policy import open_policy
+from support.private_members import NAMES
+
+from pluralllm.client.daemon.daemon import Daemon
+from pluralllm.client.data.private_data import write_group
+from pluralllm.client.data.private_file import PrivateFile
+from pluralllm.client.data.sample_survey import sample_groups
+from pluralllm.client.disclosure.measurements import MeasuredScores, MeasuredTraining
+from pluralllm.client.disclosure.policy import RoundPrivacy
+from pluralllm.client.joining.partner import load_partner
+from pluralllm.client.link.transport import Transport
+from pluralllm.client.private_rounds.pins import save_pins
+from pluralllm.client.process.config import ClientConfig
+from pluralllm.client.work.masking import mask_update
+from pluralllm.client.work.orders import EVALUATE, MASK, PREPARE, Mask, Prepared, Train, TrainedUpdate
+from pluralllm.common.private_rounds.peer_keys import fingerprint, public_der
+from pluralllm.common.private_rounds.ring import Ring
+from pluralllm.common.process.clock import SystemClock
+from pluralllm.common.trust.identity import Identity, peer_key
+from pluralllm.common.weights.layout import write_weights
+from pluralllm.common.words.roles import MemberRole
+from pluralllm.common.words.spec import RunSpec
+from pluralllm.v1 import resources_pb2 as rpb
+
+LIMIT_S = 60.0
+ROUNDS = 1
+MEMBERS = NAMES[:4]
+QUESTIONS = next(iter(sample_groups(2, 60, 0).values()))
+
+
+class Worker:
+    """A worker that makes up a delta, and masks it as the real one does."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.deltas: dict[int, NDArray[np.float32]] = {}  # by round
+        self.orders: list[Any] = []
+        self.limits: Any = None
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+    async def ask(self, command: Any, order: Any, on_progress: Any) -> Any:
+        self.orders.append(order)
+        if command is PREPARE:
+            return Prepared(len(QUESTIONS), "cpu")
+        if command is EVALUATE:
+            return MeasuredScores(0.7, 0.8, 40, 40, 0.02)
+        if command is MASK:
+            assert isinstance(order, Mask)
+            return await asyncio.to_thread(mask_update, order, lambda done, total: None)
+        assert isinstance(order, Train)
+        delta = np.random.default_rng(order.seed).normal(0, 0.01, LAYOUT.values).astype(np.float32)
+        self.deltas[order.round_number] = delta
+        manifest = write_weights(order.out, LAYOUT, [delta])
+        return TrainedUpdate(manifest.digest, self.examples, MeasuredTraining(1.0, 0.3, 40, 40), 0)
+
+    @property
+    def examples(self) -> int:
+        return 10 + len(self.name) + ord(self.name[0]) % 7
+
+
+class Member:
+    """One daemon as a task of this process."""
+
+    def __init__(self, folder: Path, identity: Identity, pins: Mapping[str, str], rules: RoundPrivacy) -> None:
+        folder.mkdir(exist_ok=True)
+        data, state = folder / "answers.jsonl", folder / "state"
+        if not data.is_file():
+            write_group(data, QUESTIONS)
+            state.mkdir()
+        save_pins(state / "peers.toml", pins)
+        config = ClientConfig(
+            data=data,
+            state_dir=state,
+            identity=identity.folder,
+            coordinator=identity.membership.coordinator,
+            exit_when_run_over=True,
+        )
+        partner = load_partner(config)
+        assert partner.identity is not None
+        self.state, self.worker = state, Worker(partner.name)
+        self.transport = Transport.of_member(partner.identity)
+        policy = open_policy(private_rounds=rules)
+        self.daemon = Daemon(config, partner, policy, PrivateFile(data, state), self.transport, cast(Any, self.worker))
+        self.stop = asyncio.Event()
+        self.task = asyncio.create_task(self.daemon.run(self.stop))
+
+    async def end(self) -> None:
+        self.stop.set()
+        await asyncio.gather(self.task, return_exceptions=True)
+        await self.transport.close()
+
+
+class Members:
+    """The daemons of some members, each of which has pinned all others."""
+
+    def __init__(self, folder: Path, served: Served) -> None:
+        self._folder, self._served = folder, served
+        self.pins: dict[str, str] = {}
+        self.of: dict[str, Member] = {}
+
+    async def start(self, *names: str, pinned: Mapping[str, str] | None = None, **rules: Any) -> None:
+        identities = {name: await self._served.member(name, MemberRole.CLIENT, f"group of {name}") for name in names}
+        self.pins |= {name: fingerprint(public_der(peer_key(one.folder))) for name, one in identities.items()}
+        pins = self.pins if pinned is None else pinned
+        for name, identity in identities.items():
+            self.of[name] = Member(self._folder / name, identity, pins, RoundPrivacy(hidden_among=2, **rules))
+
+
+@contextlib.asynccontextmanager
+async def members(folder: Path, served: Served) -> AsyncIterator[Members]:
+    folder.mkdir()  # noqa: ASYNC240
+    started = Members(folder, served)
+    try:
+        yield started
+    finally:
+        for member in started.of.values():
+            await member.end()
+
+
+async def until(served: Served, holds: Any) -> rpb.Run:
+    async with asyncio.timeout(LIMIT_S):
+        while not holds(run := await served.run("r")):
+            await served.parts.run_bell.wait(served.parts.run_bell.rings, 0.05)
+    return run
+
+
+def ended(run: rpb.Run) -> bool:
+    return run.phase == rpb.RUN_PHASE_ENDED
+
+
+def spec_of(rounds: int, **changes: Any) -> RunSpec:
+    return SPEC.model_copy(update={"rounds": rounds, **changes})
+
+
+def assert_mean(step: NDArray[np.float64], workers: list[Worker], number: int) -> None:
+    """Asserts that a version differs from the one before by the plain mean of the deltas, within the ring's error."""
+    total = sum(worker.examples for worker in workers)
+    mean = sum(worker.examples * worker.deltas[number].astype(np.float64) for worker in workers) / total
+    tolerance = 2 * len(workers) * MOST_WEIGHT / Ring(len(MEMBERS), CLIP_NORM, MOST_WEIGHT).scale / total + 1e-7
+    assert np.abs(step - mean).max() < tolerance
+
+
+async def test_daemons_play_private_rounds_and_the_model_is_the_plain_mean(tmp_path: Path) -> None:
+    async with serving(tmp_path / "server", SystemClock(), silence_s=5) as served:
+        await served.create("r", spec_of(ROUNDS))
+        async with members(tmp_path / "clients", served) as some:
+            await some.start(*MEMBERS)
+            run = await until(served, ended)
+            await asyncio.wait_for(asyncio.gather(*(one.task for one in some.of.values())), 20)
+        assert (run.outcome, run.version) == (rpb.RUN_OUTCOME_COMPLETED, ROUNDS)
+        workers = [one.worker for one in some.of.values()]
+        for number in range(1, ROUNDS + 1):
+            step = (await stored(served, number)).astype(np.float64) - await stored(served, number - 1)
+            assert_mean(step, workers, number)
+        assert await clean(served, tmp_path) == ROUNDS
+        for one in some.of.values():
+            assert [path.name for path in (one.state / "private").iterdir()] == ["CACHEDIR.TAG"]
+            assert list((one.state / "outbox").iterdir()) == []
+            assert list((one.state / "drafts").iterdir()) == []
