@@ -404,8 +404,9 @@ def test_an_update_without_its_members_statement_is_not_taken() -> None:
 
 def test_weights_lengths_and_fairness_play_no_part_in_a_private_round() -> None:
     run = aggregating(limits_members=True, fairness_history=((ANN, 0.5),))
-    averaged, effects = step(run, ev.ModelAveraged(70, ONE, Digest("d1")))
-    assert effects == (ev.Publish(ONE, ModelVersion(1), Digest("d1"), tuple(map(receipt, FIVE))),)
+    uneven = (replace(run.receipts[0], norm=1000.0), *(replace(one, norm=1.0) for one in run.receipts[1:]))
+    averaged, effects = step(replace(run, receipts=uneven), ev.ModelAveraged(70, ONE, Digest("d1")))
+    assert effects == (ev.Publish(ONE, ModelVersion(1), Digest("d1"), uneven),)
     assert averaged.fairness_history == ((ANN, 0.5),)
 
 
@@ -514,6 +515,11 @@ def test_a_sum_that_is_implausible_leaves_the_model_as_it_is() -> None:
     run, effects = step(aggregating(), ev.AveragingFailed(70, ONE, "SUM_IMPLAUSIBLE", base_lost=False))
     assert effects == (ev.Abandon(ONE, "SUM_IMPLAUSIBLE"),)
     assert (run.phase, run.version, run.model_digest) == (Phase.WAITING, 0, "d0")
+
+
+def test_while_a_sum_is_made_each_member_is_counted_once() -> None:
+    run = fed(unmasking(), lost(ANN), lost(FAY), *map(reveal, SIX[1:5]))
+    assert (run.phase, run.away, run.active_count, run.active) == (Phase.AGGREGATING, (FAY,), 0, ())
 
 
 # Revocation, restart, operator
