@@ -100,6 +100,10 @@ class World:
                 if self._draw.random() < self.weather.revoked:
                     self.coordinator.revoked.add(name)
                     self._feed(ev.MemberRevoked(self._now_s, name))
+                    if not self.coordinator.state.is_excluded(
+                        name
+                    ):  # the run did not know it, and meets a new member later
+                        self.coordinator.revoked.discard(name)
                     self._away_until[name] = self._now_s + 200.0
             case 3 if self._draw.random() < 0.02:
                 self._feed(ev.RunCancelled(self._now_s, "enough"))
