@@ -427,7 +427,10 @@ def test_a_complaint_takes_both_members_out_of_the_sum_and_both_still_answer() -
     assert effects[2:] == (ev.FixSum(ONE, tuple(map(receipt, SIX[:4]))),)
     run = fed(run, *map(confirmation, (CAT, DAN, EVE, FAY)))
     assert run.phase is Phase.UNMASKING
-    assert fed(run, *map(reveal, (CAT, DAN, EVE, FAY))).phase is Phase.AGGREGATING
+    run = fed(run, *map(reveal, (CAT, DAN, EVE, FAY)))
+    assert run.phase is Phase.UNMASKING, "eve has no share of fay's secret, so one more member must reveal"
+    assert fed(run, reveal(ANN)).phase is Phase.AGGREGATING
+    assert fed(run, reveal(ANN)).receipts == tuple(map(receipt, SIX[:4]))
 
 
 def test_a_complaint_about_a_dealer_that_has_delivered_withdraws_its_update() -> None:

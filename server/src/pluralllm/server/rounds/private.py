@@ -18,8 +18,8 @@ whose spec has the table [private_rounds]; machine.py has every other line.
     COLLECTING   --ClockTicked, quorum, grace or deadline over--> CONFIRMING   FixSum
     CONFIRMING   --ConfirmationArrived, below the threshold-->    CONFIRMING   RecordMessage
     CONFIRMING   --ConfirmationArrived, the threshold's-->        UNMASKING    RecordMessage
-    UNMASKING    --RevealArrived, below the threshold-->          UNMASKING    RecordMessage
-    UNMASKING    --RevealArrived, the threshold's-->              AGGREGATING  RecordMessage, Average
+    UNMASKING    --RevealArrived, a secret lacks shares-->        UNMASKING    RecordMessage
+    UNMASKING    --RevealArrived, every secret has enough-->      AGGREGATING  RecordMessage, Average
     UNMASKING, AGGREGATING --DealtWrongly-->                      see below    Abandon (the dealer is excluded)
     SHARING, COLLECTING --ClockTicked, step over, extend, too few are left for a quorum--> see below, Abandon
     KEYING, SHARING --ClockTicked, step over, no quorum-->
@@ -38,6 +38,7 @@ comes back takes its own. A dealer whose update is not in the sum confirms and r
 out until the sum is fixed, and stays in the sum afterwards: a sum that members have signed never changes.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import assert_never
@@ -133,11 +134,18 @@ def _take_reveal(run: Run, event: ev.RevealArrived, message: ev.SentMessage) -> 
     _check_dealer(run, event.client)
     run = replace(run, revealed=with_receipt(run.revealed, message), away=removed(run.away, event.client))
     step: Step | None = None
-    if len(run.revealed) >= run.threshold:
+    if _are_revealed(run):
         away = tuple(client for client in run.away if not run.has_delivered(client))  # as in a plain round
         averaging = replace(run, phase=Phase.AGGREGATING, since_s=event.at_s, deadline_s=None, away=away)
         step = averaging, (ev.Average(run.round, run.version, run.receipts),)
     return _after(run, event, ev.RoundStep.REVEAL, step)
+
+
+def _are_revealed(run: Run) -> bool:
+    """Returns whether each dealer's secret has as many shares as it needs. Who complains of a dealer has no share of it."""
+    revealing = [sent for sent in run.complained if receipt_of(run.revealed, sent.client) is not None]
+    missing = Counter(sent.accused for sent in revealing)
+    return len(run.revealed) - max(missing.values(), default=0) >= run.threshold
 
 
 def _is_known(run: Run, event: ev.MessageArrived, message: ev.SentMessage, sent: Messages, phase: Phase) -> bool:
