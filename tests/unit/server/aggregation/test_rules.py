@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
@@ -33,6 +33,7 @@ shapes = st.tuples(st.integers(5, 9), st.integers(1, 12))
 counts = st.integers(1, 40)
 
 
+@settings(max_examples=30)
 @given(st.data(), shapes, st.integers(1, 2))
 def test_a_trimmed_mean_leaves_out_the_largest_and_smallest_numbers_and_weighs_the_others(
     data: st.DataObject, shape: tuple[int, int], trimmed: int
@@ -47,6 +48,7 @@ def test_a_trimmed_mean_leaves_out_the_largest_and_smallest_numbers_and_weighs_t
         assert kept[0][0] - 1e-9 <= trimmed_value <= kept[-1][0] + 1e-9
 
 
+@settings(max_examples=30)
 @given(st.data(), shapes)
 def test_a_median_is_that_of_as_many_copies_as_a_client_has_weight(data: st.DataObject, shape: tuple[int, int]) -> None:
     deltas = data.draw(hnp.arrays(np.float32, shape, elements=floats))
@@ -67,6 +69,7 @@ def plain_choice(deltas: NDArray[np.float32], attackers: int) -> tuple[int, ...]
     return tuple(sorted(place for _, place in sorted(scores)[: clients - attackers]))
 
 
+@settings(max_examples=30)
 @given(st.integers(0, 10**6), st.integers(1, 3), st.integers(0, 3), st.integers(1, 2 * BLOCK + 3))
 def test_multi_krum_chooses_the_updates_with_the_nearest_others(
     seed: int, attackers: int, more: int, width: int
