@@ -39,6 +39,8 @@ from pluralllm.common.errors.tree import (
     Unreachable,
 )
 from pluralllm.common.predictor.architecture import layout_for, version_layout
+from pluralllm.common.private_rounds.peer_keys import PeerKeyClaim, fingerprint, is_proven
+from pluralllm.common.private_rounds.roster import Roster, RosterChange, RosterEntry
 from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.weights.chunks import manifest_of
 from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber, RunId
@@ -63,6 +65,9 @@ def task(kind: TaskKind = TaskKind.TRAIN, round_number: int = 1, **changes: Any)
     return task_of(SPEC, kind, round_number=round_number, **{**base, **changes})
 
 
+SMALL_WEIGHTS: dict[str, Any] = {"aggregation": {"max_examples": 1_024}}
+
+
 @dataclass
 class Coordinator:
     """The daemon's transport, with the answers and the errors that a test sets. It notes the calls."""
@@ -75,13 +80,17 @@ class Coordinator:
     release: str = ""
     noise: NoiseStatement | None = None  # of the newest update
     audit_head: Any = None
+    claims: list[PeerKeyClaim | None] = field(default_factory=list)  # of each Hello
+    roster_page: RosterPage | None = None  # None: a coordinator of an older release
 
     async def hello(self, said: Introduction) -> Greeting:
         self._note("hello", said.noise)
-        return Greeting(time.time(), None, self.release)
+        self.claims.append(said.peer_key)
+        return Greeting(time.time(), None, self.release, self.roster_page.head if self.roster_page else None)
 
     async def roster(self, after: int) -> RosterPage:
-        raise AssertionError("this coordinator has no roster")
+        assert self.roster_page is not None
+        return replace(self.roster_page, entries=self.roster_page.entries[after:])
 
     def names(self) -> list[str]:
         return [call[0] for call in self.calls]
@@ -561,3 +570,42 @@ async def test_a_daemon_may_end_with_the_first_run(client: Client) -> None:
     client.daemon._config = client.daemon._config.model_copy(update={"exit_when_run_over": True})
     over = RunOver(RunId("r"), "cancelled", "enough", ModelVersion(0), FIRST.digest)
     assert await client.daemon.take(over) is None
+
+
+# The roster of peer keys
+
+
+def page_of(*entries: RosterEntry) -> RosterPage:
+    return RosterPage(entries, Roster().extended(entries).head)
+
+
+async def test_hello_states_the_peer_key_and_its_proof_and_the_same_ones_each_time(client: Client) -> None:
+    for _ in range(2):
+        await client.daemon.greet()
+    claim, again = client.coordinator.claims
+    assert claim is not None
+    assert is_proven(claim.key_der, claim.proof, "", "ann")
+    assert claim == again
+
+
+async def test_a_roster_that_goes_back_keeps_the_daemon_out_of_private_rounds_only(tmp_path: Path) -> None:
+    client = Client(tmp_path, open_policy(private_rounds={"hidden_among": 1}))
+    await client.daemon.greet()
+    claim = client.coordinator.claims[0]
+    assert claim is not None
+    own = RosterEntry(1, "ann", "G", fingerprint(claim.key_der), RosterChange.ADDED)
+    ben = RosterEntry(2, "ben", "G", "b" * 64, RosterChange.ADDED)
+    for page in (page_of(own, ben), page_of(own)):
+        client.coordinator.roster_page = page
+        with capture_logs() as logs:
+            await client.daemon.greet()
+    assert [line["event"] for line in logs if line["log_level"] == "error"] == ["roster.diverged"]
+    await client.do(task())
+    assert "push_update" in client.coordinator.names()
+    private = process_spec(private_rounds={}, round={"min_clients": 3, "target_clients": 3}, **SMALL_WEIGHTS)
+    first = replace(FIRST, spec_sha256=private.sha256())
+    client.coordinator.calls.clear()
+    client.coordinator.spec_json, client.coordinator.records = private.canonical_json(), (first,)
+    await client.do(task_of(private, round_number=1, base_version=0, run="s", base_record_sha256=first.record_sha256))
+    assert client.coordinator.of("report_failure")[::2] == ("ROSTER_DIVERGED", True)
+    assert "fetch_model" not in client.coordinator.names()
