@@ -14,7 +14,6 @@ import pytest
 from simulation.private_coordinator import SimulatedCoordinator
 from simulation.private_members import Lie, Member, Message, combine, split
 from simulation.private_rounds import (
-    ROUNDS,
     PrivateRoundsFailed,
     private_spec,
     simulate_private,
@@ -55,7 +54,7 @@ def test_some_hundred_private_rounds_have_exact_sums_or_are_abandoned_with_a_rea
     not ALL, reason="every run of the tests simulates some hundreds of these rounds; make faults simulates all"
 )
 def test_a_hundred_thousand_private_rounds() -> None:
-    start_s, seeds = time.monotonic(), range(1000, 1000 + 110_000 // ROUNDS)
+    start_s, seeds = time.monotonic(), range(1000, 11_000)
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as processes:
         outcomes = list(processes.map(simulate_private, seeds, chunksize=50))
     ends = sum((outcome.ends for outcome in outcomes), Counter[str]())
