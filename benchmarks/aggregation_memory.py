@@ -19,9 +19,10 @@ import numpy as np
 import psutil
 
 from pluralllm.common.weights.layout import Layout, layout_of, write_weights
+from pluralllm.common.weights.server_optimizer import server_optimizer
+from pluralllm.common.weights.stored_weights import StoredWeights
 from pluralllm.common.words.aggregation import Aggregation
-from pluralllm.server.aggregation.arithmetic import server_optimizer
-from pluralllm.server.aggregation.update_files import StoredWeights, average
+from pluralllm.server.aggregation.update_files import average
 
 SAMPLE_EVERY_S = 0.005
 

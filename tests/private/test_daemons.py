@@ -34,8 +34,8 @@ from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import RunSpec
 from pluralllm.v1 import resources_pb2 as rpb
 
-LIMIT_S = 60.0
-ROUNDS = 1
+LIMIT_S = 40.0
+ROUNDS = 3
 MEMBERS = NAMES[:4]
 QUESTIONS = next(iter(sample_groups(2, 60, 0).values()))
 

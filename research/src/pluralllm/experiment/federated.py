@@ -12,12 +12,13 @@ from pluralllm.client.work.losses import base_distances
 from pluralllm.client.work.train import draw_episodes, learning_rate, repeatable, rounding
 from pluralllm.common.predictor.architecture import initial_values, layout_for, parameters
 from pluralllm.common.predictor.data import GroupData
+from pluralllm.common.weights.server_optimizer import first_moments, server_optimizer
 from pluralllm.common.weights.update_format import as_read, update_format
 from pluralllm.common.words.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber, RunId
 from pluralllm.common.words.spec import GroupRole, RunSpec
 from pluralllm.experiment.stacked import Flat, Learners
 from pluralllm.experiment.sums import SumsRounds, without_projection
-from pluralllm.server.aggregation.arithmetic import first_moments, server_optimizer, shorten
+from pluralllm.server.aggregation.arithmetic import shorten
 from pluralllm.server.aggregation.rules import aggregator
 from pluralllm.server.aggregation.update_files import norm_of
 from pluralllm.server.rounds import events as ev

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
+from pluralllm.common.weights.server_optimizer import first_moments, server_optimizer
 from pluralllm.common.words.aggregation import Aggregation
-from pluralllm.server.aggregation.arithmetic import first_moments, server_optimizer, shorten, weighted_mean
+from pluralllm.server.aggregation.arithmetic import shorten, weighted_mean
 
 OPTIMIZERS: list[Any] = ["fedavg", "fedavgm", "fedadam", "fedyogi"]
 floats = st.floats(-1e3, 1e3, width=32)

@@ -12,11 +12,12 @@ from pluralllm.common.predictor.architecture import update_layout, version_layou
 from pluralllm.common.predictor.first_version import write_first_version
 from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.weights.layout import read_layout, write_weights
+from pluralllm.common.weights.stored_weights import StoredWeights
 from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber, RunId
 from pluralllm.server.aggregation.next_version import Draft, write_next
 from pluralllm.server.aggregation.sums import Solver, members_digest, next_values
 from pluralllm.server.aggregation.sums_files import read_solver, solver_layout, state_files, write_solver
-from pluralllm.server.aggregation.update_files import StoredWeights, read_values
+from pluralllm.server.aggregation.update_files import read_values
 from pluralllm.server.rounds.events import Receipt
 from pluralllm.server.storage.blobs import LocalBlobs
 

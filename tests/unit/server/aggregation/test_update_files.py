@@ -13,12 +13,14 @@ from safetensors.numpy import save_file
 from pluralllm.common.errors.tree import Corrupt, NormTooLarge, NotFinite, WrongLayout
 from pluralllm.common.weights.chunks import CHUNK_BYTES, manifest_of
 from pluralllm.common.weights.layout import Layout, flat_values, layout_of, write_weights
+from pluralllm.common.weights.server_optimizer import first_moments, server_optimizer
+from pluralllm.common.weights.stored_weights import StoredWeights
 from pluralllm.common.weights.update_format import SLICE, update_format, write_update
 from pluralllm.common.words.aggregation import Aggregation
 from pluralllm.common.words.spec import UpdateEncoding
 from pluralllm.server.aggregation import update_files
-from pluralllm.server.aggregation.arithmetic import add_weighted, first_moments, server_optimizer, weighted_mean
-from pluralllm.server.aggregation.update_files import StoredWeights, average, check_update, norm_of
+from pluralllm.server.aggregation.arithmetic import add_weighted, weighted_mean
+from pluralllm.server.aggregation.update_files import average, check_update, norm_of
 
 LAYOUT = layout_of([("a.weight", (1_000, 700)), ("b.bias", (13,)), ("c", (2, 3))])  # nearly three chunks
 FP32 = update_format(LAYOUT, "fp32")

@@ -46,7 +46,7 @@ from pluralllm.client.privacy.declaration import Declaration
 from pluralllm.client.private_rounds.notebooks import Notebooks
 from pluralllm.client.private_rounds.pins import pins_file
 from pluralllm.client.private_rounds.revealed_sums import RevealedSums
-from pluralllm.client.private_rounds.verification import Verification
+from pluralllm.client.private_rounds.verification import Knowledge, Verification
 from pluralllm.client.process.config import ClientConfig
 from pluralllm.client.process.instruments import TASKS
 from pluralllm.client.work.orders import Rewards, TrainedUpdate
@@ -459,16 +459,19 @@ class Daemon:
     def _means(self) -> Means:
         """Returns all that the private rounds of this client use."""
         state, config, identity = self._state, self._config, self._partner.identity
+        federation, rules = "" if identity is None else identity.membership.federation, self._policy.private_rounds
+        pins = pins_file(config.policy, state)
+        knowledge = Knowledge(state, federation, self._history, self._peers, pins, rules.colluders, rules.verify_share)
         return Means(
             name=self._partner.name,
-            federation="" if identity is None else identity.membership.federation,
-            rules=self._policy.private_rounds,
-            pins=pins_file(config.policy, config.state_dir),
+            federation=federation,
+            rules=rules,
+            pins=pins,
             peers=self._peers,
             history=self._history,
             notebooks=Notebooks(state / "private", self._history),
             sums=RevealedSums(state / "history"),
-            verification=Verification(state / "verification"),
+            verification=Verification(knowledge, self._transport),
             outbox=self._outbox,
             drafts=self._drafts,
             making=self._making,

@@ -1,34 +1,141 @@
-"""Computes a model version of private rounds again from what is public, before this client trains on it."""
+"""Computes a model version of private rounds again from what is public, before this client trains on it.
+
+Version 0 follows from the run spec's seed. Every later version is the base version plus a sum; the round's transcript and its
+masked updates give the sum. A coordinator that publishes other weights, crafted ones for example, is found with proof.
+"""
 
 import asyncio
+import secrets
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
 
+from pluralllm.client.keeping.history import History
+from pluralllm.client.keeping.record_chain import SeenVersion
+from pluralllm.client.link.round_calls import RoundCalls
 from pluralllm.client.link.tasks import Task
+from pluralllm.client.link.transport import Transport
+from pluralllm.client.private_rounds.pins import load_pins
+from pluralllm.client.private_rounds.roster_watch import RosterWatch
+from pluralllm.common.errors.private_rounds import (
+    AggregateDiffers,
+    BadView,
+    DealtWrongly,
+    PeerKeyDiffers,
+    RosterDiverged,
+    SumImplausible,
+)
+from pluralllm.common.errors.tree import AnswerInvalid, InvalidArgument, NotFound, RecordInvalid
+from pluralllm.common.predictor.architecture import layout_for
 from pluralllm.common.predictor.first_version import write_first_version
-from pluralllm.common.process.files import make_folder
-from pluralllm.common.words.ids import RunId
+from pluralllm.common.private_rounds.peer_keys import fingerprint
+from pluralllm.common.private_rounds.round_sum import leftover_streams
+from pluralllm.common.private_rounds.statements import RoundTerms
+from pluralllm.common.private_rounds.sum_files import sum_of, write_from_sum
+from pluralllm.common.private_rounds.transcript import MAX_BYTES, Transcript
+from pluralllm.common.process.files import make_folder, storage_errors
+from pluralllm.common.trust.version_record import VersionRecord, record_sha256
+from pluralllm.common.weights.chunks import manifest_of
+from pluralllm.common.weights.server_optimizer import first_moments, server_optimizer
+from pluralllm.common.weights.stored_weights import StoredWeights
+from pluralllm.common.weights.update_format import update_format
+from pluralllm.common.words.ids import Digest, ModelVersion, RoundNumber, RunId
 from pluralllm.common.words.spec import RunSpec
 
 log = structlog.get_logger()
 
+ALWAYS_BYTES = 64 * 1024 * 1024  # masked updates of a version that is always checked; larger ones by a coin
+DISHONEST = (InvalidArgument, BadView, DealtWrongly, PeerKeyDiffers, RosterDiverged, SumImplausible)
+
+
+@dataclass(frozen=True, slots=True)
+class Knowledge:
+    """The knowledge of this client itself: its chain of records, its roster and its pins, and where its files are."""
+
+    state: Path  # the state directory
+    federation: str
+    history: History
+    peers: RosterWatch
+    pins: Path  # the file peers.toml
+    colluders: int  # as the policy says
+    verify_share: float | None  # as the policy says
+
+    def share(self, cohort: int) -> float:
+        """Returns the probability that a large version is checked. Somebody checks almost surely, whoever colludes."""
+        return min(1.0, 4 * (self.colluders + 1) / cohort) if self.verify_share is None else self.verify_share
+
 
 class Verification:
-    """The check of model versions."""
+    """The check of model versions. It has a folder for the files of a check under way, and one for evidence."""
 
-    def __init__(self, folder: Path) -> None:
-        """Stores the arguments. folder: for the files of a check under way."""
-        self._folder = folder
+    def __init__(self, knowledge: Knowledge, transport: Transport) -> None:
+        self._knowledge, self._transport, self._calls = knowledge, transport, RoundCalls(transport)
+        self._folder, self._evidence = knowledge.state / "verification", knowledge.state / "evidence"
+        self._true: set[tuple[RunId, ModelVersion]] = set()
 
     async def is_checked(self, task: Task, spec: RunSpec) -> bool:
-        """Returns whether this client has computed a task's base version again, and it is the one that the task states."""
-        if task.base_version == 0:
+        """Returns whether this client has computed a task's base version again, and it is the one that the task states.
+
+        The records up to the version are checked already (`History.follow`). Raises AggregateDiffers, again and again, from the
+        moment on when a version of the run was another one.
+        """
+        run, version = task.run, task.base_version
+        for folder in self._evidence.glob(f"{run}.*"):
+            raise AggregateDiffers(run=run, version=version, problem="an earlier version was not", evidence=str(folder))
+        if version == 0:
             return await asyncio.to_thread(self._first_is_true, task, spec)
-        return False
+        if (run, version) in self._true:
+            return True
+        size_bytes = update_format(layout_for(spec), "ring32").size_bytes
+        updates = self._knowledge.history.updates_of(run, version) or spec.round.target_clients
+        if updates * size_bytes > ALWAYS_BYTES:
+            share = self._knowledge.share(updates)
+            if secrets.randbelow(2**32) >= share * 2**32:  # a coin that nobody else sees
+                return False
+        try:
+            await self.check(run, version, spec, task.spec_sha256)
+        except NotFound as error:
+            log.warning("private.not_verified", run=run, version=version, problem=str(error))
+            return False
+        self._true.add((run, version))
+        return True
+
+    async def check(self, run: RunId, version: ModelVersion, spec: RunSpec, spec_sha256: str) -> tuple[str, ...]:
+        """Computes a version above 0 again. Returns the names of the members whose updates are in it.
+
+        Raises AggregateDiffers if the version is another one, and keeps the evidence; NotFound if the round's files or the
+        optimizer's state are not there any more; RecordInvalid or the errors of the calls.
+        """
+        seen = self._knowledge.history.seen(run).versions
+        before, record = [
+            await self._record(run, ModelVersion(n), seen.get(ModelVersion(n))) for n in (version - 1, version)
+        ]
+        folder = self._folder / f"{run}.{version}"
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        await asyncio.to_thread(make_folder, folder)
+        try:
+            transcript = await self._transcript(record, folder)
+            await self._check_transcript(transcript, before, record, spec, spec_sha256)
+            await self._fetch(transcript, before, spec, folder)
+            await asyncio.to_thread(self._check_sum, transcript, before, record, spec, folder)
+        except DISHONEST as error:
+            evidence = await asyncio.to_thread(self._keep, folder, str(error))
+            log.error("private.aggregate_differs", run=run, version=version, problem=str(error), evidence=str(evidence))
+            raise AggregateDiffers(run=run, version=version, problem=str(error), evidence=str(evidence)) from error
+        finally:
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        log.info("private.verified", run=run, version=version, updates=len(transcript.updates))
+        return transcript.fixed.in_sum
 
     def forget(self, run: RunId) -> None:
-        """Deletes what was kept for a run that is over."""
+        """Deletes the states of the server optimizer that were kept for a run that is over."""
+        for path in self._folder.glob(f"{run}.moment-*"):
+            path.unlink()
+
+    # Parts
 
     def _first_is_true(self, task: Task, spec: RunSpec) -> bool:
         make_folder(self._folder)
@@ -37,3 +144,113 @@ class Verification:
             return write_first_version(draft, spec).digest == task.base_digest
         finally:
             draft.unlink(missing_ok=True)
+
+    async def _record(self, run: RunId, version: ModelVersion, seen: SeenVersion | None) -> VersionRecord:
+        """Returns the record of a version that this client has checked before. Raises RecordInvalid if it is another one."""
+        signed = await self._transport.version_records(run, version, version)
+        if len(signed) != 1 or seen is None or record_sha256(signed[0].record) != seen.record_sha256:
+            raise RecordInvalid(run=run, version=version, problem="it is not the record that this client has checked")
+        return signed[0].record
+
+    async def _transcript(self, record: VersionRecord, folder: Path) -> Transcript:
+        if not record.transcript:
+            raise InvalidArgument(
+                field="transcript", problem="is missing in the record of a version of a private round"
+            )
+        body = await self._calls.transcript(record.run, record.round, MAX_BYTES)
+        await asyncio.to_thread((folder / "transcript.json").write_bytes, body)
+        if (await asyncio.to_thread(manifest_of, folder / "transcript.json")).digest != record.transcript:
+            raise AnswerInvalid(
+                call="GetTranscript", field="data", problem="is not the transcript of the version's record"
+            )
+        return await asyncio.to_thread(Transcript.from_json, body)
+
+    async def _check_transcript(
+        self, transcript: Transcript, before: VersionRecord, record: VersionRecord, spec: RunSpec, spec_sha256: str
+    ) -> None:
+        """Compares a transcript with the own chain, roster and pins. Raises one of DISHONEST."""
+        terms = transcript.terms
+        assert spec.private_rounds is not None
+        await self._knowledge.peers.follow(terms.roster_head)
+        own = RoundTerms(
+            federation=self._knowledge.federation,
+            run=record.run,
+            round=record.round,
+            spec_sha256=bytes.fromhex(spec_sha256),
+            base_version=before.version,
+            base_digest=bytes.fromhex(before.digest),
+            base_record_sha256=bytes.fromhex(record_sha256(before)),
+            roster_head=terms.roster_head,
+            places=spec.round.target_clients,
+            colluders=spec.private_rounds.colluders,
+        )
+        if terms != own:
+            raise InvalidArgument(field="terms", problem="are not those of this client's own spec and chain of records")
+        if [(one.name, one.digest.hex()) for one in transcript.updates] != [one[:2] for one in record.updates]:
+            raise InvalidArgument(field="updates", problem="are not those of the version's record")
+        pins = await asyncio.to_thread(load_pins, self._knowledge.pins)
+        for member in transcript.members:
+            pin, presented = pins.get(member.name), fingerprint(member.peer_key_der)
+            if pin is not None and pin != presented:
+                raise PeerKeyDiffers(name=member.name, known=pin, got=presented)
+
+    async def _fetch(self, transcript: Transcript, before: VersionRecord, spec: RunSpec, folder: Path) -> None:
+        """Fetches the masked updates, and the base version unless it is here."""
+        layout = layout_for(spec)
+        size_bytes = update_format(layout, "ring32").size_bytes
+        for name in transcript.fixed.in_sum:
+            content = await self._calls.masked(before.run, RoundNumber(transcript.terms.round), name, size_bytes)
+            await asyncio.to_thread((folder / f"{name}.masked").write_bytes, content)
+        local = self._knowledge.state / "models" / before.digest
+        if await asyncio.to_thread(local.is_file):
+            await asyncio.to_thread(shutil.copyfile, local, folder / "base")
+        else:
+            await self._transport.fetch_model(
+                before.run, before.version, before.digest, layout.size_bytes, folder / "base"
+            )
+
+    def _check_sum(
+        self, transcript: Transcript, before: VersionRecord, record: VersionRecord, spec: RunSpec, folder: Path
+    ) -> None:
+        """Adds the masked updates, and takes the server optimizer's step. Raises one of DISHONEST; NotFound without its state."""
+        leftover, fixed = leftover_streams(transcript.fixed, transcript.opened()), transcript.fixed
+        updates = [StoredWeights(folder / f"{one.name}.masked", Digest(one.digest.hex())) for one in transcript.updates]
+        first = first_moments(spec.aggregation)
+        outs = [folder / "computed", *(folder / f"moment-{number}" for number in range(len(first)))]
+        moments: Sequence[StoredWeights | float] = first
+        if before.version:
+            moments = [StoredWeights(self._moment(record.run, digest), digest) for digest in before.moments]
+            missing = [one.path.name for one in moments if isinstance(one, StoredWeights) and not one.path.is_file()]
+            if missing or len(moments) != len(first):
+                raise NotFound(what="state of the server optimizer", name=", ".join(missing) or record.run)
+        base = StoredWeights(folder / "base", before.digest)
+        with storage_errors("a check of a model version"):
+            manifests, tail = write_from_sum(
+                base,
+                moments,
+                sum_of(spec, fixed, leftover, updates),
+                layout_for(spec),
+                server_optimizer(spec.aggregation),
+                outs,
+            )
+        if tail != transcript.tail:
+            raise InvalidArgument(field="tail", problem="is not that of the sum")
+        digests = (record.digest, *record.moments)
+        if tuple(manifest.digest for manifest in manifests) != digests:
+            problem = f"is {record.digest}, the sum gives {manifests[0].digest}"
+            raise InvalidArgument(field="digest", problem=problem)
+        self.forget(record.run)
+        for out, digest in zip(outs[1:], record.moments, strict=True):
+            out.replace(self._moment(record.run, digest))
+
+    def _moment(self, run: RunId, digest: Digest) -> Path:
+        return self._folder / f"{run}.moment-{digest}"
+
+    def _keep(self, folder: Path, problem: str) -> Path:
+        """Moves the files of a check to the evidence, and writes beside them what is wrong. Returns the folder."""
+        make_folder(self._evidence)
+        kept = self._evidence / folder.name
+        shutil.rmtree(kept, ignore_errors=True)
+        shutil.move(folder, kept)
+        (kept / "problem.txt").write_text(f"{problem}\n", encoding="utf-8")
+        return kept

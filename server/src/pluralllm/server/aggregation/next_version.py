@@ -15,13 +15,14 @@ from pluralllm.common.errors.tree import BaseLost, Corrupt, NotFound, UpdateLost
 from pluralllm.common.predictor.architecture import layout_for
 from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.weights.chunks import Manifest
+from pluralllm.common.weights.server_optimizer import first_moments, server_optimizer
+from pluralllm.common.weights.stored_weights import StoredWeights
 from pluralllm.common.words.ids import Digest
 from pluralllm.common.words.spec import RunSpec
-from pluralllm.server.aggregation.arithmetic import first_moments, server_optimizer
 from pluralllm.server.aggregation.reward_files import write_aggregate
 from pluralllm.server.aggregation.rules import aggregator
 from pluralllm.server.aggregation.sums_files import state_files, write_next_sum
-from pluralllm.server.aggregation.update_files import StoredWeights, average, distances_between
+from pluralllm.server.aggregation.update_files import average, distances_between
 from pluralllm.server.rounds.events import Receipt
 from pluralllm.server.rounds.weighting import weights_of
 from pluralllm.server.storage.blobs import Blobs, verify

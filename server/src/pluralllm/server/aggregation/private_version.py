@@ -15,15 +15,15 @@ from pluralllm.common.predictor.architecture import layout_for
 from pluralllm.common.private_rounds.masks import SignedKey
 from pluralllm.common.private_rounds.messages import Confirmation, Reveal, Shares
 from pluralllm.common.private_rounds.round_sum import FixedRound, leftover_streams, open_round
+from pluralllm.common.private_rounds.sum_files import sum_of, write_from_sum
 from pluralllm.common.private_rounds.transcript import Transcript
 from pluralllm.common.process.files import storage_errors
 from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.weights.chunks import Manifest, manifest_of
+from pluralllm.common.weights.server_optimizer import first_moments, server_optimizer
 from pluralllm.common.words.ids import Digest
 from pluralllm.common.words.spec import RunSpec
-from pluralllm.server.aggregation.arithmetic import first_moments, server_optimizer
 from pluralllm.server.aggregation.next_version import Draft, NextVersion, first_lost, stored
-from pluralllm.server.aggregation.private_sums import sum_of, write_from_sum
 from pluralllm.server.storage.blobs import Blobs, verify
 
 
@@ -128,15 +128,11 @@ async def _write_sum(
     start, *kept = [await stored(blobs, digest) for digest in (base.digest, *base.moments)]
     updates = [await stored(blobs, digest) for digest in digests]
     outs = [draft, *(draft.with_name(f"{draft.name}.moment-{number}") for number in range(1, len(first) + 1))]
-    manifests, tail = await asyncio.to_thread(
-        write_from_sum,
-        start,
-        kept or first,
-        sum_of(spec, fixed, leftover, updates),
-        layout_for(spec),
-        server_optimizer(spec.aggregation),
-        outs,
-    )
+    summed = sum_of(spec, fixed, leftover, updates)
+    with storage_errors("the next model version"):
+        manifests, tail = await asyncio.to_thread(
+            write_from_sum, start, kept or first, summed, layout_for(spec), server_optimizer(spec.aggregation), outs
+        )
     return tuple(Draft(out, manifest) for out, manifest in zip(outs, manifests, strict=True)), tail
 
 

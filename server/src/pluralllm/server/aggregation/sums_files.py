@@ -13,9 +13,10 @@ from pluralllm.common.predictor.architecture import finds_subspace, version_layo
 from pluralllm.common.process.files import storage_errors
 from pluralllm.common.weights.chunks import Manifest
 from pluralllm.common.weights.layout import Layout, layout_of, write_weights
+from pluralllm.common.weights.stored_weights import StoredWeights
 from pluralllm.common.words.spec import RunSpec
 from pluralllm.server.aggregation.sums import Solver, next_values
-from pluralllm.server.aggregation.update_files import StoredWeights, read_values
+from pluralllm.server.aggregation.update_files import read_values
 from pluralllm.server.rounds.events import Receipt
 
 DIGEST_BYTES = 32

@@ -12,7 +12,6 @@ import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +21,11 @@ from pluralllm.common.errors.tree import NormTooLarge, NotFinite
 from pluralllm.common.process.files import storage_errors, sync_data
 from pluralllm.common.weights.chunks import HashingReader, HashingWriter, Manifest
 from pluralllm.common.weights.layout import Layout, check_header
+from pluralllm.common.weights.server_optimizer import ServerOptimizer
+from pluralllm.common.weights.stored_weights import EqualValues, StoredWeights, open_source
 from pluralllm.common.weights.update_format import SLICE, SliceReader, UpdateFormat, update_format
-from pluralllm.common.words.ids import Digest
 from pluralllm.common.words.spec import UpdateEncoding
-from pluralllm.server.aggregation.arithmetic import ServerOptimizer, add_weighted, mean_of, shorten
+from pluralllm.server.aggregation.arithmetic import add_weighted, mean_of, shorten
 from pluralllm.server.aggregation.rules import COLUMNS, Combine, add_squared_distances
 
 SHORT = 64  # values in one float32 sum; the relative error of 1e-6 is small enough for a comparison with a limit
@@ -91,14 +91,6 @@ def _square(values: Floats) -> float:
         return square if math.isfinite(square) else float(np.square(values, dtype=np.float64).sum())
 
 
-@dataclass(frozen=True, slots=True)
-class StoredWeights:
-    """A file of weights or of an update, and the digest that its bytes must have."""
-
-    path: Path
-    digest: Digest
-
-
 def read_values(stored: StoredWeights) -> Floats:
     """Reads a whole file of float32 values, whose header was checked on arrival, and returns them as one array.
 
@@ -109,17 +101,6 @@ def read_values(stored: StoredWeights) -> Floats:
         file.read_into(raw)
         file.check()
     return np.frombuffer(raw, "<f4", offset=8 + int.from_bytes(raw[:8].tobytes(), "little"))
-
-
-@dataclass(frozen=True, slots=True)
-class EqualValues:
-    """A source of values that is read like a file, but all its values are one number."""
-
-    value: float
-
-    def read(self, row: Floats) -> None:
-        """Fills the array `row` with the number."""
-        row.fill(self.value)
 
 
 def average(
@@ -180,22 +161,6 @@ def average(
         for out in outs:
             out.unlink(missing_ok=True)
         raise
-
-
-def open_source(
-    source: StoredWeights | float, form: UpdateFormat, stack: ExitStack, files: list[HashingReader]
-) -> SliceReader | EqualValues:
-    """Opens a source of values for reading. An opened file stays open until `stack` is closed.
-
-    source: a file, or one number that stands for all values. form: the format of a file. An opened file is added to the list
-    `files`, so that the caller can check the file's digest at the end.
-    """
-    if isinstance(source, float):
-        return EqualValues(source)
-    file = stack.enter_context(HashingReader(source.path, source.digest))
-    files.append(file)
-    file.read_into(np.empty(len(form.header), np.uint8))  # the digest covers these bytes, too
-    return SliceReader(form, file.read_into)
 
 
 def _next_slices(

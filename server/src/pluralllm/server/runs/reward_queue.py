@@ -16,11 +16,11 @@ from pluralllm.common.process.clock import Clock
 from pluralllm.common.process.files import storage_errors
 from pluralllm.common.rewards.rollout_batch import count_candidates, read_rollouts, write_rollouts
 from pluralllm.common.weights.chunks import manifest_of
+from pluralllm.common.weights.stored_weights import StoredWeights
 from pluralllm.common.words.ids import Digest, RoundNumber
 from pluralllm.common.words.names import RoundName
 from pluralllm.common.words.spec import GroupRole
 from pluralllm.server.aggregation.reward_files import read_rewards
-from pluralllm.server.aggregation.update_files import StoredWeights
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.runs.bell import Bell
 from pluralllm.server.runs.coordinator import Coordinator
