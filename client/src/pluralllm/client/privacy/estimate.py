@@ -20,19 +20,21 @@ CELLS = 64  # of the sum in place of the integral over z
 REACH = 6  # standard deviations of the noise on either side, beyond which nothing is likely
 
 
-def likely_shares(noised: Sequence[float], sigma: float) -> tuple[float, ...]:
+def likely_shares(noised: Sequence[float], sigma: float, floor: float = FLOOR) -> tuple[float, ...]:
     """Returns the shares of a question's options from its counts with noise.
 
-    noised: counts, which may be negative. sigma: standard deviation of the noise on each count, above 0.
+    noised: counts, which may be negative. sigma: standard deviation of the noise on each count, above 0. floor: FLOOR, except
+    where benchmarks compare other numbers.
     The true number of respondents is not used, because it is private: the sum of the noised counts takes its place.
     """
     people = max(math.fsum(noised), sigma * math.sqrt(len(noised)))  # never below the noise of the sum
     seen, noise = np.asarray(noised) / people, sigma / people  # (K,)
     centre = seen.clip(0, 1)
-    low = np.log((centre - REACH * noise).clip(min=0) + FLOOR)  # (K,)
-    high = np.log((centre + REACH * noise).clip(max=1) + FLOOR)
+    low = np.log((centre - REACH * noise).clip(min=0) + floor)  # (K,)
+    high = np.log((centre + REACH * noise).clip(max=1) + floor)
     z = low + (high - low) * ((np.arange(CELLS)[:, None] + 0.5) / CELLS)  # (CELLS, K)
-    log_likelihood = -0.5 * ((np.exp(z) - FLOOR - seen) / noise) ** 2
+    log_likelihood = -0.5 * ((np.exp(z) - floor - seen) / noise) ** 2
     likelihood = np.exp(log_likelihood - log_likelihood.max(axis=0))
-    shares = np.exp((likelihood * z).sum(axis=0) / likelihood.sum(axis=0)) - FLOOR  # (K,)
+    shares = np.exp((likelihood * z).sum(axis=0) / likelihood.sum(axis=0)) - floor  # (K,)
+    shares = shares.clip(min=0)  # rounding alone can make a share negative
     return tuple((shares / shares.sum()).tolist())
