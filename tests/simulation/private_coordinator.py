@@ -145,6 +145,9 @@ class SimulatedCoordinator:
         if expected.get(message.step, message.about) != message.about:
             raise refused
         if message.step is ev.RoundStep.REVEAL:
+            complaint = self.stored.get((ev.RoundStep.COMPLAINT, message.client))
+            if set(message.shares) != set(view.dealers) - {None if complaint is None else complaint.accused}:
+                raise refused
             for dealer, (kind, share) in message.shares.items():
                 box = view.dealers[dealer].boxes[message.client]
                 wanted = "self" if dealer in view.updates else "mask"
@@ -211,8 +214,9 @@ class SimulatedCoordinator:
         reveals = [self.stored[ev.RoundStep.REVEAL, sent.client] for sent in self.state.revealed]
         secrets = {}
         for dealer in view.dealers:
-            shares = {reveal.client: reveal.shares[dealer][1] for reveal in reveals[: view.threshold]}
-            secrets[dealer] = secret = combine(shares)
+            shares = [(one.client, one.shares[dealer][1]) for one in reveals if dealer in one.shares]
+            assert len(shares) >= view.threshold, "a secret lacks shares"
+            secrets[dealer] = secret = combine(dict(shares[: view.threshold]))
             known = view.keys[dealer]
             if (commitment(secret) if dealer in view.updates else public(secret)) != (
                 known.commitment if dealer in view.updates else known.about

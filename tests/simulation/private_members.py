@@ -306,8 +306,9 @@ class Member:
         signed = [message for message in view.confirmations.values() if message.about == view.sum]
         assert len(signed) >= view.threshold, "asked to reveal before enough have confirmed"
         self._note_sum(view, book)
+        accused = None if book.complaint is None else book.complaint.accused  # of its secret this member has no share
+        boxes = {dealer: said.boxes[self.name] for dealer, said in view.dealers.items() if dealer != accused}
         if book.reveal is None:
-            boxes = {dealer: message.boxes[self.name] for dealer, message in view.dealers.items()}
             shares = {dealer: self._share(dealer in view.updates, box) for dealer, box in boxes.items()}
             book.reveal = Message(view.round, RoundStep.REVEAL, self.name, view.sum, shares=shares)
             if Lie.BAD_SHARES in self.lies:
@@ -315,7 +316,6 @@ class Member:
                 book.reveal = Message(view.round, RoundStep.REVEAL, self.name, view.sum, shares=shares)
         if Lie.BOTH_KINDS not in self.lies:
             return [book.reveal]
-        boxes = {dealer: message.boxes[self.name] for dealer, message in view.dealers.items()}
         others = {dealer: self._share(dealer not in view.updates, box) for dealer, box in boxes.items()}
         return [book.reveal, Message(view.round, RoundStep.REVEAL, self.name, view.sum, shares=others)]
 

@@ -162,3 +162,8 @@ def test_a_sum_that_is_fixed_twice_is_noticed(monkeypatch: pytest.MonkeyPatch) -
     failure = first_failure(range(5))
     assert "the sum was fixed twice" in failure
     assert "again: PYTHONPATH=tests python -m simulation.private_rounds --seed" in failure
+
+
+def test_a_sum_that_is_made_before_every_secret_has_enough_shares_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(private, "_are_revealed", lambda run: len(run.revealed) >= run.threshold)
+    assert "a secret lacks shares" in first_failure(range(70, 80))
