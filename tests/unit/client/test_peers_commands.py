@@ -8,8 +8,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from pluralllm.client.__main__ import app
+from pluralllm.client.doctor import PROBES
 from pluralllm.client.private_rounds.pins import load_pins, save_pins
 from pluralllm.client.private_rounds.roster_watch import FILE, SeenRoster
+from pluralllm.client.process.config import ClientConfig
 from pluralllm.common.errors.private_rounds import RosterDiverged
 from pluralllm.common.errors.tree import InvalidArgument
 from pluralllm.common.private_rounds.roster import Roster, RosterChange, RosterEntry
@@ -84,3 +86,16 @@ def test_before_the_first_daemon_the_roster_is_empty(tmp_path: Path) -> None:
     assert shown.exit_code == 0
     assert "The roster is empty" in shown.output
     assert json.loads(peers(tmp_path, "--json").output)["entries"] == 0
+
+
+def test_doctor_counts_the_pins_and_names_a_changed_key_or_a_roster_that_has_diverged(state: Path) -> None:
+    config = ClientConfig(data=state / "answers.jsonl", state_dir=state)
+    shown = PROBES["peers"](config)
+    assert (shown.ok, shown.result) == (True, "0 of 2 members pinned")
+    assert "pluralllm-client peers" in shown.fix
+    save_pins(state / "peers.toml", {**KEYS, "gone": "0" * 64})
+    assert (PROBES["peers"](config).result, PROBES["peers"](config).fix) == ("2 of 2 members pinned", "")
+    save_pins(state / "peers.toml", {**KEYS, "ben": "0" * 64})
+    assert PROBES["peers"](config).result == "1 of 2 members pinned; another key than pinned: ben"
+    seen(state, replace(SeenRoster(ENTRIES), complaint="it goes back", complained="today"))
+    assert (PROBES["peers"](config).ok, PROBES["peers"](config).result) == (False, "diverged on today: it goes back")

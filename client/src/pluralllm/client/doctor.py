@@ -16,6 +16,8 @@ from pluralllm.client.joining.partner import load_partner
 from pluralllm.client.keeping.audit_watch import FILE, read_heads
 from pluralllm.client.keeping.history import History
 from pluralllm.client.privacy_commands import privacy_facts
+from pluralllm.client.private_rounds.pins import load_pins, pins_file
+from pluralllm.client.private_rounds.roster_watch import read_roster
 from pluralllm.client.process.config import ClientConfig
 from pluralllm.common.process.configuration import load_config
 from pluralllm.common.process.connections import connect
@@ -30,6 +32,8 @@ CONNECT_TIMEOUT_S = 3.0
 PROTECT = "let only the daemon's user read it: chmod 600 FILE"
 DECLARED = "the coordinator is told the epsilon spent, delta and the unit"
 MIN_FREE_BYTES = 500 * 1024**2
+
+PIN_AGAIN = "ask that partner by phone; compare the digest and pin it again: pluralllm-client peers"
 
 
 def doctor(
@@ -87,6 +91,27 @@ def _consent(config: ClientConfig) -> Check:
     if not waiting:
         return Check("consent", ok=True, result="no run waits for it")
     return Check("consent", ok=True, result=f"refused until you consent: {', '.join(waiting)}", fix=f"{COMMAND} RUN")
+
+
+def _peers(config: ClientConfig) -> Check:
+    """Checks the roster of peer keys. Counts the members that are pinned, and names those with another key than the pinned one.
+
+    The check fails if a roster was seen that does not continue the one before. Members that are not pinned are no failure,
+    because only private rounds need pins.
+    """
+    roster, seen = read_roster(config.state_dir)
+    pins = load_pins(pins_file(config.policy, config.state_dir))
+    if seen.complaint:
+        result = f"diverged on {seen.complained}: {seen.complaint}"
+        fix = "compare the digest with the other partners (pluralllm-client peers), and ask the coordinator's operator"
+        return Check("peers", ok=False, result=result, fix=fix)
+    pinned = [name for name, entry in roster.members.items() if pins.get(name) == entry.fingerprint]
+    others = sorted(name for name in pins if roster.fingerprint_of(name) not in (None, pins[name]))
+    result = f"{len(pinned)} of {len(roster.members)} members pinned"
+    if others:
+        return Check("peers", ok=True, result=f"{result}; another key than pinned: {', '.join(others)}", fix=PIN_AGAIN)
+    fix = "before a private run: pluralllm-client peers" if len(pinned) < len(roster.members) else ""
+    return Check("peers", ok=True, result=result, fix=fix)
 
 
 def _noise(config: ClientConfig) -> Check:
@@ -213,6 +238,7 @@ PROBES: dict[str, Callable[[ClientConfig], Check]] = {
     "policy": _policy,
     "consent": _consent,
     "noised answers": _noise,
+    "peers": _peers,
     "disk": _disk,
     "device": _device,
     "embedding model": _model,

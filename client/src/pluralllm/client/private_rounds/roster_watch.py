@@ -86,8 +86,10 @@ class RosterWatch:
 
     def check(self, spec: RunSpec) -> None:
         """Raises RosterDiverged for a run with private rounds if this client has seen a roster that does not continue another."""
+        if spec.private_rounds is None:
+            return
         self._load()
-        if self._seen.complaint and spec.private_rounds is not None:
+        if self._seen.complaint:
             raise RosterDiverged(problem=f"{self._seen.complaint} (seen on {self._seen.complained})")
 
     async def look(self, head: bytes | None, *, is_registered: bool) -> None:
