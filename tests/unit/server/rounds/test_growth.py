@@ -7,8 +7,10 @@ import pytest
 from support.counted_calls import GROWTH, calls_of
 
 from pluralllm.common.words.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber, RunId
+from pluralllm.common.words.private_rounds import PrivateRounds
 from pluralllm.common.words.spec import GroupRole, RoundPolicy
 from pluralllm.server.rounds import events as ev
+from pluralllm.server.rounds.looking import sightings
 from pluralllm.server.rounds.machine import step
 from pluralllm.server.rounds.sorted_clients import holds, inserted, receipt_of, removed, with_receipt
 from pluralllm.server.rounds.state import Phase, Run
@@ -76,6 +78,21 @@ def test_a_look_at_idle_clients_costs_little_while_no_slot_is_free() -> None:
     for event in updates(clients)[:-1]:
         run, _ = step(run, event)
     assert calls_of(lambda: step(run, ev.ClientsSeen(12.0, clients[:-1], ()))) < 50
+
+
+def test_a_look_at_twice_as_many_idle_clients_costs_twice_as_many_calls_in_a_private_round() -> None:
+    members = tuple(ev.SentMessage(client, Digest("m")) for client in clients_of(100))
+    begun = replace(
+        collecting(clients_of(100)), phase=Phase.CONFIRMING, private=PrivateRounds(), keyed=members, dealt=members
+    )
+    run = replace(begun, away=clients_of(50))
+
+    def cost(number: int) -> int:
+        idle = clients_of(number)
+        return calls_of(lambda: sightings(run, 12.0, idle, ()))
+
+    assert cost(2000) <= GROWTH * cost(1000)
+    assert cost(2000) < 10_000
 
 
 def test_sorted_clients_are_found_added_and_taken_away() -> None:

@@ -74,5 +74,6 @@ def willing(run: Run, clients: Sequence[ClientId]) -> tuple[ClientId, ...]:
     failing = {client for client, number in losses.items() if number >= MAX_SLOTS_LOST}
     left_out = has_slot | failing | run.excluded_clients
     if run.is_private_round and run.phase is not Phase.KEYING:
-        clients = [client for client in clients if holds(run.returning, client)]
+        returning = run.returning
+        clients = [client for client in clients if holds(returning, client)]
     return tuple(client for client in clients if client not in left_out)
