@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 from private.test_service import CLIP_NORM, LAYOUT, MOST_WEIGHT, SPEC, clean, stored
+from structlog.testing import capture_logs
 from support.coordinator_harness import Served, serving
 from support.open_policy import open_policy
 from support.private_members import NAMES
@@ -30,12 +32,16 @@ from pluralllm.common.private_rounds.ring import Ring
 from pluralllm.common.process.clock import SystemClock
 from pluralllm.common.trust.identity import Identity, peer_key
 from pluralllm.common.weights.layout import write_weights
+from pluralllm.common.weights.server_optimizer import ServerOptimizer, server_optimizer
+from pluralllm.common.words.aggregation import Aggregation
+from pluralllm.common.words.ids import ModelVersion, RunId
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import RunSpec
+from pluralllm.server.aggregation import private_version
 from pluralllm.v1 import resources_pb2 as rpb
 
 LIMIT_S = 40.0
-ROUNDS = 3
+ROUNDS = 2
 MEMBERS = NAMES[:4]
 QUESTIONS = next(iter(sample_groups(2, 60, 0).values()))
 
@@ -76,7 +82,7 @@ class Worker:
 class Member:
     """One daemon as a task of this process."""
 
-    def __init__(self, folder: Path, identity: Identity, pins: Mapping[str, str], rules: RoundPrivacy) -> None:
+    def __init__(self, folder: Path, identity: Identity, pins: Mapping[str, str]) -> None:
         folder.mkdir(exist_ok=True)
         data, state = folder / "answers.jsonl", folder / "state"
         if not data.is_file():
@@ -94,7 +100,7 @@ class Member:
         assert partner.identity is not None
         self.state, self.worker = state, Worker(partner.name)
         self.transport = Transport.of_member(partner.identity)
-        policy = open_policy(private_rounds=rules)
+        policy = open_policy(private_rounds=RoundPrivacy(hidden_among=2))
         self.daemon = Daemon(config, partner, policy, PrivateFile(data, state), self.transport, cast(Any, self.worker))
         self.stop = asyncio.Event()
         self.task = asyncio.create_task(self.daemon.run(self.stop))
@@ -113,12 +119,12 @@ class Members:
         self.pins: dict[str, str] = {}
         self.of: dict[str, Member] = {}
 
-    async def start(self, *names: str, pinned: Mapping[str, str] | None = None, **rules: Any) -> None:
+    async def start(self, *names: str, alone: str = "") -> None:
+        """Starts daemons. alone: the member that has pinned nobody."""
         identities = {name: await self._served.member(name, MemberRole.CLIENT, f"group of {name}") for name in names}
         self.pins |= {name: fingerprint(public_der(peer_key(one.folder))) for name, one in identities.items()}
-        pins = self.pins if pinned is None else pinned
         for name, identity in identities.items():
-            self.of[name] = Member(self._folder / name, identity, pins, RoundPrivacy(hidden_among=2, **rules))
+            self.of[name] = Member(self._folder / name, identity, {} if name == alone else self.pins)
 
 
 @contextlib.asynccontextmanager
@@ -143,8 +149,9 @@ def ended(run: rpb.Run) -> bool:
     return run.phase == rpb.RUN_PHASE_ENDED
 
 
-def spec_of(rounds: int, **changes: Any) -> RunSpec:
-    return SPEC.model_copy(update={"rounds": rounds, **changes})
+def spec_of(rounds: int) -> RunSpec:
+    together = SPEC.round.model_copy(update={"gather_s": 60.0})
+    return SPEC.model_copy(update={"rounds": rounds, "round": together})
 
 
 def assert_mean(step: NDArray[np.float64], workers: list[Worker], number: int) -> None:
@@ -172,3 +179,70 @@ async def test_daemons_play_private_rounds_and_the_model_is_the_plain_mean(tmp_p
             assert [path.name for path in (one.state / "private").iterdir()] == ["CACHEDIR.TAG"]
             assert list((one.state / "outbox").iterdir()) == []
             assert list((one.state / "drafts").iterdir()) == []
+
+
+def has_line(member: Member, step: str) -> bool:
+    notebook = member.state / "private" / "r.1" / "notebook"
+    return notebook.is_file() and f'"step":"{step}"' in notebook.read_text()
+
+
+async def test_a_daemon_that_is_restarted_after_any_line_of_its_notebook_goes_on(tmp_path: Path) -> None:
+    async with serving(tmp_path / "server", SystemClock(), silence_s=5) as served:
+        await served.create("r", spec_of(1))
+        async with members(tmp_path / "clients", served) as some:
+            await some.start(*MEMBERS)
+            restarts = dict(zip(MEMBERS, ("keys", "shares", "update", "confirm"), strict=True))
+            async with asyncio.timeout(LIMIT_S):
+                while restarts and not ended(await served.run("r")):
+                    for name in [one for one, step in restarts.items() if has_line(some.of[one], step)]:
+                        del restarts[name]
+                        await some.of[name].end()
+                        await some.start(name)
+                    await asyncio.sleep(0.005)
+            run = await until(served, ended)
+        assert run.outcome == rpb.RUN_OUTCOME_COMPLETED
+        record = await served.parts.store.version(RunId("r"), ModelVersion(1))
+        assert record is not None
+        assert [client for client, *_ in record.updates] == sorted(MEMBERS)
+        assert await clean(served, tmp_path) == 1
+
+
+async def test_a_client_that_has_pinned_too_few_deals_nothing_and_says_what_to_do(tmp_path: Path) -> None:
+    async with serving(tmp_path / "server", SystemClock(), silence_s=5) as served:
+        await served.create("r", spec_of(1))
+        with capture_logs() as logs:
+            async with members(tmp_path / "clients", served) as some:
+                await some.start(*MEMBERS, alone=MEMBERS[0])
+                run = await until(served, ended)
+        (failed,) = [line for line in logs if line["event"] == "task.failed"]
+        assert (failed["reason"], failed["permanent"]) == ("TOO_FEW_KNOWN", True)
+        assert "pluralllm-client peers pin" in failed["problem"]
+        assert run.outcome == rpb.RUN_OUTCOME_COMPLETED
+        record = await served.parts.store.version(RunId("r"), ModelVersion(1))
+        assert record is not None
+        assert [client for client, *_ in record.updates] == sorted(MEMBERS[1:])
+
+
+async def test_a_version_that_is_not_the_sum_of_its_round_is_not_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crafting(aggregation: Aggregation) -> ServerOptimizer:
+        honest = server_optimizer(aggregation)
+        return lambda base, delta, moments: honest(base, delta + 1e-4, moments)
+
+    monkeypatch.setattr(private_version, "server_optimizer", crafting)
+    async with serving(tmp_path / "server", SystemClock(), silence_s=5) as served:
+        await served.create("r", spec_of(2))
+        with capture_logs() as logs:
+            async with members(tmp_path / "clients", served) as some:
+                await some.start(*MEMBERS)
+                async with asyncio.timeout(LIMIT_S):
+                    while sum(line["event"] == "task.failed" for line in logs) < len(MEMBERS):  # noqa: ASYNC110
+                        await asyncio.sleep(0.02)
+        failed = [line for line in logs if line["event"] == "task.failed"]
+        assert {(line["reason"], line["permanent"]) for line in failed} == {("AGGREGATE_DIFFERS", True)}
+        for one in some.of.values():
+            assert list(one.worker.deltas) == [1]
+            kept = {path.name for path in (one.state / "evidence" / "r.1").iterdir()}
+            assert kept >= {"transcript.json", "base", "computed", "problem.txt", *(f"{n}.masked" for n in MEMBERS)}
+            assert not list((one.state / "verification").iterdir())

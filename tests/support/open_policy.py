@@ -24,4 +24,10 @@ def open_policy(**changes: Any) -> Policy:
 
 def open_policy_text(**changes: Any) -> str:
     """Returns the open policy as the text of a policy.toml."""
-    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in {**OPEN, **changes}.items())
+    return "".join(f"{key} = {_toml(value)}\n" for key, value in {**OPEN, **changes}.items())
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {json.dumps(one)}" for key, one in value.items()) + "}"
+    return json.dumps(value)

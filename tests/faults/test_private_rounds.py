@@ -1,0 +1,59 @@
+"""Private rounds of real processes: a coordinator and four daemons with their workers, one of which is killed."""
+
+from pathlib import Path
+
+import pytest
+from drill.trial import ALL
+from support.process_harness import Federation, federation, free_port, process_spec, tiny_embedding_model, until
+
+from pluralllm.client.data.sample_survey import sample_groups
+from pluralllm.common.errors.tree import PluralError
+from pluralllm.operator.remote import Remote
+
+pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(180)]
+ROUNDS = 2
+GROUPS = dict(zip(("ann", "ben", "cat", "dan"), sample_groups(4, 60, 0).values(), strict=True))
+SPEC = process_spec(
+    rounds=ROUNDS,
+    round={"min_clients": 3, "target_clients": 4, "evaluate_every": 9, "grace_after_quorum_s": 100.0},
+    private_rounds={"colluders": 1, "clip_norm": 4.0, "step_s": 60.0, "closing_scores": False},
+    aggregation={"max_examples": 100},
+)
+POLICY = {"private_rounds": {"rounds": "required", "hidden_among": 2, "trust": "first_use"}}
+
+
+def phase(remote: Remote) -> str:
+    try:
+        return str(remote.get_run("r")["phase"])
+    except PluralError:
+        return ""
+
+
+def has_dealt(running: Federation, name: str, number: int) -> bool:
+    """Returns whether the notebook of a round has the line of the dealt shares."""
+    notebook = running.folder / name / "state" / "private" / f"r.{number}" / "notebook"
+    try:
+        return '"step":"shares"' in notebook.read_text()
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not ALL, reason="tests/private/test_daemons.py shows it with daemons of one process; make faults")
+def test_a_daemon_that_is_killed_in_a_private_round_goes_on_and_its_update_is_in_the_sum(tmp_path: Path) -> None:
+    with federation(tmp_path / "run", tiny_embedding_model(tmp_path / "model"), free_port()) as running:
+        remote = running.start_coordinator()
+        for name, questions in GROUPS.items():
+            running.start_client(name, questions, policy=POLICY)
+        remote.create_run("r", SPEC.canonical_json())
+        remote.start_run("r")
+        until(lambda: has_dealt(running, "ben", ROUNDS), "ben deals in the last round", running)
+        running.clients["ben"].kill()
+        running.clients["ben"].start()
+        until(lambda: phase(remote) == "ended", "the run ends", running, 120)
+        run = remote.get_run("r")
+        assert (run["outcome"], run["version"]) == ("completed", ROUNDS), run["outcome_reason"]
+        remote.close()
+        running.coordinator.stop()
+        verified = running.verify()
+        assert verified.returncode == 0, verified.stdout + verified.stderr
+        assert f"{ROUNDS * len(GROUPS)} receipts; {ROUNDS} aggregates repeated bit for bit" in verified.stdout
