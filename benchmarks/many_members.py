@@ -9,6 +9,7 @@ round and one after its last round; their cost is part of the figure.
 
 import argparse
 import asyncio
+import contextlib
 import sys
 import tempfile
 import time
@@ -22,12 +23,14 @@ from processes import administrator, coordinator
 
 from pluralllm.client.link.tasks import Introduction, RunOver, Scores, Task, Wait
 from pluralllm.client.link.transport import Transport
+from pluralllm.common.errors.tree import NoAnswer
 from pluralllm.common.predictor.architecture import layout_for
 from pluralllm.common.words.ids import Digest, RunId
 from pluralllm.common.words.names import TaskKind
 from pluralllm.common.words.spec import GroupRole, RunSpec
 
 SETTLE_S = 5.0
+AT_ONCE = 30  # members that connect
 LIMIT_S = 540.0
 RUN = RunId("many")
 
@@ -37,8 +40,9 @@ def spec_of(members: int, rounds: int) -> RunSpec:
         {
             "rounds": rounds,
             "round": {
-                "min_clients": members,
+                "min_clients": max(1, members * 9 // 10),  # on a busy machine some lose their slots
                 "target_clients": members,
+                "grace_after_quorum_s": 60.0,
                 "evaluate_every": 1000,
                 "deadline_s": LIMIT_S,
                 "evaluation_deadline_s": LIMIT_S,
@@ -49,6 +53,16 @@ def spec_of(members: int, rounds: int) -> RunSpec:
     )
 
 
+async def greet(transport: Transport, group: str, at_once: asyncio.Semaphore) -> None:
+    """Says Hello as a daemon does: again, if no answer comes. at_once: of all members, because a handshake has five seconds."""
+    while True:
+        async with at_once:
+            with contextlib.suppress(NoAnswer):
+                await transport.hello(Introduction(group, GroupRole.TRAIN, questions=100))
+                return
+        await asyncio.sleep(1)
+
+
 @dataclass(slots=True)
 class Members:
     """The members of the run, and the times that their updates took."""
@@ -57,31 +71,37 @@ class Members:
     folder: Path
     updates_s: list[float] = field(default_factory=list)
     greeted: int = 0
-    greeting: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(50))  # a handshake has five seconds
+    greeting: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
 
     async def take_part(self, transport: Transport, number: int, group: str) -> None:
         """Says Hello, and then answers one member's tasks until the run is over."""
-        async with self.greeting:
-            await transport.hello(Introduction(group, GroupRole.TRAIN, questions=100))
+        await greet(transport, group, self.greeting)
         self.greeted += 1
-        expected_bytes = layout_for(self.spec).size_bytes
-        while True:
-            match await transport.poll(None, [RUN]):
-                case RunOver():
-                    return
-                case Wait(after_s, _):
-                    await asyncio.sleep(after_s)
-                case Task(kind=TaskKind.EVALUATE) as task:
-                    await transport.report_scores(task.name, Scores(0.7, 0.4, None, 50))
-                case Task() as task:
-                    base, delta = self.folder / f"{number}.base", self.folder / f"{number}.delta"
-                    await transport.fetch_model(task.run, task.base_version, task.base_digest, expected_bytes, base)
-                    manifest = await asyncio.to_thread(write_constant, base, delta, (task.round + number / 1000) * 1e-6)
-                    spec, digest = Digest(task.spec_sha256), Digest(task.base_digest)
-                    began_s = time.perf_counter()
-                    await transport.push_update(task.name, delta, manifest, spec, digest, 100, {})
-                    self.updates_s.append(time.perf_counter() - began_s)
-                    base.unlink()
+        is_over = False
+        while not is_over:
+            with contextlib.suppress(NoAnswer):  # a machine with other work may need longer; the same task comes again
+                is_over = await self._do_next(transport, number)
+
+    async def _do_next(self, transport: Transport, number: int) -> bool:
+        """Asks for a task and answers it; returns whether the run is over."""
+        match await transport.poll(None, [RUN]):
+            case RunOver():
+                return True
+            case Wait(after_s, _):
+                await asyncio.sleep(after_s)
+            case Task(kind=TaskKind.EVALUATE) as task:
+                await transport.report_scores(task.name, Scores(0.7, 0.4, None, 50))
+            case Task() as task:
+                base, delta = self.folder / f"{number}.base", self.folder / f"{number}.delta"
+                size_bytes = layout_for(self.spec).size_bytes
+                await transport.fetch_model(task.run, task.base_version, task.base_digest, size_bytes, base)
+                manifest = await asyncio.to_thread(write_constant, base, delta, (task.round + number / 1000) * 1e-6)
+                spec, digest = Digest(task.spec_sha256), Digest(task.base_digest)
+                began_s = time.perf_counter()
+                await transport.push_update(task.name, delta, manifest, spec, digest, 100, {})
+                self.updates_s.append(time.perf_counter() - began_s)
+                base.unlink()
+        return False
 
 
 async def measure(folder: Path, address: str, process: psutil.Process, spec: RunSpec) -> tuple[float, float, Members]:

@@ -30,7 +30,7 @@ import psutil
 from idle_clients import Simulated, cpu_s
 from idle_clients import spec_of as spec_of_one
 from issued_members import connected_by, issue_members
-from many_members import RUN, Members, spec_of
+from many_members import AT_ONCE, RUN, Members, greet, spec_of
 from processes import SERVER, START_LIMIT_S, administrator, coordinator
 
 from pluralllm.client.link.tasks import Introduction, Wait
@@ -71,11 +71,11 @@ def initialise(folder: Path) -> None:
 async def waiting(identities: Sequence[Identity], address: str) -> AsyncIterator[list[Simulated]]:
     """Connects members that wait for tasks; yields them when all polls are held."""
     members = [Simulated(identity.membership.name, connected_by(identity, address)) for identity in identities]
-    at_once = asyncio.Semaphore(50)  # a handshake has five seconds
+    at_once = asyncio.Semaphore(AT_ONCE)
 
     async def live(member: Simulated) -> None:
-        async with at_once:
-            await member.greet()
+        await greet(member.transport, f"group of {member.name}", at_once)
+        member.greeted = True
         await member.wait()
 
     living = [asyncio.create_task(live(member)) for member in members]
@@ -94,7 +94,7 @@ async def waiting(identities: Sequence[Identity], address: str) -> AsyncIterator
         await asyncio.gather(*(member.transport.close() for member in members), return_exceptions=True)
 
 
-async def measure_round(members: int = 1000, rounds: int = 3) -> Figures:
+async def measure_round(members: int = 1000, rounds: int = 2) -> Figures:
     """Returns the figures of rounds in which all members train. Evaluations, before and after, are not in the figures."""
     spec = spec_of(members, rounds)
     async with federation(members) as (folder, process, address, identities):
@@ -115,7 +115,7 @@ async def measure_round(members: int = 1000, rounds: int = 3) -> Figures:
         at_s: dict[int, float] = {}  # CPU time of the coordinator when so many updates had been delivered
 
         async def note() -> None:
-            while len(taking.updates_s) < members * rounds:
+            while len(taking.updates_s) < members * rounds and not all(task.done() for task in living):
                 at_s[len(taking.updates_s)] = cpu_s(process)
                 await asyncio.sleep(0.05)
             at_s[len(taking.updates_s)] = cpu_s(process)
@@ -127,12 +127,13 @@ async def measure_round(members: int = 1000, rounds: int = 3) -> Figures:
         took_s = time.perf_counter() - began_s
         await asyncio.gather(*(transport.close() for transport in transports))
         remote.close()
-        first = min(count for count in at_s if count >= members)  # the second round begins, about
-        used_s = at_s[members * rounds] - at_s[first]
+        first, last = min(count for count in at_s if count >= members // 10), max(at_s)  # without the first evaluation
+        used_s = at_s[last] - at_s[first]
         return {
             "members": members,
-            "cpu_ms": round(1e3 * used_s / (members * rounds - first), 2),
-            "updates_s": round(members * rounds / took_s, 1),
+            "cpu_ms": round(1e3 * used_s / (last - first), 2),
+            "updates": last,
+            "updates_s": round(last / took_s, 1),
             "update_p50_s": round(percentile(taking.updates_s, 0.5), 2),
             "update_p99_s": round(percentile(taking.updates_s, 0.99), 2),
             "peak_mib": round(peak_mib(process)),

@@ -303,6 +303,7 @@ def gauges_of(parts: Assembly, registry: Registry | None, wall_s: Callable[[], f
     return Gauges(
         runs=parts.runs,
         store=parts.store,
+        clients=parts.clients,
         sessions=parts.sessions,
         leases=parts.leases,
         clock=parts.clock,

@@ -18,10 +18,12 @@ from pluralllm.common import __version__
 from pluralllm.common.errors.tree import PluralError
 from pluralllm.common.predictor.metrics import fairness_index
 from pluralllm.common.process.clock import Clock
+from pluralllm.common.words.ids import RunId
 from pluralllm.common.words.not_reported import NotReported
 from pluralllm.server.members.registry import Registry
 from pluralllm.server.process.instruments import LOOP_LAG_SECONDS
 from pluralllm.server.rounds.state import Phase
+from pluralllm.server.runs.client_rows import ClientRows
 from pluralllm.server.runs.leases import Leases
 from pluralllm.server.runs.live_run import LiveRun
 from pluralllm.server.runs.live_runs import Runs
@@ -96,6 +98,7 @@ class Gauges(Collector):
         *,
         runs: Runs,
         store: Store,
+        clients: ClientRows,
         sessions: Sessions,
         leases: Leases,
         clock: Clock,
@@ -108,10 +111,13 @@ class Gauges(Collector):
 
         `wall_s` returns the time of day in seconds since 1970.
         """
-        self._runs, self._store, self._sessions, self._leases = runs, store, sessions, leases
+        self._runs, self._store, self._clients = runs, store, clients
+        self._sessions, self._leases = sessions, leases
         self._clock, self._troubles, self._traffic = clock, troubles, traffic
         self._registry, self._wall_s = registry, wall_s
         self._values: tuple[Metric, ...] = ()
+        # The evaluations of each run, and the number of the run's last event when they were read.
+        self._evaluated: dict[RunId, tuple[int, list[EvaluationRecord]]] = {}
 
     def collect(self) -> Iterable[Metric]:
         return self._values
@@ -131,7 +137,8 @@ class Gauges(Collector):
         """Returns the current value of all gauges and counters. Raises StoreFailed if the database cannot be read."""
         runs, now_s = self._runs.all(), self._clock.now_s()
         shown = _newest(runs)
-        evaluations = {run.id: await self._evaluations(run) for run in shown}
+        self._evaluated = {run.id: await self._evaluations(run) for run in shown}
+        evaluations = {run: rows for run, (_, rows) in self._evaluated.items()}
         scores = {run: dict(sorted(reported_scores(rows))[:MAX_GROUPS]) for run, rows in evaluations.items()}
         gains = {run: dict(sorted(reported_gains(rows))[:MAX_GROUPS]) for run, rows in evaluations.items()}
         deadlines = {run.id: run.state.deadline_s for run in shown}
@@ -158,7 +165,7 @@ class Gauges(Collector):
             "pluralllm_fairness_index": {
                 (run,): fairness_index(tuple(by_group.values())) for run, by_group in scores.items() if by_group
             },
-            "pluralllm_clients": await self._clients(now_s),
+            "pluralllm_clients": self._count_clients(now_s),
             "pluralllm_leases": {(): sum(len(self._leases.held_in(run.id)) for run in runs)},
             "pluralllm_certificate_left_seconds": self._certificates(),
         }
@@ -169,16 +176,22 @@ class Gauges(Collector):
             *(CounterMetricFamily(name, COUNTERS[name], value=value) for name, value in counters.items()),
         )
 
-    async def _evaluations(self, run: LiveRun) -> list[EvaluationRecord]:
-        """Returns the evaluations of the newest model version whose evaluation has ended."""
+    async def _evaluations(self, run: LiveRun) -> tuple[int, list[EvaluationRecord]]:
+        """Returns the evaluations of the newest model version whose evaluation has ended, and the run's last event before.
+
+        A run without a new event has no new evaluations, so the database is not asked for them again.
+        """
+        sequence = run.sequence
+        if (before := self._evaluated.get(run.id)) is not None and before[0] == sequence:
+            return before
         rows = ended_evaluations(run, await self._store.latest_evaluations(run.id, 2))
         newest = max((row.score.version for row in rows), default=None)
-        return [row for row in rows if row.score.version == newest]
+        return sequence, [row for row in rows if row.score.version == newest]
 
-    async def _clients(self, now_s: float) -> Values:
+    def _count_clients(self, now_s: float) -> Values:
         live = {session.client for session in self._sessions.live(now_s)}
         count: Counter[str] = Counter()
-        for member in await self._store.clients():
+        for member in self._clients.all():
             lease = self._leases.of(member.client)
             if lease is not None:
                 count["working" if lease.fetched else "assigned"] += 1

@@ -231,7 +231,7 @@ class Intake:
             receipt = await self._checked(run, task, path, announced)
             async with self._retention.storing():
                 await self._blobs.put(digest, path)
-                noise, now_s = announced.noise or await self._noise_of(task.client), self._clock.now_s()
+                noise, now_s = announced.noise or self._noise_of(task.client), self._clock.now_s()
                 arrived = ev.UpdateArrived(now_s, task.round, base_version, receipt, noise)
                 if statement is None:
                     await self._coordinator.dispatch(run, arrived)
@@ -342,11 +342,11 @@ class Intake:
             return session.training_questions
         return 0 if (row := self._clients.get(client)) is None else row.training_questions
 
-    async def _noise_of(self, client: ClientId) -> NoiseStatement | None:
+    def _noise_of(self, client: ClientId) -> NoiseStatement | None:
         """Returns what the client declared about noise in its newest Hello, which the database has as well."""
         if (session := self._sessions.get(client)) is not None:
             return session.noise
-        return next((row.noise for row in await self._store.clients() if row.client == client), None)
+        return None if (row := self._clients.get(client)) is None else row.noise
 
     async def _note_refusal(self, run: LiveRun, task: TaskName, error: Refused) -> None:
         """Counts the refusal of an update. The first refusals of a client in the open round also go into the run's log.
