@@ -3,8 +3,8 @@
 .venv/bin/python benchmarks/local_step.py [--preset default] [--threads 1] [--repeats 5]
 
 The task is a whole one of the service, with files for the model and the update, and a synthetic group of the survey's size. The
-profile has torch's own operations by kind, each without those that it calls. "Outside torch's operations" is the rest of the
-time: Python, numpy, reading and writing files. The matrix rate is that of one large product of float32 matrices in the same run.
+profile has torch's own operations by kind, each without those that it calls, as shares of their sum. The matrix rate is that of
+one large product of float32 matrices in the same run.
 """
 
 import argparse
@@ -88,7 +88,7 @@ def main() -> int:
             rates.append(matrix_rate(DEVICE))
             took_s.append(cpu_s(spec, folder, data))
         with profile(activities=[ProfilerActivity.CPU], with_flops=True) as profiled:
-            profiled_s = cpu_s(spec, folder, data)
+            task(folder, spec, data)
     events = profiled.key_averages()
     operations = sum(event.flops for event in events)
     step_s, rate = statistics.median(took_s) / steps, statistics.median(rates)
@@ -99,16 +99,13 @@ def main() -> int:
     print(f"a step takes {1e3 * step_s:.2f} ms and {per_step:.0f} operations of torch")
     print(f"matrix products: {operations / steps / 1e6:.1f} million floating point operations a step, that is")
     print(f"{operations_s / rate:.1%} of the matrix rate of {rate / 1e9:.0f} GFLOP/s")
-    shares = Counter[str]()
+    total, shares = sum(event.self_cpu_time_total for event in events), Counter[str]()
     for event in events:
-        shares[kind_of(event.key)] += event.self_cpu_time_total / 1e6 / profiled_s
-    shares["outside torch's operations"] = 1 - sum(shares.values())
+        shares[kind_of(event.key)] += event.self_cpu_time_total / total
     for kind, share in shares.most_common():
         print(f"  {share:6.1%}  {kind}")
     for event in sorted(events, key=lambda event: -event.self_cpu_time_total)[:12]:
-        print(
-            f"    {event.self_cpu_time_total / 1e6 / profiled_s:6.1%}  {event.key} ({event.count / steps:.1f} a step)"
-        )
+        print(f"    {event.self_cpu_time_total / total:6.1%}  {event.key} ({event.count / steps:.1f} a step)")
     return 0
 
 
