@@ -51,6 +51,7 @@ class CopyingTransport(Transport):
         examples: int,
         metrics: Mapping[str, float],
         noise: NoiseStatement | None = None,
+        statement: bytes = b"",
     ) -> None:
         facts = {"task": task, "spec_sha256": spec_sha256, "base": base, "examples": examples, "metrics": {**metrics}}
         copy = self.folder / task.replace("/", ".")
@@ -60,7 +61,7 @@ class CopyingTransport(Transport):
             copy.with_suffix(".draft").write_text(json.dumps(facts))
             # The JSON file comes last, so that its update is complete when it is there.
             copy.with_suffix(".draft").rename(copy.with_suffix(".json"))
-        await super().push_update(task, path, manifest, spec_sha256, base, examples, metrics, noise)
+        await super().push_update(task, path, manifest, spec_sha256, base, examples, metrics, noise, statement)
 
 
 def main() -> None:

@@ -278,7 +278,7 @@ class Federation(pb_grpc.FederationServiceServicer):
         self._leases.renew(task.client, self._clock.now_s())
         return pb.PutRoundStepResponse()
 
-    async def GetTranscript(  # type: ignore[override]
+    async def GetTranscript(
         self, request: pb.GetTranscriptRequest, context: Context
     ) -> AsyncIterator[pb.GetTranscriptResponse]:
         run, number = self._shared.get(request.run), RoundNumber(request.round)
@@ -286,7 +286,7 @@ class Federation(pb_grpc.FederationServiceServicer):
             yield pb.GetTranscriptResponse(index=index, data=data)
             self._traffic.count_sent(run.id, len(data))
 
-    async def GetMaskedChunks(  # type: ignore[override]
+    async def GetMaskedChunks(
         self, request: pb.GetMaskedChunksRequest, context: Context
     ) -> AsyncIterator[pb.GetMaskedChunksResponse]:
         run, number = self._shared.get(request.run), RoundNumber(request.round)
