@@ -100,6 +100,9 @@ class Kept:
         draft.rename(self.clock)
 
 
+OVERTAKEN = "error: Another coordinator serves from this database now"
+
+
 class Federation:
     """A federation in a folder. Its processes are supervised only when `look` is called, so every wait must call it."""
 
@@ -275,11 +278,14 @@ class Federation:
         return all(not client.running and self.knows_the_end(client) for client in self.clients.values())
 
     def stop_coordinators(self) -> list[int]:
-        """Stops the coordinators in order; returns the exit codes of those that had begun to log."""
+        """Stops the coordinators in order; returns the exit codes of those that had begun to log.
+
+        One that another has just taken over from, because the database ended its session, ends by itself and says so.
+        """
         for kept in self.coordinators:
             kept.start_at_s = float("inf")
         codes = [(kept, kept.process.stop()) for kept in reversed(self.coordinators) if kept.process.popen is not None]
-        return [code for kept, code in codes if kept.process.has_logged]
+        return [code for kept, code in codes if kept.process.has_logged and not kept.process.says(OVERTAKEN)]
 
     def close(self) -> None:
         """Closes the links and the collector of traces."""

@@ -125,6 +125,12 @@ class Process:
         """Whether the process has logged since its start. Before that it is still loading, and a signal ends it at once."""
         return self.log.stat().st_size > self.log_bytes
 
+    def says(self, text: str) -> bool:
+        """Whether the process has written a text since its start."""
+        with self.log.open("rb") as file:
+            file.seek(self.log_bytes)
+            return text.encode() in file.read()
+
     def kill(self) -> None:
         """Sends SIGKILL; the worker's input closes, so the worker ends, too."""
         assert self.popen is not None
