@@ -44,6 +44,7 @@ ELSEWHERE = {
     "pluralllm-client join org-a.invite --data town.jsonl": "tests/integration/test_joining.py",
     "pluralllm-client privacy": "as above",
     "pluralllm-client peers": "tests/private/test_roster_attacks.py",
+    "pluralllm-client verify": "tests/private/test_daemons.py",
     "pluralllm members reset-peer-key": "tests/integration/test_cli.py",
     "docker compose": "no images are built here; compose.yaml is checked by tests/unit/test_deployment.py",
     "cp deploy/compose.env.example": "for docker compose",

@@ -24,9 +24,11 @@ from pluralllm.client.disclosure.policy import RoundPrivacy
 from pluralllm.client.joining.partner import load_partner
 from pluralllm.client.link.transport import Transport
 from pluralllm.client.private_rounds.pins import save_pins
-from pluralllm.client.process.config import ClientConfig
+from pluralllm.client.process.config import ClientConfig, JoinConfig
+from pluralllm.client.verify_command import verified
 from pluralllm.client.work.masking import mask_update
 from pluralllm.client.work.orders import EVALUATE, MASK, PREPARE, Mask, Prepared, Train, TrainedUpdate
+from pluralllm.common.errors.tree import NotFound
 from pluralllm.common.private_rounds.peer_keys import fingerprint, public_der
 from pluralllm.common.private_rounds.ring import Ring
 from pluralllm.common.process.clock import SystemClock
@@ -34,7 +36,7 @@ from pluralllm.common.trust.identity import Identity, peer_key
 from pluralllm.common.weights.layout import write_weights
 from pluralllm.common.weights.server_optimizer import ServerOptimizer, server_optimizer
 from pluralllm.common.words.aggregation import Aggregation
-from pluralllm.common.words.ids import ModelVersion, RunId
+from pluralllm.common.words.ids import ModelVersion, RoundNumber, RunId
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import RunSpec
 from pluralllm.server.aggregation import private_version
@@ -42,6 +44,7 @@ from pluralllm.v1 import resources_pb2 as rpb
 
 LIMIT_S = 40.0
 ROUNDS = 2
+MOMENTUM = SPEC.aggregation.momentum
 MEMBERS = NAMES[:4]
 QUESTIONS = next(iter(sample_groups(2, 60, 0).values()))
 
@@ -49,10 +52,8 @@ QUESTIONS = next(iter(sample_groups(2, 60, 0).values()))
 class Worker:
     """A worker that makes up a delta, and masks it as the real one does."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.deltas: dict[int, NDArray[np.float32]] = {}  # by round
-        self.orders: list[Any] = []
+    def __init__(self, name: str, deltas: dict[int, NDArray[np.float32]]) -> None:
+        self.name, self.deltas = name, deltas  # by round
         self.limits: Any = None
 
     async def start(self) -> None: ...
@@ -60,7 +61,6 @@ class Worker:
     async def stop(self) -> None: ...
 
     async def ask(self, command: Any, order: Any, on_progress: Any) -> Any:
-        self.orders.append(order)
         if command is PREPARE:
             return Prepared(len(QUESTIONS), "cpu")
         if command is EVALUATE:
@@ -82,7 +82,7 @@ class Worker:
 class Member:
     """One daemon as a task of this process."""
 
-    def __init__(self, folder: Path, identity: Identity, pins: Mapping[str, str]) -> None:
+    def __init__(self, folder: Path, identity: Identity, pins: Mapping[str, str], worker: Worker) -> None:
         folder.mkdir(exist_ok=True)
         data, state = folder / "answers.jsonl", folder / "state"
         if not data.is_file():
@@ -98,7 +98,7 @@ class Member:
         )
         partner = load_partner(config)
         assert partner.identity is not None
-        self.state, self.worker = state, Worker(partner.name)
+        self.state, self.worker = state, worker
         self.transport = Transport.of_member(partner.identity)
         policy = open_policy(private_rounds=RoundPrivacy(hidden_among=2))
         self.daemon = Daemon(config, partner, policy, PrivateFile(data, state), self.transport, cast(Any, self.worker))
@@ -124,7 +124,8 @@ class Members:
         identities = {name: await self._served.member(name, MemberRole.CLIENT, f"group of {name}") for name in names}
         self.pins |= {name: fingerprint(public_der(peer_key(one.folder))) for name, one in identities.items()}
         for name, identity in identities.items():
-            self.of[name] = Member(self._folder / name, identity, {} if name == alone else self.pins)
+            worker = self.of[name].worker if name in self.of else Worker(name, {})
+            self.of[name] = Member(self._folder / name, identity, {} if name == alone else self.pins, worker)
 
 
 @contextlib.asynccontextmanager
@@ -151,44 +152,25 @@ def ended(run: rpb.Run) -> bool:
 
 def spec_of(rounds: int) -> RunSpec:
     together = SPEC.round.model_copy(update={"gather_s": 60.0})
-    return SPEC.model_copy(update={"rounds": rounds, "round": together})
+    moving = SPEC.aggregation.model_copy(update={"optimizer": "fedavgm"})
+    return SPEC.model_copy(update={"rounds": rounds, "round": together, "aggregation": moving})
 
 
-def assert_mean(step: NDArray[np.float64], workers: list[Worker], number: int) -> None:
-    """Asserts that a version differs from the one before by the plain mean of the deltas, within the ring's error."""
+async def assert_steps(served: Served, workers: list[Worker]) -> None:
+    """Asserts that each version is the server optimizer's step from the plain mean of the deltas, within the ring's error."""
     total = sum(worker.examples for worker in workers)
-    mean = sum(worker.examples * worker.deltas[number].astype(np.float64) for worker in workers) / total
-    tolerance = 2 * len(workers) * MOST_WEIGHT / Ring(len(MEMBERS), CLIP_NORM, MOST_WEIGHT).scale / total + 1e-7
-    assert np.abs(step - mean).max() < tolerance
+    tolerance = 2 * len(workers) * MOST_WEIGHT / Ring(len(MEMBERS), CLIP_NORM, MOST_WEIGHT).scale / total + 1e-6
+    step = np.zeros(LAYOUT.values)
+    for number in range(1, ROUNDS + 1):
+        mean = sum(worker.examples * worker.deltas[number].astype(np.float64) for worker in workers) / total
+        step = MOMENTUM * step + mean
+        made = (await stored(served, number)).astype(np.float64) - await stored(served, number - 1)
+        assert np.abs(made - step).max() < tolerance
 
 
-async def test_daemons_play_private_rounds_and_the_model_is_the_plain_mean(tmp_path: Path) -> None:
+async def test_daemons_that_are_restarted_after_any_line_of_their_notebooks_make_the_plain_mean(tmp_path: Path) -> None:
     async with serving(tmp_path / "server", SystemClock(), silence_s=5) as served:
         await served.create("r", spec_of(ROUNDS))
-        async with members(tmp_path / "clients", served) as some:
-            await some.start(*MEMBERS)
-            run = await until(served, ended)
-            await asyncio.wait_for(asyncio.gather(*(one.task for one in some.of.values())), 20)
-        assert (run.outcome, run.version) == (rpb.RUN_OUTCOME_COMPLETED, ROUNDS)
-        workers = [one.worker for one in some.of.values()]
-        for number in range(1, ROUNDS + 1):
-            step = (await stored(served, number)).astype(np.float64) - await stored(served, number - 1)
-            assert_mean(step, workers, number)
-        assert await clean(served, tmp_path) == ROUNDS
-        for one in some.of.values():
-            assert [path.name for path in (one.state / "private").iterdir()] == ["CACHEDIR.TAG"]
-            assert list((one.state / "outbox").iterdir()) == []
-            assert list((one.state / "drafts").iterdir()) == []
-
-
-def has_line(member: Member, step: str) -> bool:
-    notebook = member.state / "private" / "r.1" / "notebook"
-    return notebook.is_file() and f'"step":"{step}"' in notebook.read_text()
-
-
-async def test_a_daemon_that_is_restarted_after_any_line_of_its_notebook_goes_on(tmp_path: Path) -> None:
-    async with serving(tmp_path / "server", SystemClock(), silence_s=5) as served:
-        await served.create("r", spec_of(1))
         async with members(tmp_path / "clients", served) as some:
             await some.start(*MEMBERS)
             restarts = dict(zip(MEMBERS, ("keys", "shares", "update", "confirm"), strict=True))
@@ -198,13 +180,32 @@ async def test_a_daemon_that_is_restarted_after_any_line_of_its_notebook_goes_on
                         del restarts[name]
                         await some.of[name].end()
                         await some.start(name)
-                    await asyncio.sleep(0.005)
+                    await asyncio.sleep(0.01)
             run = await until(served, ended)
-        assert run.outcome == rpb.RUN_OUTCOME_COMPLETED
-        record = await served.parts.store.version(RunId("r"), ModelVersion(1))
-        assert record is not None
-        assert [client for client, *_ in record.updates] == sorted(MEMBERS)
-        assert await clean(served, tmp_path) == 1
+            await asyncio.wait_for(asyncio.gather(*(one.task for one in some.of.values())), 20)
+            await assert_verified(served, some.of[MEMBERS[0]])
+        assert (run.outcome, run.version) == (rpb.RUN_OUTCOME_COMPLETED, ROUNDS)
+        await assert_steps(served, [one.worker for one in some.of.values()])
+        assert await clean(served, tmp_path) == ROUNDS
+        for one in some.of.values():
+            assert [path.name for path in (one.state / "private").iterdir()] == ["CACHEDIR.TAG"]
+            assert not [*(one.state / "outbox").iterdir(), *(one.state / "verification").iterdir()]
+            assert not [*(one.state / "drafts").iterdir()]
+
+
+async def assert_verified(served: Served, member: Member) -> None:
+    """Asserts that the command `verify` computes each version again, and refuses a round that this client has not seen."""
+    identity = await served.member(member.worker.name, MemberRole.CLIENT)
+    paths = JoinConfig(state_dir=member.state)
+    for number in range(1, ROUNDS + 1):
+        assert await verified(paths, identity, RunId("r"), RoundNumber(number)) == (number, tuple(sorted(MEMBERS)))
+    with pytest.raises(NotFound):
+        await verified(paths, identity, RunId("r"), RoundNumber(ROUNDS + 1))
+
+
+def has_line(member: Member, step: str) -> bool:
+    notebook = member.state / "private" / "r.1" / "notebook"
+    return notebook.is_file() and f'"step":"{step}"' in notebook.read_text()
 
 
 async def test_a_client_that_has_pinned_too_few_deals_nothing_and_says_what_to_do(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from pluralllm.client import (
     peers_commands,
     privacy_commands,
     support_command,
+    verify_command,
 )
 from pluralllm.client.answers_in_use import answers_in_use
 from pluralllm.client.data.answers import shows_respondents
@@ -58,6 +59,7 @@ app.command("consent")(consent_command.consent)
 app.command("privacy")(privacy_commands.privacy)
 app.command("history")(history_commands.history)
 app.command("audit")(history_commands.audit)
+app.command("verify")(verify_command.verify)
 app.command("doctor")(doctor.doctor)
 app.command("support-bundle")(support_command.support_bundle)
 

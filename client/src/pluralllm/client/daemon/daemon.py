@@ -210,8 +210,8 @@ class Daemon:
     async def must_greet(self) -> bool:
         """Returns whether Hello must say something new, or take back a refusal. While the client works, the answer is no.
 
-        The private file or the loss of privacy has changed, the partner has consented to the run, or a new day has a new budget
-        of runs.
+        The private file, the loss of privacy or the pins have changed, the partner has consented to the run, or a new day has a
+        new budget of runs.
         """
         if self.is_working:
             return False
@@ -220,7 +220,8 @@ class Daemon:
         for run in runs:
             log.info("consent.given", run=run)
         has_new_noise = await asyncio.to_thread(self._declaration.look)
-        return self._budgets.may_ask_again() or has_new_data or has_new_noise or bool(runs)
+        has_new_pins = await asyncio.to_thread(self._private.has_new_pins)
+        return self._budgets.may_ask_again() or has_new_data or has_new_noise or has_new_pins or bool(runs)
 
     async def take(self, answer: Answer) -> float | None:
         """Acts on the coordinator's answer to one poll.

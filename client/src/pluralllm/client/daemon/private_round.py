@@ -43,8 +43,8 @@ from pluralllm.client.private_rounds.verification import Verification
 from pluralllm.client.work.orders import TrainedUpdate
 from pluralllm.client.work.worker_limits import WorkerLimits
 from pluralllm.client.work.worker_process import Progress
-from pluralllm.common.errors.private_rounds import RoundSecretsLost, WrongStep
-from pluralllm.common.errors.tree import RoundClosed
+from pluralllm.common.errors.private_rounds import PeerKeyDiffers, RoundSecretsLost, TooFewKnown, WrongStep
+from pluralllm.common.errors.tree import InvalidConfig, RoundClosed
 from pluralllm.common.private_rounds.round_view import RoundView
 from pluralllm.common.private_rounds.statements import RoundTerms
 from pluralllm.common.wire.round_steps import (
@@ -119,10 +119,26 @@ class PrivateRounds:
     def __init__(self, means: Means) -> None:
         self._means = means
         self.heard = Heard()
+        self._refused: dict[str, str] | None = None  # the pins with which this client has refused a round
 
     async def play(self, task: Task, run: JoinedRun) -> None:
         """Takes part in a task's round until it is cancelled, because the coordinator ends a round. Raises what stops it."""
-        await PrivateRound(self._means, self.heard, task, run).play()
+        try:
+            await PrivateRound(self._means, self.heard, task, run).play()
+        except (PeerKeyDiffers, TooFewKnown):
+            self._refused = await asyncio.to_thread(load_pins, self._means.pins)
+            raise
+
+    def has_new_pins(self) -> bool:
+        """Returns, once, whether the partner has changed its pins since they made this client refuse a round.
+
+        Hello then takes the refusal back.
+        """
+        with contextlib.suppress(InvalidConfig):
+            if self._refused is not None and load_pins(self._means.pins) != self._refused:
+                self._refused = None
+                return True
+        return False
 
     def close_before(self, task: Task) -> None:
         """Ends the earlier rounds of a task's run. An evaluation comes after its round, a training belongs to its round."""
@@ -135,10 +151,6 @@ class PrivateRounds:
         """Ends all rounds of a run that is over."""
         self._means.notebooks.close_run(run)
         self._means.verification.forget(run)
-
-    def pins(self) -> dict[str, str]:
-        """Returns the fingerprint of each pinned member's key. Raises InvalidConfig for a bad file."""
-        return load_pins(self._means.pins)
 
 
 class PrivateRound:

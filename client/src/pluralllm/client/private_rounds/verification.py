@@ -71,9 +71,10 @@ class Knowledge:
 class Verification:
     """The check of model versions. It has a folder for the files of a check under way, and one for evidence."""
 
-    def __init__(self, knowledge: Knowledge, transport: Transport) -> None:
+    def __init__(self, knowledge: Knowledge, transport: Transport, work: Path | None = None) -> None:
+        """Stores the arguments. work: folder for the files of a check; None for the daemon's."""
         self._knowledge, self._transport, self._calls = knowledge, transport, RoundCalls(transport)
-        self._folder, self._evidence = knowledge.state / "verification", knowledge.state / "evidence"
+        self._folder, self._evidence = work or knowledge.state / "verification", knowledge.state / "evidence"
         self._true: set[tuple[RunId, ModelVersion]] = set()
 
     async def is_checked(self, task: Task, spec: RunSpec) -> bool:
@@ -113,6 +114,10 @@ class Verification:
         before, record = [
             await self._record(run, ModelVersion(n), seen.get(ModelVersion(n))) for n in (version - 1, version)
         ]
+        if record.spec_sha256 != spec_sha256:
+            raise RecordInvalid(
+                run=run, version=version, problem="it is for another run spec than the coordinator shows"
+            )
         folder = self._folder / f"{run}.{version}"
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
         await asyncio.to_thread(make_folder, folder)
