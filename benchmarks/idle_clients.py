@@ -21,6 +21,7 @@ from processes import administrator, coordinator
 from pluralllm.client.link.channel import Connection
 from pluralllm.client.link.tasks import Introduction, RunOver, Task, Wait
 from pluralllm.client.link.transport import Transport
+from pluralllm.common.errors.tree import NoAnswer
 from pluralllm.common.wire.channels import plain_channel
 from pluralllm.common.words.ids import ClientId, RunId
 from pluralllm.common.words.spec import GroupRole, RunSpec
@@ -65,7 +66,11 @@ class Simulated:
         held: Task | None = None
         while True:
             following = [held.run] if held is not None else []
-            match await self.transport.poll(None if held is None else held.name, following):
+            try:
+                answer = await self.transport.poll(None if held is None else held.name, following)
+            except NoAnswer:  # a machine with other work may need longer
+                continue
+            match answer:
                 case Task() as task:
                     if task.run not in over and self.arrived is not None and not self.arrived.done():
                         self.arrived.set_result(time.perf_counter())
