@@ -1,5 +1,6 @@
 """The daemon does one task: its work, the numbers that it hands in, and the files that it keeps when something fails."""
 
+import asyncio
 import json
 import shutil
 import time
@@ -14,6 +15,7 @@ from support.process_harness import process_spec
 from support.tasks import task_of
 
 from pluralllm.client.daemon.daemon import KEPT_RUNS, Daemon
+from pluralllm.client.daemon.work_under_way import Work
 from pluralllm.client.disclosure.measurements import MeasuredScores, MeasuredTraining
 from pluralllm.client.disclosure.outgoing import IN_LOG
 from pluralllm.client.disclosure.policy import METRICS, Policy, RespondentPrivacy
@@ -106,7 +108,7 @@ class Coordinator:
             raise self.errors[name]
 
     async def poll(self, held: str | None, following: list[str], held_phase: int = 0) -> Wait:
-        self._note("poll", held, following)
+        self._note("poll", held, following, held_phase)
         return Wait(1.0, "no run is open")
 
     async def run_spec(self, run: RunId) -> bytes:
@@ -209,6 +211,22 @@ class Client:
 @pytest.fixture
 def client(tmp_path: Path) -> Client:
     return Client(tmp_path)
+
+
+# Polls
+
+
+async def test_a_poll_names_the_step_of_the_task_that_the_client_works_on(client: Client) -> None:
+    forever = asyncio.create_task(asyncio.sleep(1000))
+    client.daemon._work = Work(private := task(phase=2), forever)
+    client.daemon._private.heard.hear(private)
+    await client.daemon.ask()
+    assert client.coordinator.of("poll") == (private.name, [], 2)
+    forever.cancel()
+    await asyncio.gather(forever, return_exceptions=True)
+    client.coordinator.calls.clear()
+    await client.daemon.ask()
+    assert client.coordinator.of("poll")[2] == 0
 
 
 # Training

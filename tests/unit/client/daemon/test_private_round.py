@@ -1,0 +1,72 @@
+"""The steps that the daemon's private rounds hear of, and the pins that take a refusal back."""
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from support.process_harness import process_spec
+from support.tasks import task_of
+
+from pluralllm.client.daemon import private_round
+from pluralllm.client.daemon.private_round import Heard, PrivateRounds
+from pluralllm.client.keeping.history import History
+from pluralllm.client.private_rounds.notebooks import Notebooks
+from pluralllm.client.private_rounds.pins import save_pins
+from pluralllm.common.errors.private_rounds import TooFewKnown
+from pluralllm.common.words.ids import RoundNumber, RunId
+from pluralllm.common.words.names import TaskKind
+
+TASK = task_of(process_spec(), round_number=3)
+ANN = {"ann": "a" * 64}
+
+
+async def test_a_step_is_news_once_and_wakes_whoever_waits_for_another_step() -> None:
+    heard = Heard()
+    assert heard.hear(replace(TASK, phase=1))
+    assert not heard.hear(replace(TASK, phase=1))
+    waiting = asyncio.ensure_future(heard.other_than(1))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    assert heard.hear(replace(TASK, phase=2))
+    await asyncio.wait_for(waiting, 5)
+    await asyncio.wait_for(heard.other_than(1), 5)
+    assert heard.hear(task_of(process_spec(), round_number=4, phase=2)), "another task"
+
+
+def rounds_in(folder: Path) -> PrivateRounds:
+    notebooks = Notebooks(folder / "private", History(folder / "history"))
+    return PrivateRounds(cast(Any, SimpleNamespace(pins=folder / "peers.toml", notebooks=notebooks, transport=None)))
+
+
+async def test_pins_that_change_after_a_refusal_take_it_back_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuses(*_: Any) -> None:
+        raise TooFewKnown(members=4, pinned=1, needed=4)
+
+    monkeypatch.setattr(private_round.PrivateRound, "play", refuses)
+    rounds = rounds_in(tmp_path)
+    save_pins(tmp_path / "peers.toml", {})
+    assert not rounds.has_new_pins()
+    with pytest.raises(TooFewKnown):
+        await rounds.play(TASK, cast(Any, None))
+    assert not rounds.has_new_pins()
+    (tmp_path / "peers.toml").write_text("no pins")
+    assert not rounds.has_new_pins(), "a bad file"
+    save_pins(tmp_path / "peers.toml", ANN)
+    assert [rounds.has_new_pins(), rounds.has_new_pins()] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("kind", "left"), [(TaskKind.TRAIN, [3]), (TaskKind.EVALUATE, [])], ids=["a training", "an evaluation"]
+)
+def test_a_task_ends_the_rounds_before_it(tmp_path: Path, kind: TaskKind, left: list[int]) -> None:
+    rounds = rounds_in(tmp_path)
+    notebooks = rounds._means.notebooks
+    for run, number in (("r", 2), ("r", 3), ("other", 1)):
+        notebooks.open(RunId(run), RoundNumber(number)).write_keys(bytes(32), bytes(32), b"keys")
+    rounds.close_before(replace(TASK, kind=kind))
+    assert notebooks.open_rounds() == [("other", 1), *(("r", number) for number in left)]

@@ -1,0 +1,81 @@
+"""The check of model versions before this client trains on them."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from support.process_harness import process_spec
+from support.tasks import task_of
+
+from pluralllm.client.keeping.history import History
+from pluralllm.client.private_rounds import verification
+from pluralllm.client.private_rounds.verification import Knowledge, Verification
+from pluralllm.common.errors.private_rounds import AggregateDiffers
+from pluralllm.common.errors.tree import NotFound
+from pluralllm.common.predictor.first_version import write_first_version
+from pluralllm.common.words.ids import Digest, ModelVersion
+
+SPEC = process_spec()
+TASK = task_of(SPEC, round_number=3)
+
+
+def knowledge(folder: Path, share: float | None = None) -> Knowledge:
+    return Knowledge(folder, "test", History(folder / "history"), cast(Any, None), folder / "peers.toml", 1, share)
+
+
+@pytest.mark.parametrize(
+    ("share", "cohort", "expected"), [(None, 4, 1.0), (None, 32, 0.25), (0.5, 4, 0.5), (0.0, 4, 0.0)]
+)
+def test_the_share_of_checked_versions_is_the_policys_or_follows_from_the_cohort(
+    tmp_path: Path, share: float | None, cohort: int, expected: float
+) -> None:
+    assert knowledge(tmp_path, share).share(cohort) == expected
+
+
+async def test_a_crafted_first_version_is_not_checked(tmp_path: Path) -> None:
+    digest = write_first_version(tmp_path / "first", SPEC).digest
+    check = Verification(knowledge(tmp_path), cast(Any, None))
+    first = replace(TASK, base_version=ModelVersion(0))
+    assert await check.is_checked(replace(first, base_digest=digest), SPEC)
+    assert not await check.is_checked(replace(first, base_digest=Digest("c" * 64)), SPEC)
+    assert not list((tmp_path / "verification").iterdir())
+
+
+class Checking(Verification):
+    """A check that only counts."""
+
+    def __init__(self, known: Knowledge, error: Exception | None = None) -> None:
+        super().__init__(known, cast(Any, None))
+        self.checks, self.error = 0, error
+
+    async def check(self, *_: Any) -> tuple[str, ...]:
+        self.checks += 1
+        if self.error is not None:
+            raise self.error
+        return ()
+
+
+async def test_a_version_is_checked_once_and_one_without_files_stays_unchecked(tmp_path: Path) -> None:
+    check = Checking(knowledge(tmp_path, 0.0))
+    assert [await check.is_checked(TASK, SPEC), await check.is_checked(TASK, SPEC)] == [True, True]
+    assert check.checks == 1, "small versions are always checked"
+    assert not await Checking(knowledge(tmp_path), NotFound(what="transcript", name="r")).is_checked(TASK, SPEC)
+
+
+@pytest.mark.parametrize(("share", "checks"), [(0.0, 0), (1.0, 1)])
+async def test_a_large_version_is_checked_by_a_coin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float, checks: int
+) -> None:
+    monkeypatch.setattr(verification, "ALWAYS_BYTES", 1000)
+    check = Checking(knowledge(tmp_path, share))
+    assert await check.is_checked(TASK, SPEC) == bool(checks)
+    assert check.checks == checks
+
+
+async def test_evidence_of_a_run_ends_the_clients_part_in_it_for_good(tmp_path: Path) -> None:
+    (tmp_path / "evidence" / "r.1").mkdir(parents=True)
+    check = Checking(knowledge(tmp_path))
+    with pytest.raises(AggregateDiffers, match="evidence"):
+        await check.is_checked(TASK, SPEC)
+    assert await check.is_checked(task_of(SPEC, run="other"), SPEC)
