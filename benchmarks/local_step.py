@@ -22,8 +22,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from pluralllm.client.work.train import train
 from pluralllm.common.predictor.data import GroupData
+from pluralllm.common.predictor.first_version import write_first_version
 from pluralllm.common.words.spec import RunSpec
-from pluralllm.server.runs.live_run import write_first_version
 
 KINDS = {
     "matrix products": (
