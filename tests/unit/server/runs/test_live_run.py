@@ -161,7 +161,7 @@ def test_a_first_version_that_a_full_disk_refuses_is_an_error_of_storage(
         raise OSError(errno.ENOSPC, "no space")
 
     assert write_first_version(tmp_path / "v0", small_spec()).size_bytes == (tmp_path / "v0").stat().st_size
-    monkeypatch.setattr("pluralllm.server.runs.live_run.write_weights", full)
+    monkeypatch.setattr("pluralllm.common.predictor.first_version.write_weights", full)
     with pytest.raises(StorageFull):
         write_first_version(tmp_path / "v0", small_spec())
 
