@@ -454,7 +454,7 @@ def test_the_process_leaves_signals_to_the_daemon_and_answers_its_orders(
         worker.main()
         assert commands == first
     assert set(ignored) == ({signal.SIGHUP, signal.SIGTERM, signal.SIGINT} if is_process else set())
-    expected = [f"{order} {order}" for order in ("prepare", "train", "reward", "evaluate")]
+    expected = [f"{order} {order}" for order in ("prepare", "train", "mask", "reward", "evaluate")]
     assert commands == (expected if is_process else [])
     assert environment == ({"CUBLAS_WORKSPACE_CONFIG": ":4096:8"} if is_process else {})
 
