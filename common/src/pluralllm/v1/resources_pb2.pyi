@@ -143,6 +143,8 @@ class _NotReportedEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_NotReport
     """Fewer questions are behind the numbers than the client's policy demands."""
     NOT_REPORTED_BUDGET_SPENT: _NotReported.ValueType  # 2
     """The client has reported as many evaluations of this run as its policy allows."""
+    NOT_REPORTED_KEPT_BACK: _NotReported.ValueType  # 3
+    """The client's policy keeps the scores of a run with private rounds on its machine."""
 
 class NotReported(_NotReported, metaclass=_NotReportedEnumTypeWrapper):
     """Reason why a client does not report the numbers of an evaluation."""
@@ -153,6 +155,8 @@ NOT_REPORTED_TOO_FEW_QUESTIONS: NotReported.ValueType  # 1
 """Fewer questions are behind the numbers than the client's policy demands."""
 NOT_REPORTED_BUDGET_SPENT: NotReported.ValueType  # 2
 """The client has reported as many evaluations of this run as its policy allows."""
+NOT_REPORTED_KEPT_BACK: NotReported.ValueType  # 3
+"""The client's policy keeps the scores of a run with private rounds on its machine."""
 Global___NotReported: _TypeAlias = NotReported  # noqa: Y015
 
 class _ParticipantState:

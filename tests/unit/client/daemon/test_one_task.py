@@ -627,3 +627,13 @@ async def test_a_roster_that_goes_back_keeps_the_daemon_out_of_private_rounds_on
     await client.do(task_of(private, round_number=1, base_version=0, run="s", base_record_sha256=first.record_sha256))
     assert client.coordinator.of("report_failure")[::2] == ("ROSTER_DIVERGED", True)
     assert "fetch_model" not in client.coordinator.names()
+
+
+async def test_scores_that_the_policy_keeps_back_in_private_rounds_cost_no_work(tmp_path: Path) -> None:
+    client = Client(tmp_path, open_policy())
+    private = process_spec(private_rounds={}, round={"min_clients": 3, "target_clients": 3}, **SMALL_WEIGHTS)
+    first = replace(FIRST, spec_sha256=private.sha256())
+    client.coordinator.spec_json, client.coordinator.records = private.canonical_json(), (first,)
+    await client.do(task(TaskKind.EVALUATE, spec_sha256=private.sha256(), base_record_sha256=first.record_sha256))
+    assert client.coordinator.of("report_scores")[1] is NotReported.KEPT_BACK
+    assert "evaluate" not in client.worker.orders

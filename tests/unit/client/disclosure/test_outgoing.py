@@ -9,6 +9,7 @@ from support.process_harness import process_spec
 from pluralllm.client.disclosure.measurements import MeasuredScores, MeasuredTraining
 from pluralllm.client.disclosure.outgoing import (
     check_rewards_context,
+    keeps_scores,
     reported_failure,
     reported_metrics,
     reported_progress,
@@ -234,3 +235,24 @@ def test_the_score_to_base_2_lies_between_0_and_1(score: float, base2: float) ->
 )
 def test_progress_is_a_share(done: int, total: int, share: float) -> None:
     assert reported_progress("training", done, total) == ("training", share)
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "noised", "true_answers"), [("sum", False, True), ("own", False, False), ("none", True, True)]
+)
+def test_own_scores_of_a_run_with_private_rounds_leave_as_the_policy_says(
+    evaluation: str, noised: bool, true_answers: bool
+) -> None:
+    policy = Policy.model_validate({"private_rounds": {"evaluation": evaluation}})
+    private = RunSpec.model_validate(
+        {
+            "embedding": {"model": "m", "dimension": 8},
+            "private_rounds": {},
+            "round": {"min_clients": 4, "target_clients": 5},
+            "aggregation": {"max_examples": 100},
+        }
+    )
+    assert keeps_scores(policy, private, is_noised=True) is noised
+    assert keeps_scores(policy, private, is_noised=False) is true_answers
+    plain = private.model_copy(update={"private_rounds": None})
+    assert not keeps_scores(policy, plain, is_noised=False), "the table is about private rounds only"

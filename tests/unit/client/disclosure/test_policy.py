@@ -106,7 +106,6 @@ DEFAULTS = {
         "trust": "pinned",
         "verify_share": None,
         "evaluation": "sum",
-        "reveal_examples": False,
     },
     "privacy": None,
 }

@@ -85,6 +85,22 @@ def reported_scores(policy: Policy, measured: MeasuredScores, *, is_noised: bool
     )
 
 
+def keeps_scores(policy: Policy, spec: RunSpec, *, is_noised: bool) -> bool:
+    """Returns whether no score of this client's own leaves in a run. Only the policy for private rounds can say so.
+
+    is_noised: whether the answers that would be scored have noise, which protects every respondent already.
+    """
+    if spec.private_rounds is None:
+        return False
+    match policy.private_rounds.evaluation:
+        case "own":
+            return False
+        case "sum":  # a score of true answers leaves only inside a sum
+            return not is_noised
+        case "none":
+            return True
+
+
 def reported_metrics(policy: Policy, measured: MeasuredTraining) -> dict[str, float]:
     """Returns the numbers of a training that leave this machine, by name."""
     behind = {

@@ -107,9 +107,8 @@ class RoundPrivacy(BaseModel):
     trust: Literal["pinned", "first_use"] = "pinned"
     # Probability that this client computes a large published version again; None: 4 (colluders + 1) / cohort, at most 1.
     verify_share: Annotated[float, Field(ge=0, le=1)] | None = None
-    # The score of this group in private runs: in a sum with others, as a number of its own, or not at all.
+    # The own scores of this group in private runs. sum: they leave only if the answers are noised. own: as in plain runs.
     evaluation: Literal["sum", "own", "none"] = "sum"
-    reveal_examples: bool = False  # whether the coordinator of a private run learns this group's number of questions
 
 
 class Policy(BaseModel):

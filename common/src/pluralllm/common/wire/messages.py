@@ -79,6 +79,7 @@ MEMBER_ROLES_BACK = {number: role for role, number in MEMBER_ROLES.items()}
 NOT_REPORTED = {
     NotReported.TOO_FEW_QUESTIONS: pb.NOT_REPORTED_TOO_FEW_QUESTIONS,
     NotReported.BUDGET_SPENT: pb.NOT_REPORTED_BUDGET_SPENT,
+    NotReported.KEPT_BACK: pb.NOT_REPORTED_KEPT_BACK,
 }
 NOT_REPORTED_BACK = {number: reason for reason, number in NOT_REPORTED.items()}
 ROSTER_CHANGES = {
