@@ -3,7 +3,7 @@
 import pytest
 
 from pluralllm.common.words.private_rounds import MAX_MEMBERS, MAX_WEIGHT, threshold
-from pluralllm.common.words.spec import RunSpec
+from pluralllm.common.words.spec import RunSpec, spec_from_toml
 
 EMBEDDING = {"model": "m", "dimension": 8}
 FITTING: dict[str, object] = {
@@ -32,6 +32,10 @@ def test_a_fitting_spec_is_read_and_hashes_unlike_the_same_without_the_table() -
         ({"round": {"min_clients": 100, "target_clients": MAX_MEMBERS + 1}}, "round.target_clients to at most 128"),
         ({"round": {"min_clients": 2, "target_clients": 2}}, "private_rounds.colluders to at most 0"),
         ({"updates": {"encoding": "int8"}}, "updates.encoding = fp32"),
+        (
+            {"aggregation": {"max_examples": 100, "weighting": "q_fair"}},
+            "aggregation.weighting = examples or uniform, because q_fair needs each client's distance",
+        ),
         ({"aggregation": {"max_examples": MAX_WEIGHT + 1}}, "aggregation.max_examples to at most 16384"),
     ],
 )
@@ -48,3 +52,9 @@ def test_a_setting_that_does_not_fit_is_named_with_the_fix(values: dict[str, obj
 def test_two_different_sums_never_find_enough_answers(members: int, colluders: int, needed: int) -> None:
     assert threshold(members, colluders) == needed
     assert 2 * needed > members + colluders
+
+
+def test_terms_of_sums_are_not_masked_in_this_release() -> None:
+    sums = spec_from_toml('preset = "sums"\n[embedding]\nmodel = "m"\ndimension = 8\n', "test").model_dump(mode="json")
+    with pytest.raises(ValueError, match="another predictor than kernel-sums/1"):
+        RunSpec.model_validate({**sums, **FITTING, "predictor": sums["predictor"], "aggregation": sums["aggregation"]})

@@ -28,7 +28,15 @@ class PrivateRounds(SpecPart):
     closing_scores: bool = True
 
     def problems(
-        self, *, target_clients: int, min_clients: int, max_examples: int, encoding: str, asks_for_rewards: bool
+        self,
+        *,
+        target_clients: int,
+        min_clients: int,
+        max_examples: int,
+        encoding: str,
+        weighting: str,
+        asks_for_rewards: bool,
+        adds_sums: bool,
     ) -> list[str]:
         """Returns what a run spec with this table must set, for each setting of the spec that does not fit."""
         problems = []
@@ -36,6 +44,12 @@ class PrivateRounds(SpecPart):
             problems.append("no table [rewards], because a reward tells how its group answers")
         if encoding != "fp32":
             problems.append("updates.encoding = fp32, because the scales of other encodings do not add")
+        if weighting not in ("examples", "uniform"):
+            problems.append(
+                f"aggregation.weighting = examples or uniform, because {weighting} needs each client's distance"
+            )
+        if adds_sums:
+            problems.append("another predictor than kernel-sums/1, whose updates must not be clipped")
         if target_clients > MAX_MEMBERS:
             problems.append(f"round.target_clients to at most {MAX_MEMBERS}")
         if 2 * self.colluders >= target_clients:
