@@ -43,6 +43,7 @@ READS: dict[str, frozenset[str]] = {
             "clients",
             "model_digests",
             "named_blobs",
+            "round_messages",
         }
         | {"evaluations", "latest_evaluations", "close"}
     ),

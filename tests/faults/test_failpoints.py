@@ -9,19 +9,30 @@ from drill.pairs import Embedded, Served, StorePair
 from drill.points import all_points, all_steps
 from drill.trial import ALL, SAMPLE_ONLY, Undisturbed, drill
 
-from pluralllm.server.rounds.events import Event
+from pluralllm.server.rounds.events import (
+    ComplaintArrived,
+    ConfirmationArrived,
+    DealtWrongly,
+    Event,
+    KeysArrived,
+    RevealArrived,
+    SharesArrived,
+)
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(300)]
 SEED, SAMPLE = 20250312, 4
 # The reasons why no run passes a point.
 SELDOM = "it writes the time of a Hello that comes ten minutes after the one on record"
 OF_PARTNERS = "no coordinator writes such files"
+PRIVATE = "the runs have plain rounds; tests/private/test_service.py stops the coordinator between any two steps of a private one"
+OF_PRIVATE_ROUNDS = (KeysArrived, SharesArrived, ComplaintArrived, ConfirmationArrived, RevealArrived, DealtWrongly)
 NEVER_PASSED = {
     f"{step}.{side}": why
     for step, why in (
         ("store.save_last_seen", SELDOM),
         ("files.keep_rights", OF_PARTNERS),
         ("files.write_private", OF_PARTNERS),
+        *((f"store.apply.{kind.__name__}", PRIVATE) for kind in OF_PRIVATE_ROUNDS),
     )
     for side in ("before", "after")
 }

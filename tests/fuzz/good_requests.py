@@ -153,6 +153,12 @@ GOOD: dict[str, Callable[[Situation], Message]] = {
     "GetManifest": lambda now: fed.GetManifestRequest(run=now.run),
     "GetChunks": lambda now: fed.GetChunksRequest(run=now.run),
     "GetRollouts": lambda now: fed.GetRolloutsRequest(task=now.rated_task),
+    "GetRoundStep": lambda now: fed.GetRoundStepRequest(task=now.task.name, phase=1),
+    "PutRoundStep": lambda now: fed.PutRoundStepRequest(
+        task=now.task.name, terms_sha256=bytes(32), confirmation=fed.Confirmation(sum_sha256=bytes(32), signature=b"s")
+    ),
+    "GetTranscript": lambda now: fed.GetTranscriptRequest(run=now.run, round=1),
+    "GetMaskedChunks": lambda now: fed.GetMaskedChunksRequest(run=now.run, round=1, member="ann"),
     "BeginUpdate": _begin,
     "PutChunks": lambda now: fed.PutChunksRequest(task=now.task.name, digest=now.manifest.digest, data=now.update),
     "CommitUpdate": lambda now: fed.CommitUpdateRequest(task=now.task.name, digest=now.manifest.digest),

@@ -48,6 +48,8 @@ METHODS: dict[str, MethodDescriptor] = {
 }
 pytestmark = pytest.mark.timeout(1200 if ALL else 120)
 EVERY = pytest.mark.parametrize("path", METHODS, ids=[path.rpartition("/")[2] for path in METHODS])
+# The runs of the worlds have plain rounds. tests/private/test_service.py sends these calls in private rounds.
+OF_PRIVATE_ROUNDS = {"GetRoundStep", "PutRoundStep", "GetTranscript", "GetMaskedChunks"}
 SAME_EVERY_TIME: dict[str, Any] = {
     "derandomize": True,
     "database": None,
@@ -93,6 +95,9 @@ def test_any_message_is_answered_or_refused_and_a_refusal_changes_nothing(world:
 
     check()
     print(path, dict(outcomes))
+    if path.rpartition("/")[2] in OF_PRIVATE_ROUNDS:
+        assert outcomes.total() > outcomes[ACCEPTED], "each request is refused here"
+        return
     assert outcomes[ACCEPTED], "no request was accepted: the handler was hardly tried"
     assert len(outcomes) > 1 or not method.input_type.fields, "no request was refused"
 

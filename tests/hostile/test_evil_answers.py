@@ -87,7 +87,8 @@ async def test_an_answer_touches_no_file_of_the_partner(run: str, kind: str, tmp
             await coordinator.polled.wait()
         assert worker.orders == []
     after = files_below(tmp_path)
-    after.pop("state/disclosure/secret", None)  # the client makes it at its first start, whoever answers
+    for name in ("disclosure/secret", "identity/peer-key.pem", "private/CACHEDIR.TAG"):
+        after.pop(f"state/{name}", None)  # the client makes it at its first start, whoever answers
     assert after == before
     [broken] = [line for line in logs if line["event"] == "coordinator.broke_protocol"]
     assert (broken["log_level"], broken["call"], broken["coordinator"]) == ("error", "Poll", address)
@@ -178,11 +179,11 @@ async def test_run_specs_of_refused_runs_are_kept_up_to_a_number(
     following: list[int] = []
     polled_often, poll = asyncio.Event(), Transport.poll
 
-    async def noted(self: Transport, held: Any, runs: Any) -> Any:
+    async def noted(self: Transport, held: Any, runs: Any, held_phase: int = 0) -> Any:
         following.append(len(runs))
         if len(following) > 2 * len(tasks):
             polled_often.set()
-        return await poll(self, held, runs)
+        return await poll(self, held, runs, held_phase)
 
     monkeypatch.setattr(Transport, "poll", noted)
     coordinator = evil(tasks, pb.GetRunSpecResponse(spec_json=spec_json, spec_sha256=sha256))
