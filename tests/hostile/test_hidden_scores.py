@@ -51,7 +51,7 @@ async def test_who_hides_a_bad_score_is_named_and_makes_no_mean_look_complete(tm
         if family.name == "pluralllm_groups_not_reported"
         for sample in family.samples
     }
-    assert counts == {"too_few_questions": 1, "budget_spent": 0}
+    assert counts == {"too_few_questions": 1, "budget_spent": 0, "kept_back": 0}
 
 
 async def test_numbers_cannot_come_beside_a_reason_nor_a_reason_after_the_numbers(tmp_path: Path) -> None:

@@ -165,5 +165,9 @@ async def test_a_group_that_keeps_its_score_has_none_in_the_metrics_and_is_count
         drawn = await gauges_of(served.parts, served.registry, lambda: 0.0).read()
     samples = {family.name: {tuple(s.labels.values()): s.value for s in family.samples} for family in drawn}
     assert samples["pluralllm_alignment_score"] == {("r", "group of ann"): 0.8, ("r", "group of ben"): 0.6}
-    assert samples["pluralllm_groups_not_reported"] == {("r", "too_few_questions"): 1, ("r", "budget_spent"): 0}
+    assert samples["pluralllm_groups_not_reported"] == {
+        ("r", "too_few_questions"): 1,
+        ("r", "budget_spent"): 0,
+        ("r", "kept_back"): 0,
+    }
     assert samples["pluralllm_fairness_index"] == {("r",): pytest.approx(1.4**2 / 2 / (0.64 + 0.36))}

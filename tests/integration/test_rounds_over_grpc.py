@@ -518,7 +518,7 @@ async def test_where_no_group_reports_its_score_there_is_no_fairness(tmp_path: P
         (rpb.NOT_REPORTED_UNSPECIFIED, {"alignment_score": 0.5, "questions": 9, "context_gain": 1.01}),
         (rpb.NOT_REPORTED_UNSPECIFIED, {"alignment_score": 0.5, "questions": 9, "context_gain": float("nan")}),
         (rpb.NOT_REPORTED_TOO_FEW_QUESTIONS, {"questions": 1}),
-        (3, {}),
+        (4, {}),
         (-1, {}),
     ],
 )

@@ -208,7 +208,7 @@ def private_spec(rounds: int, least: int, count: int, colluders: int, **policy: 
         },
         "predictor": {"d_model": 1, "layers": 1, "heads": 1, "feedforward": 1, "embedder_layers": 2},
         "embedding": {"model": "none", "dimension": 1, "templates": ["{question}"]},
-        "aggregation": {"max_examples": 1024, "weighting": "adaptive"},
+        "aggregation": {"max_examples": 1024, "weighting": "uniform"},
         "format": "pluralllm.run/2",
         "private_rounds": {"colluders": colluders, "step_s": 40.0},
     }

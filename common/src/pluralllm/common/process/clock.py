@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from typing import Protocol
+from collections.abc import Coroutine
+from typing import Any, Protocol
 
 
 class Clock(Protocol):
@@ -39,13 +40,14 @@ class FakeClock:
     def now_s(self) -> float:
         return self._now_s
 
-    async def sleep(self, duration_s: float) -> None:
-        if duration_s <= 0:
-            await asyncio.sleep(0)
-            return
+    def sleep(self, duration_s: float) -> Coroutine[Any, Any, None]:
+        """Begins the wait at once, and not when the result is first awaited: time may pass in between."""
         woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._sleepers.append((self._now_s + duration_s, woken))
-        await woken
+        if duration_s <= 0:
+            woken.set_result(None)
+        else:
+            self._sleepers.append((self._now_s + duration_s, woken))
+        return _until(woken)
 
     def advance(self, duration_s: float) -> None:
         """Moves the time forward, and wakes every sleeper whose waiting time has passed."""
@@ -55,3 +57,7 @@ class FakeClock:
         for woken in due:
             if not woken.done():
                 woken.set_result(None)
+
+
+async def _until(woken: "asyncio.Future[None]") -> None:
+    await woken
