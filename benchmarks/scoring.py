@@ -8,7 +8,7 @@ multiplies the features with one vector, which is the least that a prediction fr
 memory grows when ten times as many questions are scored from embeddings. The weights are random; the context has 20 questions of
 5 options; an option has a question's and its own vector of 384 numbers. Figures are medians of measurements that
 take turns: answers a second, and in brackets answers for each second of CPU time, which other work on the machine moves less.
-With several processes, all of them do the same at the same time, each with its own answers, and the last one to end counts.
+Several processes do the same at the same time, each with its own answers, and the last one to end counts.
 """
 
 import argparse

@@ -634,6 +634,10 @@ async def test_scores_that_the_policy_keeps_back_in_private_rounds_cost_no_work(
     private = process_spec(private_rounds={}, round={"min_clients": 3, "target_clients": 3}, **SMALL_WEIGHTS)
     first = replace(FIRST, spec_sha256=private.sha256())
     client.coordinator.spec_json, client.coordinator.records = private.canonical_json(), (first,)
-    await client.do(task(TaskKind.EVALUATE, spec_sha256=private.sha256(), base_record_sha256=first.record_sha256))
+    with capture_logs() as logs:
+        await client.do(task(TaskKind.EVALUATE, spec_sha256=private.sha256(), base_record_sha256=first.record_sha256))
     assert client.coordinator.of("report_scores")[1] is NotReported.KEPT_BACK
     assert "evaluate" not in client.worker.orders
+    assert "fetch_model" not in client.coordinator.names()
+    [line] = [line for line in logs if line["event"] == "evaluation.not_reported"]
+    assert (line["key"], line["limit"]) == ("private_rounds.evaluation", "sum"), "the log names the key to change"

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import hashlib
 import time
+from operator import attrgetter
 from pathlib import Path
 
 import structlog
@@ -32,6 +33,7 @@ from pluralllm.client.disclosure.held_share import HeldShare
 from pluralllm.client.disclosure.limits import check_task
 from pluralllm.client.disclosure.outgoing import (
     check_rewards_context,
+    keeps_scores,
     reported_failure,
 )
 from pluralllm.client.disclosure.policy import Policy
@@ -40,7 +42,7 @@ from pluralllm.client.joining.partner import Partner
 from pluralllm.client.keeping.drafts import Drafts
 from pluralllm.client.keeping.outbox import Entry, Outbox
 from pluralllm.client.keeping.working_folders import mend_folders
-from pluralllm.client.link.tasks import Answer, Introduction, RunOver, Task, Wait
+from pluralllm.client.link.tasks import Answer, Introduction, RunOver, Scores, Task, Wait
 from pluralllm.client.link.transport import Transport
 from pluralllm.client.privacy.declaration import Declaration
 from pluralllm.client.private_rounds.notebooks import Notebooks
@@ -435,7 +437,9 @@ class Daemon:
 
     async def _evaluate(self, task: Task, run: JoinedRun) -> None:
         """Reports the scores of a model version: those reported before, new ones, or the reason why there are none."""
-        scores = await asyncio.to_thread(self._budgets.answer, task)
+        scores: Scores | NotReported | None = NotReported.KEPT_BACK
+        if not keeps_scores(self._policy, run.spec, is_noised=self._data.is_noised):
+            scores = await asyncio.to_thread(self._budgets.answer, task)
         if scores is None:
             async with self._limits.task_time():
                 weights = await self._fetch(task, run.spec)
@@ -444,7 +448,7 @@ class Daemon:
         await self._transport.report_scores(task.name, scores)
         if isinstance(scores, NotReported):
             key = await asyncio.to_thread(self._budgets.key_behind, task.run, scores)
-            limit = getattr(self._policy, key)
+            limit = attrgetter(key)(self._policy)
             log.warning("evaluation.not_reported", task=task.name, reason=scores, key=key, limit=limit)
         else:
             log.info("evaluation.reported", task=task.name, alignment_score=scores.alignment_score)

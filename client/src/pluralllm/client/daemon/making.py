@@ -7,7 +7,7 @@ from pluralllm.client.daemon.work_orders import WorkOrders
 from pluralllm.client.daemon.work_under_way import JoinedRun
 from pluralllm.client.data.private_file import PrivateFile
 from pluralllm.client.disclosure.budgets import Budgets
-from pluralllm.client.disclosure.outgoing import keeps_scores, reported_metrics, reported_scores
+from pluralllm.client.disclosure.outgoing import reported_metrics, reported_scores
 from pluralllm.client.disclosure.policy import Policy
 from pluralllm.client.link.tasks import Scores, Task
 from pluralllm.client.private_rounds.masking import MaskingSecrets
@@ -58,8 +58,6 @@ class Making:
         Returns the scores that may leave this machine, or the reason why none does.
         """
         order, is_noised = self._orders.prepare(run.spec, run.spec_json), self._data.is_noised
-        if keeps_scores(self._policy, run.spec, is_noised=is_noised):
-            return NotReported.KEPT_BACK
         await self._worker.ask(PREPARE, order, on_progress)
         await asyncio.to_thread(budgets.begin, task)
         with WORK_SECONDS.labels(task.kind).time(), span("work"):

@@ -144,11 +144,13 @@ class Budgets:
 
     def key_behind(self, run: RunId, reason: NotReported) -> str:
         """Returns the key of the policy that keeps the scores of a run's version on this machine."""
-        return (
-            "min_questions_behind"
-            if reason is NotReported.TOO_FEW_QUESTIONS
-            else self.spent(run) or "max_evaluations_of_run"
-        )
+        match reason:
+            case NotReported.TOO_FEW_QUESTIONS:
+                return "min_questions_behind"
+            case NotReported.KEPT_BACK:
+                return "private_rounds.evaluation"
+            case NotReported.BUDGET_SPENT:
+                return self.spent(run) or "max_evaluations_of_run"
 
     def begin(self, task: Task) -> None:
         """Counts an evaluation before it is computed: whether it fails may depend on the answers, too.

@@ -1,6 +1,6 @@
 """Converts the messages of private rounds to protobuf and back.
 
-What is read is as strict as the dataclasses are: sizes, bounds and orders are checked when one is made. Signatures are checked
+The readers are as strict as the dataclasses: sizes, bounds and orders are checked when one is made. Signatures are checked
 by whoever knows the round. Every reader raises InvalidArgument, which names the field.
 """
 

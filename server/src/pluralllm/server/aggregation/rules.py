@@ -80,7 +80,7 @@ def aggregator(aggregation: Aggregation) -> Aggregator:
 def trimmed_mean(deltas: Floats, weights: Exact, trimmed: int) -> Exact:
     """Returns for each value the weighted mean of the clients' numbers without the `trimmed` largest and smallest ones.
 
-    Of equal numbers, the one of the earlier client counts as the smaller. Shapes: deltas (clients, slice), weights (clients,),
+    The number of the earlier client counts as the smaller of two equal ones. Shapes: deltas (clients, slice), weights (clients,),
     result (slice,). There must be more than 2 * trimmed clients.
     """
     result = np.empty(deltas.shape[1])

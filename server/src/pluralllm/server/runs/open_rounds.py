@@ -151,7 +151,7 @@ def digest_of(message: Body) -> Digest:
 def recorded(state: Run, step: ev.RoundStep, client: ClientId) -> Digest | None:
     """Returns the digest of a client's message of a kind that the run has on record; None if there is none.
 
-    Of an update it is the digest of the masked file, not that of the statement about it.
+    An update has the digest of the masked file, not that of the statement about it.
     """
     if step is ev.RoundStep.UPDATE:
         receipt = receipt_of(state.receipts, client)

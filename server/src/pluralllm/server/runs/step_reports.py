@@ -35,7 +35,7 @@ def _log_event(run: LiveRun, step: Step) -> None:
 def _log_shortened(run: LiveRun, step: Step) -> None:
     """Logs each update that is shortened before it is averaged, because it is much longer than the others of its round.
 
-    Where the run's rule shortens half of the updates of every round, that is no news.
+    A rule that shortens half of the updates of every round makes no news.
     """
     if run.spec.aggregation.rule == "median_norm_clip":
         return
