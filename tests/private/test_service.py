@@ -31,6 +31,7 @@ from pluralllm.common.trust.certificates import key_from_pem
 from pluralllm.common.weights.chunks import manifest_of
 from pluralllm.common.weights.layout import Layout, write_weights
 from pluralllm.common.weights.stored_weights import StoredWeights
+from pluralllm.common.wire.messages import PRIVATE_ROUNDS
 from pluralllm.common.wire.round_steps import StepBody, step_request, view_of
 from pluralllm.common.words.ids import ClientId, ModelVersion, RoundNumber, RunId
 from pluralllm.common.words.names import TaskKind, TaskName
@@ -115,7 +116,7 @@ class Member:
         self.client.has_receipt = True
 
 
-async def hello(hand: HandClient, served: Served) -> None:
+async def hello(hand: HandClient, served: Served, *, knows_private_rounds: bool = True) -> None:
     """Says Hello with a peer key."""
     identity = await served.member(hand.name, MemberRole.CLIENT, hand.group, hand.role)
     federation, key = identity.membership.federation, member_key(hand.name)
@@ -127,6 +128,7 @@ async def hello(hand: HandClient, served: Served) -> None:
         group=hand.group,
         role=rpb.GROUP_ROLE_TRAIN,
         training_questions=50,
+        capabilities=[PRIVATE_ROUNDS] if knows_private_rounds else [],
         peer_key=pb.PeerKey(
             key_der=der,
             endorsement=endorsed(key_from_pem(identity.key_pem), federation, hand.name, der),
@@ -340,11 +342,12 @@ async def test_everybody_computes_the_round_again_from_its_transcript_and_the_ma
             assert isinstance(from_rpc_error(caught.value, "the coordinator"), NotFound)
 
 
-async def test_a_client_without_a_peer_key_is_not_drawn(tmp_path: Path) -> None:
+async def test_a_client_without_a_peer_key_or_of_an_earlier_release_is_not_drawn(tmp_path: Path) -> None:
     async with serving(tmp_path / "state") as served:
-        stranger = await served.client("zoe")
+        stranger, older = await served.client("zoe"), await served.client(MEMBERS[3])
+        await hello(older, served, knows_private_rounds=False)  # an earlier release came back: its key is on record
         await served.create("r", SPEC)
-        await members_of(served, tmp_path / "clients", MEMBERS[:3], others=[stranger])
+        await members_of(served, tmp_path / "clients", MEMBERS[:3], others=[stranger, older])
         run = served.parts.runs.get("r")
         for _ in range(100):
             if run.state.gathered_s is not None:

@@ -115,6 +115,7 @@ class MemoryCoordinator:
             software_version="test",
             last_seen_s=self.clock.now_s(),
             noise=noise,
+            is_ready_for_private_rounds=True,
         )
         await self.coordinator.say_hello(session)
         return session

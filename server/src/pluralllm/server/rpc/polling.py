@@ -9,7 +9,6 @@ from pluralllm.common.wire.messages import PROTOCOL_MAX, PROTOCOL_MIN
 from pluralllm.common.words.ids import ClientId, RoundNumber
 from pluralllm.common.words.names import TaskKind
 from pluralllm.server.rounds.cohort import task_seed
-from pluralllm.server.rounds.state import Phase
 from pluralllm.server.rpc.messages import OUTCOMES, duration
 from pluralllm.server.rpc.signatures import Signatures
 from pluralllm.server.runs.bell import ClientBells
@@ -17,6 +16,7 @@ from pluralllm.server.runs.coordinator import Coordinator
 from pluralllm.server.runs.leases import Leases
 from pluralllm.server.runs.live_run import LiveRun
 from pluralllm.server.runs.live_runs import Runs
+from pluralllm.server.runs.round_steps import STEPS
 from pluralllm.server.runs.round_traces import trace_key
 from pluralllm.server.runs.sessions import Session, Sessions
 from pluralllm.server.runs.what_now import DoTask, RunOver, Wait, reason_to_wait, spread_of, what_now
@@ -30,7 +30,6 @@ TASK_KINDS = {
     TaskKind.EVALUATE: pb.TASK_KIND_EVALUATE,
     TaskKind.REWARD: pb.TASK_KIND_REWARD,
 }
-STEPS = {Phase.KEYING: 1, Phase.SHARING: 2, Phase.COLLECTING: 3, Phase.CONFIRMING: 4, Phase.UNMASKING: 5}
 
 
 class Polls:

@@ -304,18 +304,21 @@ class Coordinator:
             return ()
         now_s, by_role = self._clock.now_s(), defaultdict[GroupRole | None, list[ClientId]](list)
         for client, session in present.items():
-            if self._leases.of(client) is None:
-                by_role[run.spec.groups.role_of(session.group, session.role)].append(client)
-        trainers, head = by_role[GroupRole.TRAIN], ""
-        if run.state.private is not None:
-            roster = self._peer_keys
-            head = roster.head.hex()
-            if (
-                run.state.phase is not Phase.EVALUATING
-            ):  # without a key on record a client has no part in a private round
-                trainers = [client for client in trainers if roster.peer_key(client) is not None]
-        seen = sightings(run.state, now_s, trainers, by_role[GroupRole.HELD_OUT], head)
+            role = run.spec.groups.role_of(session.group, session.role)
+            if self._leases.of(client) is None and (role is not GroupRole.TRAIN or self._may_train(run, session)):
+                by_role[role].append(client)
+        head = self._peer_keys.head
+        seen = sightings(run.state, now_s, by_role[GroupRole.TRAIN], by_role[GroupRole.HELD_OUT], head.hex())
         return (*seen, ev.ClockTicked(now_s))
+
+    def _may_train(self, run: LiveRun, session: Session) -> bool:
+        """Returns whether a client can take part in the run's next round. Its release must know the steps of a private one.
+
+        It then also needs a key on record, which an administrator may have reset since the client's Hello.
+        """
+        if run.state.private is None or run.state.phase is Phase.EVALUATING:
+            return True
+        return session.is_ready_for_private_rounds and self._peer_keys.peer_key(session.client) is not None
 
     def _follow(self, run: LiveRun, step: Step) -> None:
         """Makes the leases and the averaging agree with one step of the run."""

@@ -29,10 +29,10 @@ from pluralllm.common.predictor.metrics import MAX_JS_DISTANCE
 from pluralllm.common.process.clock import Clock
 from pluralllm.common.text.printable import printable
 from pluralllm.common.weights.chunks import Manifest
+from pluralllm.common.weights.layout import check_header
 from pluralllm.common.words.ids import ClientId, Digest
 from pluralllm.common.words.names import TaskName
 from pluralllm.common.words.noise import NoiseStatement
-from pluralllm.server.aggregation.private_sums import check_masked
 from pluralllm.server.aggregation.reward_files import check_rewards
 from pluralllm.server.aggregation.update_files import check_update
 from pluralllm.server.process.cancellation import shielded
@@ -255,7 +255,8 @@ class Intake:
         """Checks the file of an update, and returns the receipt that it gets. Of a masked update only the form can be seen."""
         client, digest = task.client, announced.manifest.digest
         if run.spec.private_rounds is not None:
-            await asyncio.to_thread(check_masked, path, run.update_format)
+            form = run.update_format
+            await asyncio.to_thread(check_header, path, form.header, form.size_bytes)
             return ev.Receipt(client, digest, announced.examples)
         norm = await asyncio.to_thread(check_update, path, run.update_format, run.spec.aggregation.max_delta_norm)
         distance = announced.metrics.get(BASE_DISTANCE)

@@ -26,6 +26,14 @@ from pluralllm.common.private_rounds.round_sum import FixedRound, check_reveal
 from pluralllm.common.private_rounds.round_view import DealtBox, MemberComplaint, MemberConfirmation, RoundView
 from pluralllm.common.private_rounds.sealed_boxes import try_public
 from pluralllm.common.process.clock import Clock
+from pluralllm.common.wire.round_steps import (
+    CONFIRMATION_PHASE,
+    KEYS_PHASE,
+    REVEAL_PHASE,
+    SHARES_PHASE,
+    UPDATE_PHASE,
+    StepBody,
+)
 from pluralllm.common.words.ids import ClientId, Digest
 from pluralllm.common.words.names import TaskName
 from pluralllm.server.rounds import events as ev
@@ -35,14 +43,13 @@ from pluralllm.server.runs.coordinator import Coordinator
 from pluralllm.server.runs.live_run import LiveRun
 from pluralllm.server.runs.open_rounds import OpenRound, OpenRounds, PeerKeys, digest_of, recorded
 
-StepBody = Keys | Shares | Complaint | Confirmation | Reveal
 # The step of a phase, as in Task.phase.
 STEPS: Mapping[Phase, int] = {
-    Phase.KEYING: 1,
-    Phase.SHARING: 2,
-    Phase.COLLECTING: 3,
-    Phase.CONFIRMING: 4,
-    Phase.UNMASKING: 5,
+    Phase.KEYING: KEYS_PHASE,
+    Phase.SHARING: SHARES_PHASE,
+    Phase.COLLECTING: UPDATE_PHASE,
+    Phase.CONFIRMING: CONFIRMATION_PHASE,
+    Phase.UNMASKING: REVEAL_PHASE,
 }
 KINDS: Mapping[type[StepBody], ev.RoundStep] = {
     Keys: ev.RoundStep.KEYS,
