@@ -45,8 +45,8 @@ from pluralllm.client.work.worker_limits import WorkerLimits
 from pluralllm.client.work.worker_process import Progress
 from pluralllm.common.errors.private_rounds import PeerKeyDiffers, RoundSecretsLost, TooFewKnown, WrongStep
 from pluralllm.common.errors.tree import InvalidConfig, RoundClosed
+from pluralllm.common.private_rounds.round_terms import terms_of
 from pluralllm.common.private_rounds.round_view import RoundView
-from pluralllm.common.private_rounds.statements import RoundTerms
 from pluralllm.common.wire.round_steps import (
     CONFIRMATION_PHASE,
     KEYS_PHASE,
@@ -230,20 +230,18 @@ class PrivateRound:
         """Returns this client with its own knowledge of the terms. The round's head of the roster must be one that it has had."""
         if self._me is not None and self._me.terms.roster_head == view.terms.roster_head:
             return self._me
-        means, task, spec = self._means, self._task, self._run.spec
-        assert spec.private_rounds is not None
+        means, task = self._means, self._task
         await means.peers.follow(view.terms.roster_head)
-        terms = RoundTerms(
+        terms = terms_of(
+            self._run.spec,
             federation=means.federation,
             run=task.run,
-            round=task.round,
-            spec_sha256=bytes.fromhex(task.spec_sha256),
+            number=task.round,
+            spec_sha256=task.spec_sha256,
             base_version=task.base_version,
-            base_digest=bytes.fromhex(task.base_digest),
-            base_record_sha256=bytes.fromhex(task.base_record_sha256),
+            base_digest=task.base_digest,
+            base_record_sha256=task.base_record_sha256,
             roster_head=view.terms.roster_head,
-            places=spec.round.target_clients,
-            colluders=spec.private_rounds.colluders,
         )
         pins = await asyncio.to_thread(load_pins, means.pins)
         rules = means.rules

@@ -33,7 +33,7 @@ from pluralllm.common.predictor.architecture import layout_for
 from pluralllm.common.predictor.first_version import write_first_version
 from pluralllm.common.private_rounds.peer_keys import fingerprint
 from pluralllm.common.private_rounds.round_sum import leftover_streams
-from pluralllm.common.private_rounds.statements import RoundTerms
+from pluralllm.common.private_rounds.round_terms import terms_of
 from pluralllm.common.private_rounds.sum_files import sum_of, write_from_sum
 from pluralllm.common.private_rounds.transcript import MAX_BYTES, Transcript
 from pluralllm.common.process.files import make_folder, storage_errors
@@ -175,19 +175,17 @@ class Verification:
     ) -> None:
         """Compares a transcript with the own chain, roster and pins. Raises one of DISHONEST."""
         terms = transcript.terms
-        assert spec.private_rounds is not None
         await self._knowledge.peers.follow(terms.roster_head)
-        own = RoundTerms(
+        own = terms_of(
+            spec,
             federation=self._knowledge.federation,
             run=record.run,
-            round=record.round,
-            spec_sha256=bytes.fromhex(spec_sha256),
+            number=record.round,
+            spec_sha256=Digest(spec_sha256),
             base_version=before.version,
-            base_digest=bytes.fromhex(before.digest),
-            base_record_sha256=bytes.fromhex(record_sha256(before)),
+            base_digest=before.digest,
+            base_record_sha256=record_sha256(before),
             roster_head=terms.roster_head,
-            places=spec.round.target_clients,
-            colluders=spec.private_rounds.colluders,
         )
         if terms != own:
             raise InvalidArgument(field="terms", problem="are not those of this client's own spec and chain of records")

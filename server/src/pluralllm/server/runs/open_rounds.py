@@ -16,6 +16,7 @@ from pluralllm.common.private_rounds.messages import (
     UpdateStatement,
 )
 from pluralllm.common.private_rounds.round_sum import FixedRound
+from pluralllm.common.private_rounds.round_terms import terms_of
 from pluralllm.common.private_rounds.statements import RoundTerms
 from pluralllm.common.words.ids import ClientId, Digest, RoundNumber, RunId
 from pluralllm.server.aggregation.private_version import RoundMaterial
@@ -81,19 +82,16 @@ class OpenRounds:
 
     def terms(self, run: LiveRun) -> RoundTerms:
         """Returns the terms of a run's open private round."""
-        state = run.state
-        assert state.private is not None  # the caller has looked
-        return RoundTerms(
+        return terms_of(
+            run.spec,
             federation=self._federation,
             run=run.id,
-            round=state.round,
-            spec_sha256=bytes.fromhex(run.record.spec_sha256),
+            number=RoundNumber(run.state.round),
+            spec_sha256=run.record.spec_sha256,
             base_version=run.base.version,
-            base_digest=bytes.fromhex(run.base.digest),
-            base_record_sha256=bytes.fromhex(run.base.record_sha256),
-            roster_head=bytes.fromhex(state.roster_head),
-            places=state.policy.target_clients,
-            colluders=state.private.colluders,
+            base_digest=run.base.digest,
+            base_record_sha256=run.base.record_sha256,
+            roster_head=bytes.fromhex(run.state.roster_head),
         )
 
     async def keep(self, run: LiveRun, client: ClientId, step: ev.RoundStep, message: Body) -> None:
