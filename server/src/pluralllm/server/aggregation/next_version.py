@@ -107,11 +107,9 @@ async def _write(
     moments, following = (len(first) if base.version else 0), len(first)
     if spec.sums is not None:
         moments, following = state_files(spec, base.version), state_files(spec, base.version + 1)
-    if len(base.moments) != moments:
-        raise BaseLost(digest=base.digest, problem=f"its record has {len(base.moments)} moments, expected {moments}.")
-    start, *kept = [await stored(blobs, digest) for digest in (base.digest, *base.moments)]
+    start, *kept = await stored_base(blobs, base, moments)
     updates = [await stored(blobs, receipt.digest) for receipt in receipts]
-    outs = [draft, *(draft.with_name(f"{draft.name}.moment-{number}") for number in range(1, following + 1))]
+    outs = drafts_beside(draft, following)
     if spec.sums is not None:
         state = kept[0] if kept else None
         sums = partial(write_next_sum, spec, base.version, start, state, receipts, updates, outs)
@@ -143,3 +141,15 @@ async def _write(
 
 async def stored(blobs: Blobs, digest: Digest) -> StoredWeights:
     return StoredWeights(await blobs.path(digest), digest)
+
+
+async def stored_base(blobs: Blobs, base: VersionRecord, moments: int) -> list[StoredWeights]:
+    """Returns the files of a base version and its moments. Raises BaseLost unless its record has this number of moments."""
+    if len(base.moments) != moments:
+        raise BaseLost(digest=base.digest, problem=f"its record has {len(base.moments)} moments, expected {moments}.")
+    return [await stored(blobs, digest) for digest in (base.digest, *base.moments)]
+
+
+def drafts_beside(draft: Path, moments: int) -> list[Path]:
+    """Returns the paths of the files that a round makes: the draft of the version, then one beside it for each moment."""
+    return [draft, *(draft.with_name(f"{draft.name}.moment-{number}") for number in range(1, moments + 1))]

@@ -23,7 +23,7 @@ from pluralllm.common.weights.chunks import Manifest, manifest_of
 from pluralllm.common.weights.server_optimizer import first_moments, server_optimizer
 from pluralllm.common.words.ids import Digest
 from pluralllm.common.words.spec import RunSpec
-from pluralllm.server.aggregation.next_version import Draft, NextVersion, first_lost, stored
+from pluralllm.server.aggregation.next_version import Draft, NextVersion, drafts_beside, first_lost, stored, stored_base
 from pluralllm.server.storage.blobs import Blobs, verify
 
 
@@ -122,12 +122,9 @@ async def _write_sum(
     draft: Path,
 ) -> tuple[tuple[Draft, ...], tuple[int, ...]]:
     first = first_moments(spec.aggregation)
-    if len(base.moments) != (len(first) if base.version else 0):
-        problem = f"its record has {len(base.moments)} moments, expected {len(first)}."
-        raise BaseLost(digest=base.digest, problem=problem)
-    start, *kept = [await stored(blobs, digest) for digest in (base.digest, *base.moments)]
+    start, *kept = await stored_base(blobs, base, len(first) if base.version else 0)
     updates = [await stored(blobs, digest) for digest in digests]
-    outs = [draft, *(draft.with_name(f"{draft.name}.moment-{number}") for number in range(1, len(first) + 1))]
+    outs = drafts_beside(draft, len(first))
     summed = sum_of(spec, fixed, leftover, updates)
     with storage_errors("the next model version"):
         manifests, tail = await asyncio.to_thread(
