@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,13 +48,7 @@ from pluralllm.common.errors.private_rounds import PeerKeyDiffers, RoundSecretsL
 from pluralllm.common.errors.tree import InvalidConfig, RoundClosed
 from pluralllm.common.private_rounds.round_terms import terms_of
 from pluralllm.common.private_rounds.round_view import RoundView
-from pluralllm.common.wire.round_steps import (
-    CONFIRMATION_PHASE,
-    KEYS_PHASE,
-    REVEAL_PHASE,
-    SHARES_PHASE,
-    UPDATE_PHASE,
-)
+from pluralllm.common.wire import round_steps as wire
 from pluralllm.common.words.ids import RoundNumber, RunId
 from pluralllm.common.words.names import TaskKind
 from pluralllm.common.words.noise import NoiseStatement
@@ -171,7 +166,7 @@ class PrivateRound:
             done = 0
             while True:
                 phase = self._heard.phase
-                if phase == done or phase < KEYS_PHASE:
+                if phase == done or phase < wire.KEYS_PHASE:
                     await self._until_news(phase)
                 elif await self._is_taken(notebook, phase, checked=checked):
                     done = phase
@@ -199,31 +194,29 @@ class PrivateRound:
 
     async def _step(self, notebook: Notebook, phase: int, *, checked: bool) -> None:
         means, task = self._means, self._task
-        if phase > UPDATE_PHASE:
+        if phase > wire.UPDATE_PHASE:
             await self._end_delivery()
         view = await self._calls.view(task.name, phase)
         me = await self._myself(view, checked=checked)
         match phase:
-            case _ if phase == KEYS_PHASE:
+            case wire.KEYS_PHASE:
                 keys = await self._durably(steps.send_keys, notebook, me, view)
                 self._train(notebook, me)
                 await self._calls.put(task.name, me.terms.sha256, keys)
-            case _ if phase == SHARES_PHASE:
+            case wire.SHARES_PHASE:
                 self._train(notebook, me)
                 shares = await self._durably(steps.send_shares, notebook, me, view)
                 await self._calls.put(task.name, me.terms.sha256, shares)
-            case _ if phase == UPDATE_PHASE:
+            case wire.UPDATE_PHASE:
                 await self._take_boxes(notebook, me, view)
-            case _ if phase == CONFIRMATION_PHASE:
-                has = self._has_receipt(notebook)
-                confirmation = await self._durably(
-                    lambda: steps.confirm(notebook, me, view, means.sums, has_receipt=has)
-                )
+            case wire.CONFIRMATION_PHASE:
+                confirm = partial(steps.confirm, has_receipt=self._has_receipt(notebook))
+                confirmation = await self._durably(confirm, notebook, me, view, means.sums)
                 await self._calls.put(task.name, me.terms.sha256, confirmation)
-            case _ if phase == REVEAL_PHASE:
-                has = self._has_receipt(notebook)
-                reveal = await self._durably(lambda: steps.reveal(notebook, me, view, means.sums, has_receipt=has))
-                await self._calls.put(task.name, me.terms.sha256, reveal)
+            case wire.REVEAL_PHASE:
+                reveal = partial(steps.reveal, has_receipt=self._has_receipt(notebook))
+                shown = await self._durably(reveal, notebook, me, view, means.sums)
+                await self._calls.put(task.name, me.terms.sha256, shown)
                 means.stage(REVEALED)
 
     async def _myself(self, view: RoundView, *, checked: bool) -> Myself:
