@@ -19,12 +19,19 @@ from pluralllm.client.work.masking import mask_update
 from pluralllm.client.work.orders import Mask
 from pluralllm.common.errors.grpc_status import from_rpc_error
 from pluralllm.common.errors.private_rounds import WrongStep
-from pluralllm.common.errors.tree import AlreadyCommitted, InvalidArgument, LeaseLost, NotFound, PluralError
+from pluralllm.common.errors.tree import (
+    AlreadyCommitted,
+    InvalidArgument,
+    LeaseLost,
+    NotFound,
+    PluralError,
+    WrongLayout,
+)
 from pluralllm.common.predictor.architecture import layout_for
-from pluralllm.common.private_rounds.messages import Confirmation, Reveal, Share, UpdateStatement
+from pluralllm.common.private_rounds.messages import Confirmation, Reveal, Share, UpdateStatement, digest_of_members
 from pluralllm.common.private_rounds.peer_keys import endorsed, public_der
 from pluralllm.common.private_rounds.ring import Ring
-from pluralllm.common.private_rounds.statements import RoundTerms
+from pluralllm.common.private_rounds.statements import RoundTerms, dealers_digest
 from pluralllm.common.private_rounds.transcript import Transcript
 from pluralllm.common.process.files import publish
 from pluralllm.common.trust.certificates import key_from_pem
@@ -295,6 +302,29 @@ async def test_an_update_without_its_statement_or_with_facts_in_plain_text_is_re
             await ann.hand.commit(ann.task, manifest)
         await ann.send(statement)
         await ann.send(statement)
+
+
+async def test_a_file_of_another_form_is_refused_although_its_member_has_signed_it(tmp_path: Path) -> None:
+    async with serving(tmp_path / "state") as served:
+        await served.create("r", SPEC)
+        members = await members_of(served, tmp_path / "clients")
+        await play(members, KEYS, SHARES)
+        ann = members[0]
+        ann.task = await ann.hand.task()
+        request = pb.GetRoundStepRequest(task=ann.task.name, phase=UPDATE)
+        view = view_of(await ann.hand.call("GetRoundStep", request))
+        assert isinstance(await ann.answer(), UpdateStatement)
+        assert ann.client is not None
+        other = ann.client.outbox.with_name("other")
+        other.write_bytes(ann.client.outbox.read_bytes().replace(b'"tail"', b'"tale"'))
+        manifest = manifest_of(other)
+        dealers = dealers_digest(digest_of_members(view.terms.sha256, view.members), view.dealers)
+        statement = UpdateStatement("ann", bytes.fromhex(manifest.digest)).signed(member_key("ann"), dealers)
+        await ann.hand.begin(ann.task, manifest, 1, {})
+        await ann.hand.put(ann.task, other, manifest, range(manifest.chunks))
+        commit = pb.CommitUpdateRequest(task=ann.task.name, digest=manifest.digest, statement=statement.signature)
+        with pytest.raises(WrongLayout):
+            await ann.hand.call("CommitUpdate", commit)
 
 
 async def test_a_reveal_with_a_changed_share_is_refused_and_the_round_waits_for_a_good_one(tmp_path: Path) -> None:

@@ -104,6 +104,8 @@ class MemoryCoordinator:
         group: str = "",
         role: GroupRole = GroupRole.TRAIN,
         noise: NoiseStatement | None = None,
+        *,
+        is_ready: bool = True,
     ) -> Session:
         """Opens a session of a client."""
         session = Session(
@@ -115,7 +117,7 @@ class MemoryCoordinator:
             software_version="test",
             last_seen_s=self.clock.now_s(),
             noise=noise,
-            is_ready_for_private_rounds=True,
+            is_ready_for_private_rounds=is_ready,
         )
         await self.coordinator.say_hello(session)
         return session

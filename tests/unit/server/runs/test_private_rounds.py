@@ -11,6 +11,7 @@ from support.private_round import NAMES, ONE, body_of, keying, send, sha256
 
 from pluralllm.common.errors.tree import DigestMismatch, StoreFailed
 from pluralllm.common.words.ids import Digest
+from pluralllm.common.words.spec import GroupRole
 from pluralllm.server.commands.verify import verify_state
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.state import Phase
@@ -153,3 +154,14 @@ async def test_verify_finds_a_message_that_was_changed_lost_or_left_behind(
     assert await replay_problems() == []
     place.tables.runs[run.id].messages[key] = row
     assert len(await replay_problems()) == 1
+
+
+async def test_only_who_trains_must_know_private_rounds(place: MemoryCoordinator) -> None:
+    run = await place.new_run(
+        private_rounds={}, round={"min_clients": 4, "target_clients": 5}, aggregation={"max_examples": 100}
+    )
+    await place.hello("eve", role=GroupRole.HELD_OUT, is_ready=False)
+    await place.hello(ANN, is_ready=False)
+    await place.hello(BEN)
+    await place.look(run)
+    assert run.state.roster == (BEN, "eve")
