@@ -2,7 +2,10 @@
 
 import asyncio
 import contextlib
+import json
+import math
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,6 +26,7 @@ from pluralllm.client.disclosure.measurements import MeasuredScores, MeasuredTra
 from pluralllm.client.disclosure.policy import RoundPrivacy
 from pluralllm.client.joining.partner import load_partner
 from pluralllm.client.link.transport import Transport
+from pluralllm.client.private_rounds import verification
 from pluralllm.client.private_rounds.pins import save_pins
 from pluralllm.client.process.config import ClientConfig, JoinConfig
 from pluralllm.client.verify_command import verified
@@ -44,6 +48,7 @@ from pluralllm.v1 import resources_pb2 as rpb
 
 LIMIT_S = 40.0
 ROUNDS = 2
+GAMMA = 2.0
 MOMENTUM = SPEC.aggregation.momentum
 MEMBERS = NAMES[:4]
 QUESTIONS = next(iter(sample_groups(2, 60, 0).values()))
@@ -72,11 +77,18 @@ class Worker:
         delta = np.random.default_rng(order.seed).normal(0, 0.01, LAYOUT.values).astype(np.float32)
         self.deltas[order.round_number] = delta
         manifest = write_weights(order.out, LAYOUT, [delta])
-        return TrainedUpdate(manifest.digest, self.examples, MeasuredTraining(1.0, 0.3, 40, 40), 0)
+
+        return TrainedUpdate(
+            manifest.digest, self.examples, MeasuredTraining(1.0, self.distance(order.round_number), 40, 40), 0
+        )
 
     @property
     def examples(self) -> int:
         return 10 + len(self.name) + ord(self.name[0]) % 7
+
+    def distance(self, number: int) -> float:
+        """Returns the distance of the base version of a round, as it leaves: with two decimals."""
+        return round(0.2 + (ord(self.name[0]) % 4) / 10 - 0.02 * number, 2)
 
 
 class Member:
@@ -126,6 +138,11 @@ class Members:
         for name, identity in identities.items():
             worker = self.of[name].worker if name in self.of else Worker(name, {})
             self.of[name] = Member(self._folder / name, identity, {} if name == alone else self.pins, worker)
+
+    def never_checks(self, name: str) -> None:
+        """Lets a started member's coin never fall for the check of a version."""
+        check = self.of[name].daemon._private._means.verification
+        check._knowledge = replace(check._knowledge, verify_share=0.0)
 
 
 @contextlib.asynccontextmanager
@@ -191,6 +208,50 @@ async def test_daemons_that_are_restarted_after_any_line_of_their_notebooks_make
             assert [path.name for path in (one.state / "private").iterdir()] == ["CACHEDIR.TAG"]
             assert not [*(one.state / "outbox").iterdir(), *(one.state / "verification").iterdir()]
             assert not [*(one.state / "drafts").iterdir()]
+
+
+async def test_daemons_weight_their_updates_by_their_own_distances_over_restarts_and_without_adding_the_sum(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verification, "ALWAYS_BYTES", 0)  # versions are checked by a coin, which falls for one member
+    fair = SPEC.aggregation.model_copy(update={"weighting": "agnostic", "fairness": GAMMA})
+    spec = spec_of(3).model_copy(update={"aggregation": fair})
+    async with serving(tmp_path / "server", SystemClock(), silence_s=5) as served:
+        await served.create("r", spec)
+        async with members(tmp_path / "clients", served) as some:
+            await some.start(*MEMBERS)
+            some.never_checks(MEMBERS[1])
+            async with asyncio.timeout(LIMIT_S):
+                while not has_receipt(some.of[MEMBERS[0]], 2):  # noqa: ASYNC110
+                    await asyncio.sleep(0.005)
+                await some.of[MEMBERS[0]].end()  # after its receipt for round 2, before that round has made a version
+                await some.start(MEMBERS[0])
+            run = await until(served, ended)
+            await asyncio.wait_for(asyncio.gather(*(one.task for one in some.of.values())), 20)
+        workers = [one.worker for one in some.of.values()]
+        assert not some.of[MEMBERS[1]].daemon._private._means.verification._true
+        assert (run.outcome, run.version) == (rpb.RUN_OUTCOME_COMPLETED, 3)
+        factors = dict.fromkeys(MEMBERS, 1.0)
+        for number in (1, 2, 3):
+            if number > 1:
+                before = sum(round(4096 * one.distance(number - 1)) for one in workers) / 4096 / len(workers)
+                factors = {
+                    one.name: min(3, max(1 / 3, factors[one.name] * math.exp(GAMMA * (one.distance(number) - before))))
+                    for one in workers
+                }
+            shares = np.array([factors[one.name] for one in workers])
+            mean = shares / shares.sum() @ np.array([one.deltas[number].astype(np.float64) for one in workers])
+            made = (await stored(served, number)).astype(np.float64) - await stored(served, number - 1)
+            assert np.abs(made - mean).max() < 2e-6
+        assert shares.max() > 1.5 * shares.min(), "the factors differ by much"
+        assert await clean(served, tmp_path) == 3
+        assert all(not [*(one.state / "drafts").iterdir()] for one in some.of.values())
+
+
+def has_receipt(member: Member, number: int) -> bool:
+    history = member.state / "history" / "r.json"
+    noted = json.loads(history.read_text()) if history.is_file() else {}
+    return any(one["acknowledged"] for one in noted.get("own_updates", {}).get(str(number), []))
 
 
 async def assert_verified(served: Served, member: Member) -> None:

@@ -72,7 +72,8 @@ class SmallClient(Client):
 
     def _mask(self, secrets: MaskingSecrets, members: int) -> None:
         write_weights(self.folder / "delta.safetensors", LAYOUT, [self.delta()])
-        order: Mask = replace(self.order(secrets, members), clip_norm=CLIP_NORM, most_weight=MOST_WEIGHT)
+        order: Mask = replace(self.order(secrets, members), clip_norm=CLIP_NORM)
+        order = replace(order, most_weight=MOST_WEIGHT, most_metric_weight=MOST_WEIGHT)
         mask_update(order, lambda done, total: None)
         publish(order.out, self.outbox)
 

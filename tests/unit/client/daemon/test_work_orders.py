@@ -83,7 +83,9 @@ def test_an_order_to_mask_has_the_rounds_numbers_and_the_keys_in_hex(
         clip_norm=7.0,
         most_weight=400,
         weight=weight,
+        most_metric_weight=400,
         metric_weight=30,
+        distance_weight=30,
         loss=1.5,
         base_distance=None,
         streams=(("6b" * 32, 1), ("6c" * 32, -1)),
@@ -91,6 +93,22 @@ def test_an_order_to_mask_has_the_rounds_numbers_and_the_keys_in_hex(
     )
     assert orders(tmp_path).mask(spec, 500, {}, 5, secrets).weight == 400
     assert orders(tmp_path).mask(spec, 500, {}, 5, secrets).metric_weight == 400
+
+
+@pytest.mark.parametrize(
+    ("weighting", "weight"), [("q_fair", 2 * 30 / 400 / 3), ("agnostic", 2 / 3), ("adaptive", 2 / 3)]
+)
+def test_a_fairness_aware_weight_has_the_factor_and_its_own_scale_and_each_distance_counts_alike(
+    tmp_path: Path, weighting: str, weight: float
+) -> None:
+    spec = process_spec(
+        aggregation={"weighting": weighting, "max_examples": 400},
+        round={"target_clients": 5, "min_clients": 4},
+        private_rounds={},
+    )
+    order = orders(tmp_path).mask(spec, 30, {"base_distance": 0.3}, 5, MaskingSecrets((), b""), 2.0)
+    assert (order.weight, order.most_weight) == (round(2**20 * weight), 2**20)
+    assert (order.metric_weight, order.distance_weight, order.most_metric_weight) == (30, 400, 400)
 
 
 def test_a_role_in_the_spec_replaces_the_partners_own(tmp_path: Path) -> None:

@@ -35,7 +35,9 @@ def order(tmp_path: Path) -> Mask:
         clip_norm=4.0,
         most_weight=400,
         weight=100,
+        most_metric_weight=400,
         metric_weight=100,
+        distance_weight=100,
         loss=1.5,
         base_distance=None,
         streams=KEYS,
@@ -70,6 +72,15 @@ def test_the_numbers_without_streams_are_the_weighted_delta_and_the_tail_says_wh
     assert np.abs(plain[64:].view(np.int32) - steps).max() <= 1
     assert np.abs((plain[64:].view(np.int32) - steps).mean()) < 0.01, "rounding is without bias"
     assert [plain[place] for place in (WEIGHT, UPDATES, CLIPPED, LOSS_WEIGHT, DISTANCE)] == [100, 1, 0, 100, 0]
+    assert plain[LOSS] == round(1.5 * 4096 * 100 / 400)
+
+
+def test_loss_and_distance_have_their_own_weights_whatever_the_updates_weight_is(order: Mask) -> None:
+    fair = replace(order, streams=(), most_weight=2**20, weight=2**19, distance_weight=400, base_distance=0.25)
+    plain = masked(fair)[1]
+    delta = np.fromfile(order.delta, "<f4", offset=len(LAYOUT.header))
+    assert np.abs(plain[64:].view(np.int32) - Ring(5, 4.0, 2**20).scale * delta.astype(np.float64) / 2).max() <= 1
+    assert [plain[place] for place in (WEIGHT, LOSS_WEIGHT, DISTANCE - 1, DISTANCE)] == [2**19, 100, 400, 1024]
     assert plain[LOSS] == round(1.5 * 4096 * 100 / 400)
 
 

@@ -32,10 +32,6 @@ def test_a_fitting_spec_is_read_and_hashes_unlike_the_same_without_the_table() -
         ({"round": {"min_clients": 100, "target_clients": MAX_MEMBERS + 1}}, "round.target_clients to at most 128"),
         ({"round": {"min_clients": 2, "target_clients": 2}}, "private_rounds.colluders to at most 0"),
         ({"updates": {"encoding": "int8"}}, "updates.encoding = fp32"),
-        (
-            {"aggregation": {"max_examples": 100, "weighting": "q_fair"}},
-            "aggregation.weighting = examples or uniform, because q_fair needs each client's distance",
-        ),
         ({"aggregation": {"max_examples": MAX_WEIGHT + 1}}, "aggregation.max_examples to at most 16384"),
     ],
 )
@@ -43,6 +39,13 @@ def test_a_setting_that_does_not_fit_is_named_with_the_fix(values: dict[str, obj
     with pytest.raises(ValueError, match="private rounds add masked updates") as caught:
         RunSpec.model_validate(FITTING | values)
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("weighting", ["uniform", "q_fair", "agnostic", "adaptive"])
+def test_every_weighting_fits_because_clients_weight_their_updates(weighting: str) -> None:
+    aggregation = {"max_examples": 100, "weighting": weighting}
+    spec = RunSpec.model_validate(FITTING | {"aggregation": aggregation})
+    assert spec.aggregation.is_fair == (weighting != "uniform")
 
 
 @pytest.mark.parametrize(

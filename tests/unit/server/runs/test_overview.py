@@ -72,6 +72,11 @@ def test_version_0_has_no_weights() -> None:
     assert weights_in(version({}), Aggregation()) == {}
 
 
+def test_a_version_of_a_private_round_shows_no_weights_because_nobody_knows_them() -> None:
+    hidden = dataclasses.replace(version({"a": 1, "b": 1}), transcript="t" * 64)
+    assert weights_in(hidden, Aggregation()) == {}
+
+
 def collecting_run(examples: dict[ClientId, int] | None = None) -> LiveRun:
     """Returns a run in whose round ann has lost its slot."""
     spec = small_spec()
@@ -158,6 +163,23 @@ def test_each_step_of_a_private_round_is_shown_with_those_who_have_done_it(phase
     done, assigned, lost = ParticipantState.DONE, ParticipantState.ASSIGNED, ParticipantState.LOST
     assert states_of(run.state) == dict(zip(names, (assigned, done, assigned, lost), strict=True))
     assert why_waiting(run, ClientId("eve")) == "r: round 0 is private and under way, the next one may have a slot"
+
+
+@pytest.mark.parametrize(
+    ("weighting", "private", "is_said"),
+    [("adaptive", True, True), ("uniform", True, False), ("adaptive", False, False)],
+)
+def test_status_says_that_clients_compute_fair_weights_in_private_rounds(
+    weighting: Any, private: bool, is_said: bool
+) -> None:
+    run = collecting_run()
+    rounds = PrivateRounds() if private else None
+    changed = dataclasses.replace(run.state, private=rounds, aggregation=Aggregation(weighting=weighting))
+    for phase in (Phase.WAITING, Phase.KEYING, Phase.COLLECTING, Phase.EVALUATING):
+        state = dataclasses.replace(changed, phase=phase)
+        now = dataclasses.replace(run, progress=dataclasses.replace(run.progress, state=state))
+        said = what_next(now, "", 0, 10.0).endswith("and only the sum of the weights is known")
+        assert said == (is_said and phase is not Phase.EVALUATING)
 
 
 def session(**facts: Any) -> Session:

@@ -77,10 +77,14 @@ class Making:
         trained: tuple[TrainedUpdate, dict[str, float]],
         members: int,
         secrets: MaskingSecrets,
+        factor: float,
         on_progress: Progress,
     ) -> Masked:
-        """Masks the draft of an update. trained: as `update` returned it. members: number of members of the round."""
+        """Masks the draft of an update.
+
+        trained: as `update` returned it. members: number of members of the round. factor: of a fairness-aware weight.
+        """
         update, metrics = trained
-        order = self._orders.mask(spec, update.examples, metrics, members, secrets)
+        order = self._orders.mask(spec, update.examples, metrics, members, secrets, factor)
         with span("mask"):
             return await self._worker.ask(MASK, order, on_progress)

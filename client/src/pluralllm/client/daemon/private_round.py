@@ -37,6 +37,7 @@ from pluralllm.client.private_rounds.masking import masking_secrets
 from pluralllm.client.private_rounds.membership import Myself
 from pluralllm.client.private_rounds.notebook import Notebook
 from pluralllm.client.private_rounds.notebooks import Notebooks
+from pluralllm.client.private_rounds.own_factors import OwnFactors
 from pluralllm.client.private_rounds.pins import load_pins
 from pluralllm.client.private_rounds.revealed_sums import RevealedSums
 from pluralllm.client.private_rounds.roster_watch import RosterWatch
@@ -319,9 +320,10 @@ class PrivateRound:
         self._train(notebook, me)
         assert self._training is not None
         trained = await asyncio.shield(self._training)
+        factor = await self._factor(trained)
         secrets = await self._durably(masking_secrets, notebook, me, holding)
         members = len(holding.dealers.members.names)
-        masked = await means.making.masked(self._run.spec, trained, members, secrets, means.progress(task))
+        masked = await means.making.masked(self._run.spec, trained, members, secrets, factor, means.progress(task))
         entry = Entry(
             task=task.name,
             run=task.run,
@@ -335,6 +337,15 @@ class PrivateRound:
         await self._durably(means.outbox.put, entry, means.drafts.masked)
         await self._durably(steps.send_update, notebook, me, holding, bytes.fromhex(masked.digest))
         means.drafts.delta.unlink(missing_ok=True)
+
+    async def _factor(self, trained: Trained) -> float:
+        """Returns the factor of the update's weight, which follows from this client's own distance and the members' mean."""
+        means, task, aggregation = self._means, self._task, self._run.spec.aggregation
+        if not aggregation.is_fair:
+            return 1.0
+        mean = await means.verification.mean_distance(task, self._run.spec)
+        factors, (_, metrics) = OwnFactors(means.drafts, means.history), trained
+        return await self._durably(factors.factor, task, aggregation, metrics.get("base_distance"), mean)
 
     def _has_receipt(self, notebook: Notebook) -> bool:
         """Returns whether the coordinator has acknowledged this client's masked update."""

@@ -11,6 +11,7 @@ from pluralllm.client.link.tasks import Task
 from pluralllm.client.private_rounds.masking import MaskingSecrets
 from pluralllm.client.process.config import ClientConfig
 from pluralllm.client.work.orders import Evaluate, Mask, Prepare, Reward, Train
+from pluralllm.common.words.own_weights import own_weight, weight_bounds
 from pluralllm.common.words.spec import RunSpec
 
 
@@ -61,24 +62,34 @@ class WorkOrders:
         )
 
     def mask(
-        self, spec: RunSpec, examples: int, metrics: Mapping[str, float], members: int, secrets: MaskingSecrets
+        self,
+        spec: RunSpec,
+        examples: int,
+        metrics: Mapping[str, float],
+        members: int,
+        secrets: MaskingSecrets,
+        factor: float = 1.0,
     ) -> Mask:
         """Returns the order to mask the draft of an update, and to write it to its own draft file (`Drafts.masked`).
 
         examples: number of questions behind the update. metrics: numbers of the training that may leave this machine, by name.
-        members: number of members of the private round. secrets: of the masking.
+        members: number of members of the private round. secrets: of the masking. factor: of a fairness-aware weight.
         """
         assert spec.private_rounds is not None
-        most = spec.aggregation.max_examples
-        counted = max(1, min(examples, most))
+        aggregation = spec.aggregation
+        _, most_weight = weight_bounds(aggregation)
+        counted = max(1, min(examples, aggregation.max_examples))
         return Mask(
             delta=self._drafts.delta,
             out=self._drafts.masked,
             members=members,
             clip_norm=spec.private_rounds.clip_norm,
-            most_weight=most,
-            weight=most if spec.aggregation.weighting == "uniform" else counted,
+            most_weight=most_weight,
+            weight=own_weight(aggregation, examples, factor),
+            most_metric_weight=aggregation.max_examples,
             metric_weight=counted,
+            # The factors of the next round are relative to the plain mean, as in plain rounds.
+            distance_weight=aggregation.max_examples if aggregation.is_fair else counted,
             loss=metrics.get("loss"),
             base_distance=metrics.get("base_distance"),
             streams=tuple((key.hex(), sign) for key, sign in secrets.streams),

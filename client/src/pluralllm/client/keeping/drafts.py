@@ -16,9 +16,9 @@ def next_state(path: Path) -> Path:
 
 
 class Drafts:
-    """A folder with the delta that is being made, masked or not, and two states of each run: of its optimizer and the residual.
+    """A folder with the delta that is being made, masked or not, and the states of each run (optimizer, residual, factors).
 
-    The residual is the part of earlier updates that rounding took away.
+    The residual is the part of earlier updates that rounding took away. The factors are those of private_rounds/own_factors.py.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -31,7 +31,7 @@ class Drafts:
     def follow(self, *, noised: bool) -> None:
         """Deletes the states of all runs if they follow from true answers, and the client uses noised answers from now on.
 
-        An optimizer's state and a residual go into later updates, which must tell nothing but the noised answers.
+        An optimizer's state, a residual and a factor go into later updates, which must tell nothing but the noised answers.
         """
         if noised == self._noised.is_file():
             return
@@ -50,8 +50,13 @@ class Drafts:
         """Returns the path of the run's residual: the part of earlier updates that rounding took away."""
         return self._folder / f"{run}.residual"
 
+    def factors(self, run: RunId) -> Path:
+        """Returns the path of what this client's factors in the run start from."""
+        return self._folder / f"{run}.factors"
+
     def drop_run(self, run: RunId) -> None:
-        """Deletes the optimizer state and the residual of a run that has ended."""
+        """Deletes the states of a run that has ended."""
+        self.factors(run).unlink(missing_ok=True)
         for state in (self.optimizer_state(run), self.residual(run)):
             state.unlink(missing_ok=True)
             next_state(state).unlink(missing_ok=True)

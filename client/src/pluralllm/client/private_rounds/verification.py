@@ -34,7 +34,7 @@ from pluralllm.common.predictor.first_version import write_first_version
 from pluralllm.common.private_rounds.peer_keys import fingerprint
 from pluralllm.common.private_rounds.round_sum import leftover_streams
 from pluralllm.common.private_rounds.round_terms import terms_of
-from pluralllm.common.private_rounds.sum_files import sum_of, write_from_sum
+from pluralllm.common.private_rounds.sum_files import sum_of, tail_of, write_from_sum
 from pluralllm.common.private_rounds.transcript import MAX_BYTES, Transcript
 from pluralllm.common.process.files import make_folder, storage_errors
 from pluralllm.common.trust.version_record import VersionRecord, record_sha256
@@ -76,6 +76,7 @@ class Verification:
         self._knowledge, self._transport, self._calls = knowledge, transport, RoundCalls(transport)
         self._folder, self._evidence = work or knowledge.state / "verification", knowledge.state / "evidence"
         self._true: set[tuple[RunId, ModelVersion]] = set()
+        self._distances: dict[RunId, tuple[ModelVersion, float | None]] = {}  # of the version that was checked last
 
     async def is_checked(self, task: Task, spec: RunSpec) -> bool:
         """Returns whether this client has computed a task's base version again, and it is the one that the task states.
@@ -110,6 +111,37 @@ class Verification:
         Raises AggregateDiffers if the version is another one, and keeps the evidence; NotFound if the round's files or the
         optimizer's state are not there any more; RecordInvalid or the errors of the calls.
         """
+        transcript = await self._examined(run, version, spec, spec_sha256, adds=True)
+        log.info("private.verified", run=run, version=version, updates=len(transcript.updates))
+        return transcript.fixed.in_sum
+
+    async def mean_distance(self, task: Task, spec: RunSpec) -> float | None:
+        """Returns the mean distance of the members of the round that made a task's base version; None if there is none.
+
+        The number is in the tail of the round's sum. The version's record names the transcript that holds it, so that all members
+        of this round have the same number. If this client has not added that sum itself, the transcript is checked alone.
+        Raises AggregateDiffers if the transcript is not one of that round, and the errors of the calls.
+        """
+        run, version = task.run, task.base_version
+        if version == 0:
+            return None
+        checked, distance = self._distances.get(run, (ModelVersion(0), None))
+        if checked != version:
+            try:
+                await self._examined(run, version, spec, task.spec_sha256, adds=False)
+            except NotFound as error:
+                log.warning("private.no_mean_distance", run=run, version=version, problem=str(error))
+                return None
+            _, distance = self._distances[run]
+        return distance
+
+    async def _examined(
+        self, run: RunId, version: ModelVersion, spec: RunSpec, spec_sha256: str, *, adds: bool
+    ) -> Transcript:
+        """Checks the transcript of the round that made a version. Returns it, and notes the mean distance of its tail.
+
+        adds: whether the sum, and the version that it gives, are computed again, too. Raises as `check`.
+        """
         seen = self._knowledge.history.seen(run).versions
         before, record = [
             await self._record(run, ModelVersion(n), seen.get(ModelVersion(n))) for n in (version - 1, version)
@@ -124,16 +156,20 @@ class Verification:
         try:
             transcript = await self._transcript(record, folder)
             await self._check_transcript(transcript, before, record, spec, spec_sha256)
-            await self._fetch(transcript, before, spec, folder)
-            await asyncio.to_thread(self._check_sum, transcript, before, record, spec, folder)
+            if adds:
+                await self._fetch(transcript, before, spec, folder)
+                await asyncio.to_thread(self._check_sum, transcript, before, record, spec, folder)
+            else:
+                await asyncio.to_thread(transcript.opened)
+            tail = tail_of(spec, len(transcript.members), len(transcript.updates), transcript.tail)
         except DISHONEST as error:
             evidence = await asyncio.to_thread(self._keep, folder, str(error))
             log.error("private.aggregate_differs", run=run, version=version, problem=str(error), evidence=str(evidence))
             raise AggregateDiffers(run=run, version=version, problem=str(error), evidence=str(evidence)) from error
         finally:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
-        log.info("private.verified", run=run, version=version, updates=len(transcript.updates))
-        return transcript.fixed.in_sum
+        self._distances[run] = version, tail.distance
+        return transcript
 
     def forget(self, run: RunId) -> None:
         """Deletes the states of the server optimizer that were kept for a run that is over."""

@@ -29,9 +29,10 @@ def mask_update(order: Mask, on_step: Progress) -> Masked:
         weight=order.weight,
         is_clipped=clipping.is_clipped,
         metric_weight=order.metric_weight,
-        most_metric_weight=order.most_weight,
+        most_metric_weight=order.most_metric_weight,
         loss=order.loss,
         distance=order.base_distance,
+        distance_weight=order.distance_weight,
     ).words()
     pieces = _masked(order, delta, ring, clipping, tail, on_step)
     with storage_errors("a masked update"):

@@ -69,9 +69,11 @@ class Mask:
     out: Path
     members: int  # of the round
     clip_norm: float
-    most_weight: int  # aggregation.max_examples
+    most_weight: int  # weight of an update that counts in full
     weight: int  # of this update, 1 .. most_weight
-    metric_weight: int  # of the two metrics, 1 .. most_weight
+    most_metric_weight: int  # aggregation.max_examples
+    metric_weight: int  # of the loss, 1 .. most_metric_weight
+    distance_weight: int  # of the distance, 1 .. most_metric_weight
     loss: float | None  # None for a number that the policy keeps back
     base_distance: float | None
     streams: tuple[tuple[str, int], ...] = field(repr=False)  # key in hex, and 1 to add the stream or -1 to subtract it

@@ -20,7 +20,8 @@ from pluralllm.common.weights.update_format import TAIL
 HALF = 2**31 - 256  # the sum of all numbers stays below it, on either side of 0
 BINS = 32  # of the histogram of scores, each of width 1/32
 METRIC_STEPS = 2**12  # steps of a loss or a distance in one unit
-MOST_METRIC = 16.0
+MOST_METRIC = 16.0  # of a loss
+MOST_DISTANCE = 1.0  # a mean of Jensen-Shannon distances is at most sqrt(ln 2) = 0.83
 SCORE_STEPS = 2**20
 NORM_SLACK = 1 + 2**-10  # the norm of a mean may be so much above clip_norm, because of the rounding
 SLICE = 256 * 1024  # numbers that are quantised at a time
@@ -38,7 +39,8 @@ class Ring:
 
     members: int  # of the round, whether they deal or not
     clip_norm: float  # largest L2 norm of a member's delta
-    most_weight: int  # weight of a delta that counts in full; aggregation.max_examples
+    most_weight: int  # weight of a delta that counts in full; these two are those of own_weights.weight_bounds
+    least_weight: int = 1
 
     @property
     def scale(self) -> float:
@@ -120,23 +122,28 @@ class MemberTail:
     loss: float | None = None
     distance: float | None = None  # alignment distance of the base version
     score: float | None = None  # alignment score of the base version on withheld questions, when due
+    distance_weight: int | None = None  # of the distance, if it is not metric_weight
 
     def words(self) -> NDArray[np.uint32]:
         """Returns the tail's numbers. Shape: (64,). Raises NotFinite if a loss, a distance or a score is NaN or infinite."""
         tail = np.zeros(TAIL, np.uint32)
         tail[WEIGHT], tail[UPDATES], tail[CLIPPED] = self.weight, 1, int(self.is_clipped)
-        for name, metric, place in (("loss", self.loss, LOSS_WEIGHT), ("distance", self.distance, DISTANCE_WEIGHT)):
-            if metric is not None:
-                tail[place], tail[place + 1] = self.metric_weight, self._steps(name, metric)
+        if self.loss is not None:
+            steps = self._steps("loss", self.loss, MOST_METRIC, self.metric_weight)
+            tail[LOSS_WEIGHT], tail[LOSS] = self.metric_weight, steps
+        if self.distance is not None:
+            weight = self.metric_weight if self.distance_weight is None else self.distance_weight
+            steps = self._steps("distance", self.distance, MOST_DISTANCE, weight)
+            tail[DISTANCE_WEIGHT], tail[DISTANCE] = weight, steps
         if self.score is not None:
             score = min(max(_finite("score", self.score), 0.0), 1.0)
             tail[SCORED], tail[SCORE] = 1, round(score * SCORE_STEPS)
             tail[HISTOGRAM][min(int(score * BINS), BINS - 1)] = 1
         return tail
 
-    def _steps(self, name: str, metric: float) -> int:
-        bounded = min(max(_finite(name, metric), 0.0), MOST_METRIC)
-        return round(bounded * METRIC_STEPS * self.metric_weight / self.most_metric_weight)
+    def _steps(self, name: str, metric: float, most: float, weight: int) -> int:
+        bounded = min(max(_finite(name, metric), 0.0), most)
+        return round(bounded * METRIC_STEPS * weight / self.most_metric_weight)
 
 
 def _finite(name: str, number: float) -> float:
@@ -170,14 +177,14 @@ class SumTail:
         if any(word for place in ZEROS for word in words[place]):
             raise SumImplausible(problem="it has numbers where all updates have 0")
         histogram = tuple(words[HISTOGRAM])
-        most_steps = round(MOST_METRIC * METRIC_STEPS) * updates
+        losses, distances = (round(most * METRIC_STEPS) * updates for most in (MOST_METRIC, MOST_DISTANCE))
         bounds = (
-            ("weights", words[WEIGHT], updates, updates * ring.most_weight),
+            ("weights", words[WEIGHT], updates * ring.least_weight, updates * ring.most_weight),
             ("clipped updates", words[CLIPPED], 0, updates),
             ("weights of losses", words[LOSS_WEIGHT], 0, updates * most_metric_weight),
-            ("losses", words[LOSS], 0, most_steps if words[LOSS_WEIGHT] else 0),
+            ("losses", words[LOSS], 0, losses if words[LOSS_WEIGHT] else 0),
             ("weights of distances", words[DISTANCE_WEIGHT], 0, updates * most_metric_weight),
-            ("distances", words[DISTANCE], 0, most_steps if words[DISTANCE_WEIGHT] else 0),
+            ("distances", words[DISTANCE], 0, distances if words[DISTANCE_WEIGHT] else 0),
             ("scored updates", words[SCORED], 0, updates),
             ("scores", words[SCORE], 0, words[SCORED] * SCORE_STEPS),
             ("the histogram", sum(histogram), words[SCORED], words[SCORED]),

@@ -22,6 +22,7 @@ from pluralllm.common.weights.layout import Layout
 from pluralllm.common.weights.server_optimizer import ServerOptimizer
 from pluralllm.common.weights.stored_weights import StoredWeights, open_source
 from pluralllm.common.weights.update_format import SLICE, TAIL, update_format
+from pluralllm.common.words.own_weights import weight_bounds
 from pluralllm.common.words.spec import RunSpec
 
 AT_ONCE = 32  # masked updates of which memory holds a slice, that is 1 MiB each
@@ -42,7 +43,13 @@ class PrivateSum:
 def ring_of(spec: RunSpec, members: int) -> Ring:
     """Returns the scale of a round's numbers. members: of the round, whether they deal or not."""
     assert spec.private_rounds is not None  # only a run with private rounds has sums
-    return Ring(members, spec.private_rounds.clip_norm, spec.aggregation.max_examples)
+    least, most = weight_bounds(spec.aggregation)
+    return Ring(members, spec.private_rounds.clip_norm, most, least)
+
+
+def tail_of(spec: RunSpec, members: int, updates: int, words: Sequence[int]) -> SumTail:
+    """Returns the facts in the tail of a round's sum. updates: number of updates in the sum. Raises SumImplausible."""
+    return SumTail.of(words, updates, ring_of(spec, members), spec.aggregation.max_examples)
 
 
 def sum_of(

@@ -39,7 +39,8 @@ class Aggregation(SpecPart):
     # How much more weight goes to clients that the base model predicts badly. For q_fair it is q: the weight is proportional
     # to examples * distance^q. For agnostic it is gamma, the step of the worst-case mixture. For adaptive it is the inverse
     # temperature over past distances (use tens, because distances differ by hundredths). It has no effect with examples and
-    # uniform. Sources and bounds stand in server/rounds/weighting.py.
+    # uniform. Sources and bounds stand in server/rounds/weighting.py; in private rounds each client computes its own factor
+    # (common/words/own_weights.py).
     fairness: Positive = 1.0
     max_examples: Count = 100_000  # upper bound of one client's weight
     max_delta_norm: Positive = 100.0  # L2 norm of the whole update
@@ -48,6 +49,11 @@ class Aggregation(SpecPart):
         """Returns the keys that came in a later release and have their defaults. They are left out of a spec's hash."""
         fields = type(self).model_fields
         return {key for key in LATER_KEYS if getattr(self, key) == fields[key].default}
+
+    @property
+    def is_fair(self) -> bool:
+        """Whether an update counts more if the base version predicts its client's answers badly."""
+        return self.weighting in ("q_fair", "agnostic", "adaptive")
 
     @property
     def least_clients(self) -> int:

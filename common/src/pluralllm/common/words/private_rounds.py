@@ -34,7 +34,6 @@ class PrivateRounds(SpecPart):
         min_clients: int,
         max_examples: int,
         encoding: str,
-        weighting: str,
         asks_for_rewards: bool,
         adds_sums: bool,
     ) -> list[str]:
@@ -44,10 +43,6 @@ class PrivateRounds(SpecPart):
             problems.append("no table [rewards], because a reward tells how its group answers")
         if encoding != "fp32":
             problems.append("updates.encoding = fp32, because the scales of other encodings do not add")
-        if weighting not in ("examples", "uniform"):
-            problems.append(
-                f"aggregation.weighting = examples or uniform, because {weighting} needs each client's distance"
-            )
         if adds_sums:
             problems.append("another predictor than kernel-sums/1, whose updates must not be clipped")
         if target_clients > MAX_MEMBERS:

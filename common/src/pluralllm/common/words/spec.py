@@ -276,7 +276,6 @@ class RunSpec(SpecPart):
             min_clients=self.round.min_clients,
             max_examples=self.aggregation.max_examples,
             encoding=self.updates.encoding,
-            weighting=self.aggregation.weighting,
             asks_for_rewards=self.rewards is not None,
             adds_sums=self.sums is not None,
         )

@@ -17,6 +17,9 @@ share is 1 / number of clients. The bound holds for fairness-aware weights. In a
 examples as well, because nobody can check how many examples a client has. The lower bound matters in a cohort of three or less:
 three even shares of such a cohort are the whole model.
 
+In private rounds the coordinator learns neither distances nor weights, and this module calculates nothing: each client weights
+its own update (common/words/own_weights.py).
+
 In the formulas, "~" means "is proportional to". q, gamma and fairness all stand for the run spec's setting `fairness`.
 
     q_fair    weight ~ examples * distance^q. This is q-FFL (Li et al. 2020, arXiv 1905.10497), but the steps are not normalised
@@ -35,13 +38,12 @@ from typing import assert_never
 
 from pluralllm.common.words.aggregation import Aggregation
 from pluralllm.common.words.ids import ClientId
+from pluralllm.common.words.own_weights import HISTORY_RATE, LEAST_DISTANCE
 from pluralllm.server.rounds.events import Receipt
 
 MAX_LEANING = (
     3.0  # largest ratio of a weight to an even share; the least is its inverse, so that a client can come back
 )
-HISTORY_RATE = 0.5  # of the newest distance in the exponential mean
-LEAST_DISTANCE = 1e-6  # below it a distance has no logarithm worth having
 DIGITS = 12  # weights and history are rounded: exp may differ in its last bit on the machine that verifies
 MAX_SPREAD = 50.0  # of scores: a share e^50 times smaller than another is 0 in effect, and larger numbers lose digits
 BISECTIONS = 60  # of about 50: past the precision of a float

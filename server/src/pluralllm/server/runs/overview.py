@@ -29,6 +29,10 @@ SENT = {
     Phase.CONFIRMING: "have confirmed which updates the sum has",
     Phase.UNMASKING: "have revealed the sum's masks",
 }
+TRAINING = (*SENT, Phase.COLLECTING)  # phases of a round in which clients have work
+WEIGHTS_OF_CLIENTS = (
+    "each client computes its own weight from its own distance, and only the sum of the weights is known"
+)
 COMES_AND_GOES = "comes and goes too often, gets no task for some minutes"
 
 
@@ -140,7 +144,12 @@ def participants(
 
 
 def weights_in(version: VersionRecord, aggregation: Aggregation) -> dict[ClientId, float]:
-    """Returns the share of each client's update in a model version, from 0 to 1. The dictionary is empty for version 0."""
+    """Returns the share of each client's update in a model version, from 0 to 1.
+
+    The dictionary is empty for version 0, and for a version of a private round: its members' weights are known as a sum only.
+    """
+    if version.transcript:
+        return {}
     receipts = [Receipt(*update) for update in version.updates]
     shares = shares_of(receipts, aggregation, version.weights)
     return {receipt.client: share for receipt, share in zip(receipts, shares, strict=True)}
@@ -203,9 +212,18 @@ def what_next(run: LiveRun, trouble: str, idle_trainers: int, now_s: float) -> s
     `trouble` is the problem that blocks the run ("" if there is none). `idle_trainers` is the number of connected training
     clients without a task.
     """
-    state, policy = run.state, run.state.policy
+    state = run.state
     if trouble:
         return f"stuck: {trouble} Tried again every few seconds."
+    hides_weights = (
+        state.private is not None and state.aggregation.is_fair and state.phase in (Phase.WAITING, *TRAINING)
+    )
+    return _next_step(run, idle_trainers, now_s) + (f"; {WEIGHTS_OF_CLIENTS}" if hides_weights else "")
+
+
+def _next_step(run: LiveRun, idle_trainers: int, now_s: float) -> str:
+    """Returns the next step of a run without troubles. The arguments are those of `what_next`."""
+    state, policy = run.state, run.state.policy
     match state.phase:
         case Phase.CREATED:
             return f"an operator starts it: pluralllm run start {run.id}"
