@@ -51,6 +51,7 @@ class Simulated:
         self.transport = transport
         self.arrived: asyncio.Future[float] | None = None
         self.greeted = False
+        self.reason = ""  # of the last answer that told it to wait
 
     async def greet(self) -> None:
         await self.transport.hello(Introduction(f"group of {self.name}", GroupRole.TRAIN, questions=100))
@@ -78,8 +79,8 @@ class Simulated:
                 case RunOver(run=run):
                     over.add(run)
                     held = None
-                case Wait(after_s, _):
-                    held = None
+                case Wait(after_s, reason):
+                    held, self.reason = None, reason
                     await asyncio.sleep(after_s)
 
 

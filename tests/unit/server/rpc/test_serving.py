@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from annotated_types import Le
 
-from pluralllm.client.link.transport import CALL_DEADLINE_S, POLL_HOLD_S
+from pluralllm.client.link.transport import CALL_DEADLINE_S
 from pluralllm.common.process.pulse import SILENT_FOR_S, Pulse
 from pluralllm.common.weights.chunks import CHUNK_BYTES
 from pluralllm.common.weights.pieces import PIECE_BYTES, transfer_s
@@ -34,7 +34,7 @@ def test_the_limits_on_silence_leave_time_for_the_slowest_link() -> None:
     assert queue_s + transfer_s(MAX_MESSAGE_BYTES) < SERVER_PING_LIMIT_MS / 1000
     assert 2 * queue_s < CALL_DEADLINE_S
     assert queue_s < ServerConfig().chunk_idle_s
-    assert queue_s < ServerConfig().lease_s - POLL_HOLD_S
+    assert queue_s < ServerConfig().lease_s - ServerConfig().poll_hold_s
     assert queue_s + transfer_s(MAX_SPEC_BYTES) < MESSAGE_S
     assert queue_s + transfer_s(CHUNK_BYTES) < LARGE_MESSAGES_S[PUT_CHUNKS]  # an earlier release sends whole chunks
     assert queue_s + transfer_s(MAX_MESSAGE_BYTES) < LARGE_MESSAGES_S[f"{OPERATIONS}AskRewards"]

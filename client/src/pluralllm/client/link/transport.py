@@ -83,7 +83,7 @@ from pluralllm.v1 import federation_pb2 as pb
 log = structlog.get_logger()
 
 CALL_DEADLINE_S = 20.0  # on the slowest link, a request and an answer that may be large have time besides
-POLL_HOLD_S = 25.0
+POLL_HOLD_S = 55.0  # at most; the coordinator may hold a poll for a shorter time, which its configuration says
 COMMIT_DEADLINE_S = 300.0  # the coordinator reads, checks and syncs the whole update
 RETRY_FOR_S = 600.0  # then the task is given up; the outbox keeps its update
 FIRST_RETRY_S, LAST_RETRY_S, RETRY_JITTER_S = 0.2, 15.0, 1.0

@@ -57,7 +57,7 @@ class ServerConfig(ProcessConfig):
     hellos_per_minute: PositiveInt = 60
     lease_s: Seconds = 60.0  # a client that is silent for this time loses its slot in the round
     silence_s: Seconds = 5.0  # a client counts as connected for this time after its last poll
-    poll_hold_s: Annotated[float, Field(gt=0, le=55)] = 25.0  # below the 60 s after which proxies drop idle calls
+    poll_hold_s: Annotated[float, Field(gt=0, le=55)] = 40.0  # below the 60 s after which proxies drop idle calls
     chunk_idle_s: Seconds = 30.0  # an upload that sends nothing for this time is ended; chunks that arrived are kept
     # Database of the records: postgresql://USER:PASSWORD@HOST/NAME; default: an SQLite file in state_dir.
     database_url: Annotated[SecretStr, AfterValidator(check_database_url)] | None = Field(None, repr=False)
