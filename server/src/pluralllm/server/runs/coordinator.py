@@ -261,10 +261,12 @@ class Coordinator:
     async def advance(self, run: LiveRun) -> None:
         """Repeatedly reports the time and the connected clients to the round machine, until no report changes the run.
 
-        After MAX_STEPS_AT_ONCE repetitions the method stops in any case, so that other runs get their turn.
+        After MAX_STEPS_AT_ONCE repetitions the method stops in any case, so that other runs get their turn. A run that is over
+        has nothing to hear, and costs nothing: a coordinator may have thousands of them.
         """
-        if not run.is_over:
-            self._reconcile(run)
+        if run.is_over:
+            return
+        self._reconcile(run)
         for _ in range(MAX_STEPS_AT_ONCE):
             before, present = run.sequence, self._look(run)
             await self._dispatch_all(run, self._losses(run, present))
