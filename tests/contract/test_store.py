@@ -256,7 +256,7 @@ async def test_rows_of_an_older_release_are_read_as_without_moments_weights_and_
         added.append(("certificates", "predecessor"))
         added += [("receipts", "norm"), ("versions", "scales")]
         added += [("members", "max_examples"), ("invites", "max_examples"), ("evaluations", "context_gain")]
-        added += [("clients", "noise"), ("versions", "transcript")]
+        added += [("clients", "noise"), ("versions", "transcript"), ("rounds", "tail")]
         for table, column in added:
             await connection.execute(sa.text(f"ALTER TABLE {table} DROP COLUMN {column}"))
         for table in ("leadership", "checkpoints", "round_messages", "roster"):

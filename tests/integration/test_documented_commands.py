@@ -43,6 +43,7 @@ ELSEWHERE = {
     "pluralllm-client data release --data town.jsonl": "as above",
     "pluralllm-client join org-a.invite --data town.jsonl": "tests/integration/test_joining.py",
     "pluralllm-client privacy": "as above",
+    "pluralllm-client status": "tests/unit/client/test_status_command.py",
     "pluralllm-client peers": "tests/private/test_roster_attacks.py",
     "pluralllm-client verify": "tests/private/test_daemons.py",
     "pluralllm members reset-peer-key": "tests/integration/test_cli.py",

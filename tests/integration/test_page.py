@@ -27,6 +27,7 @@ from pluralllm.common.errors.tree import InUse, NotLoopback, WrongBase
 from pluralllm.common.words.ids import ModelVersion, RoundNumber
 from pluralllm.common.words.spec import RunSpec
 from pluralllm.server.observe.page_facts import MAX_POINTS, History, history_facts
+from pluralllm.server.runs.round_sums import NewestSums
 from pluralllm.v1 import resources_pb2 as rpb
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -183,9 +184,9 @@ async def test_a_thousand_rounds_of_a_hundred_groups_are_drawn(
         await expect(browser_page.locator("#alignment polyline")).to_have_count(100)
         await expect(browser_page.locator("#groups tr")).to_have_count(100)
         await expect(browser_page.locator("#worst")).to_have_text("group 000 0.600")
-    facts_json = json.dumps(history_facts(run, long, (), ()))
+    facts_json = json.dumps(history_facts(run, long, (), (), NewestSums()))
     assert len(facts_json) < 300_000
-    assert len(history_facts(run, long, (), ())["versions"]) == MAX_POINTS
+    assert len(history_facts(run, long, (), (), NewestSums())["versions"]) == MAX_POINTS
 
 
 def contrast(one: str, other: str) -> float:

@@ -118,6 +118,7 @@ class Client:
             distance_weight=len(self.name),
             loss=1.5,
             base_distance=None,
+            score=None,
             streams=tuple((key.hex(), sign) for key, sign in secrets.streams),
             rounding=secrets.rounding.hex(),
         )

@@ -23,6 +23,7 @@ from pluralllm.client.data.private_data import write_group
 from pluralllm.client.data.private_file import PrivateFile
 from pluralllm.client.data.sample_survey import sample_groups
 from pluralllm.client.disclosure.measurements import MeasuredScores, MeasuredTraining
+from pluralllm.client.disclosure.own_scores import KEPT_BACK, OWN_SCORES, OwnScoresFolder, in_sum_of
 from pluralllm.client.disclosure.policy import RoundPrivacy
 from pluralllm.client.joining.partner import load_partner
 from pluralllm.client.link.transport import Transport
@@ -204,7 +205,13 @@ async def test_daemons_that_are_restarted_after_any_line_of_their_notebooks_make
         assert (run.outcome, run.version) == (rpb.RUN_OUTCOME_COMPLETED, ROUNDS)
         await assert_steps(served, [one.worker for one in some.of.values()])
         assert await clean(served, tmp_path) == ROUNDS
+        scored, newest = run.scored_sum, run.newest_sum
+        assert (scored.round, scored.base_version, scored.scored, scored.updates) == (1, 0, 4, 4), "version 0 was due"
+        assert scored.mean_alignment_score == pytest.approx(0.7, abs=1e-6)
+        assert (newest.round, newest.scored, newest.clipped_updates) == (ROUNDS, 0, 0)
         for one in some.of.values():
+            left = {kept.version: kept.left for kept in OwnScoresFolder(one.state / OWN_SCORES).of(RunId("r"))}
+            assert left == {0: in_sum_of(RoundNumber(1)), ROUNDS: KEPT_BACK}
             assert [path.name for path in (one.state / "private").iterdir()] == ["CACHEDIR.TAG"]
             assert not [*(one.state / "outbox").iterdir(), *(one.state / "verification").iterdir()]
             assert not [*(one.state / "drafts").iterdir()]

@@ -261,6 +261,15 @@ def test_before_the_first_evaluation_there_is_no_fairness_line() -> None:
     assert line_of(lines, "Foundry").endswith("-")
 
 
+def test_what_the_sums_of_private_rounds_say_is_shown() -> None:
+    scored = {"round": 7, "base_version": 6, "updates": 5, "clipped_updates": 2, "scored": 4}
+    scored |= {"mean_alignment_score": 0.75, "score_histogram": [0] * 24 + [4] + [0] * 7}
+    screen = "\n".join(shown(status_screen(run(scored_sum=scored, newest_sum=scored), NOW), 180))
+    assert "scores of version 6 inside a sum: mean alignment 0.7500 over 4 of 5 members, worst 0.75-0.78" in screen
+    assert "round 7: 2 of 5 updates were scaled down" in screen
+    assert "inside a sum" not in "".join(shown(status_screen(run(scored_sum=None, newest_sum=None), NOW)))
+
+
 def test_newest_refusals_are_shown() -> None:
     lines = shown(status_screen(crowded(), NOW))
     assert [line.split(":")[0] for line in lines if line.startswith("refused")] == [

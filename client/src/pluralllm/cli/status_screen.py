@@ -17,6 +17,7 @@ from pluralllm.common.words.context_gain import IGNORES_CONTEXT, gain_text, igno
 from pluralllm.common.words.names import MemberName, RoundName, RunName
 from pluralllm.common.words.noise import declared_text
 from pluralllm.common.words.not_reported import not_reported_text
+from pluralllm.common.words.score_sums import clipped_text, scores_text
 
 MAX_REFUSALS = 3
 MAX_REASONS = 4
@@ -39,6 +40,7 @@ def status_screen(run: Mapping[str, Any], now: datetime.datetime) -> RenderableT
     lines += _noise(run)
     if run["evaluations"]:
         lines.append(_fairness(run))
+    lines += _sums(run)
     lines += [_refusal(refusal) for refusal in run["refusals"][-MAX_REFUSALS:]]
     lines.append(Text.assemble(("next: ", "bold"), cell(run["next"]).plain))
     return Group(*lines)
@@ -154,6 +156,18 @@ def _noise(run: Mapping[str, Any]) -> list[Text]:
     lines = [cell(f"noise declared: {text}: {', '.join(names)}", "dim") for text, names in sorted(groups.items())]
     more = len(lines) - MAX_STATEMENTS
     return lines if more <= 0 else [*lines[:MAX_STATEMENTS], cell(f"and {more} other statements about noise", "dim")]
+
+
+def _sums(run: Mapping[str, Any]) -> list[Text]:
+    """Returns what the sums of the newest private rounds say: the scores inside a sum, and how many updates were clipped."""
+    lines, scored, newest = list[Text](), run.get("scored_sum"), run.get("newest_sum")
+    if scored is not None:
+        numbers = scored["base_version"], scored["scored"], scored["updates"], scored["mean_alignment_score"] or 0.0
+        lines.append(Text(scores_text(*numbers, scored["score_histogram"])))
+    if newest is not None:
+        text = clipped_text(newest["round"], newest["clipped_updates"], newest["updates"])
+        lines.append(cell(text, "yellow" if newest["clipped_updates"] else "dim"))
+    return lines
 
 
 def mean_alignment(evaluations: Sequence[Mapping[str, Any]]) -> str:

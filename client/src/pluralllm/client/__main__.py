@@ -21,6 +21,7 @@ from pluralllm.client import (
     history_commands,
     peers_commands,
     privacy_commands,
+    status_command,
     support_command,
     verify_command,
 )
@@ -59,6 +60,7 @@ app.command("consent")(consent_command.consent)
 app.command("privacy")(privacy_commands.privacy)
 app.command("history")(history_commands.history)
 app.command("audit")(history_commands.audit)
+app.command("status")(status_command.status)
 app.command("verify")(verify_command.verify)
 app.command("doctor")(doctor.doctor)
 app.command("support-bundle")(support_command.support_bundle)

@@ -507,6 +507,75 @@ class Fairness(_message.Message):
 Global___Fairness: _TypeAlias = Fairness  # noqa: Y015
 
 @_typing.final
+class RoundSum(_message.Message):
+    """What the sum of a private round says about all its updates together. Nobody learns a number of a single one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROUND_FIELD_NUMBER: _builtins.int
+    BASE_VERSION_FIELD_NUMBER: _builtins.int
+    UPDATES_FIELD_NUMBER: _builtins.int
+    CLIPPED_UPDATES_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    MEAN_LOSS_FIELD_NUMBER: _builtins.int
+    MEAN_BASE_DISTANCE_FIELD_NUMBER: _builtins.int
+    SCORED_FIELD_NUMBER: _builtins.int
+    MEAN_ALIGNMENT_SCORE_FIELD_NUMBER: _builtins.int
+    SCORE_HISTOGRAM_FIELD_NUMBER: _builtins.int
+    round: _builtins.int
+    base_version: _builtins.int
+    """Version that the round trained from. The distances and the scores are about it."""
+    updates: _builtins.int
+    """Number of updates in the sum."""
+    clipped_updates: _builtins.int
+    """Number of updates that were scaled down to the run spec's clip_norm."""
+    weight: _builtins.int
+    """Sum of the updates' weights."""
+    mean_loss: _builtins.float
+    """Weighted means over the members that report the number; absent if none does."""
+    mean_base_distance: _builtins.float
+    scored: _builtins.int
+    """Number of members whose alignment score of the base version is in the sum."""
+    mean_alignment_score: _builtins.float
+    """Absent if no score is in the sum."""
+    @_builtins.property
+    def score_histogram(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Number of scores in each of 32 equal bins from 0 to 1."""
+
+    def __init__(
+        self,
+        *,
+        round: _builtins.int = ...,
+        base_version: _builtins.int = ...,
+        updates: _builtins.int = ...,
+        clipped_updates: _builtins.int = ...,
+        weight: _builtins.int = ...,
+        mean_loss: _builtins.float | None = ...,
+        mean_base_distance: _builtins.float | None = ...,
+        scored: _builtins.int = ...,
+        mean_alignment_score: _builtins.float | None = ...,
+        score_histogram: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_mean_alignment_score", b"_mean_alignment_score", "_mean_base_distance", b"_mean_base_distance", "_mean_loss", b"_mean_loss", "mean_alignment_score", b"mean_alignment_score", "mean_base_distance", b"mean_base_distance", "mean_loss", b"mean_loss"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mean_alignment_score", b"_mean_alignment_score", "_mean_base_distance", b"_mean_base_distance", "_mean_loss", b"_mean_loss", "base_version", b"base_version", "clipped_updates", b"clipped_updates", "mean_alignment_score", b"mean_alignment_score", "mean_base_distance", b"mean_base_distance", "mean_loss", b"mean_loss", "round", b"round", "score_histogram", b"score_histogram", "scored", b"scored", "updates", b"updates", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__mean_alignment_score: _TypeAlias = _typing.Literal["mean_alignment_score"]  # noqa: Y015
+    _WhichOneofArgType__mean_alignment_score: _TypeAlias = _typing.Literal["_mean_alignment_score", b"_mean_alignment_score"]  # noqa: Y015
+    _WhichOneofReturnType__mean_base_distance: _TypeAlias = _typing.Literal["mean_base_distance"]  # noqa: Y015
+    _WhichOneofArgType__mean_base_distance: _TypeAlias = _typing.Literal["_mean_base_distance", b"_mean_base_distance"]  # noqa: Y015
+    _WhichOneofReturnType__mean_loss: _TypeAlias = _typing.Literal["mean_loss"]  # noqa: Y015
+    _WhichOneofArgType__mean_loss: _TypeAlias = _typing.Literal["_mean_loss", b"_mean_loss"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mean_alignment_score) -> _WhichOneofReturnType__mean_alignment_score | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mean_base_distance) -> _WhichOneofReturnType__mean_base_distance | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mean_loss) -> _WhichOneofReturnType__mean_loss | None: ...
+
+Global___RoundSum: _TypeAlias = RoundSum  # noqa: Y015
+
+@_typing.final
 class Refusal(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -566,6 +635,8 @@ class Run(_message.Message):
     RECEIVED_BYTES_FIELD_NUMBER: _builtins.int
     SENT_BYTES_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
+    NEWEST_SUM_FIELD_NUMBER: _builtins.int
+    SCORED_SUM_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """runs/{run}"""
     spec_sha256: _builtins.str
@@ -606,6 +677,14 @@ class Run(_message.Message):
     def fairness(self) -> Global___Fairness: ...
     @_builtins.property
     def refusals(self) -> _containers.RepeatedCompositeFieldContainer[Global___Refusal]: ...
+    @_builtins.property
+    def newest_sum(self) -> Global___RoundSum:
+        """Of the newest private round that has a sum; absent without one."""
+
+    @_builtins.property
+    def scored_sum(self) -> Global___RoundSum:
+        """Of the newest private round whose sum has scores; absent without one."""
+
     def __init__(
         self,
         *,
@@ -632,10 +711,12 @@ class Run(_message.Message):
         received_bytes: _builtins.int = ...,
         sent_bytes: _builtins.int = ...,
         sequence: _builtins.int = ...,
+        newest_sum: Global___RoundSum | None = ...,
+        scored_sum: Global___RoundSum | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "fairness", b"fairness", "phase_deadline", b"phase_deadline", "phase_start_time", b"phase_start_time", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "fairness", b"fairness", "newest_sum", b"newest_sum", "phase_deadline", b"phase_deadline", "phase_start_time", b"phase_start_time", "scored_sum", b"scored_sum", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "evaluations", b"evaluations", "fairness", b"fairness", "name", b"name", "next", b"next", "outcome", b"outcome", "outcome_reason", b"outcome_reason", "participants", b"participants", "paused", b"paused", "phase", b"phase", "phase_deadline", b"phase_deadline", "phase_start_time", b"phase_start_time", "previous_evaluations", b"previous_evaluations", "received_bytes", b"received_bytes", "refusals", b"refusals", "round", b"round", "rounds", b"rounds", "sent_bytes", b"sent_bytes", "sequence", b"sequence", "spec_sha256", b"spec_sha256", "update_time", b"update_time", "version", b"version", "version_digest", b"version_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "evaluations", b"evaluations", "fairness", b"fairness", "name", b"name", "newest_sum", b"newest_sum", "next", b"next", "outcome", b"outcome", "outcome_reason", b"outcome_reason", "participants", b"participants", "paused", b"paused", "phase", b"phase", "phase_deadline", b"phase_deadline", "phase_start_time", b"phase_start_time", "previous_evaluations", b"previous_evaluations", "received_bytes", b"received_bytes", "refusals", b"refusals", "round", b"round", "rounds", b"rounds", "scored_sum", b"scored_sum", "sent_bytes", b"sent_bytes", "sequence", b"sequence", "spec_sha256", b"spec_sha256", "update_time", b"update_time", "version", b"version", "version_digest", b"version_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -690,6 +771,7 @@ class Round(_message.Message):
     RECEIPTS_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    SUM_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """runs/{run}/rounds/{round}"""
     outcome: Global___RoundOutcome.ValueType
@@ -705,6 +787,10 @@ class Round(_message.Message):
     def create_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def update_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def sum(self) -> Global___RoundSum:
+        """Absent unless the round was private and has made a version."""
+
     def __init__(
         self,
         *,
@@ -717,10 +803,11 @@ class Round(_message.Message):
         receipts: _abc.Iterable[Global___Receipt] | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
+        sum: Global___RoundSum | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_version", b"_version", "create_time", b"create_time", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_version", b"_version", "create_time", b"create_time", "sum", b"sum", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_version", b"_version", "base_version", b"base_version", "cohort", b"cohort", "create_time", b"create_time", "name", b"name", "outcome", b"outcome", "reason", b"reason", "receipts", b"receipts", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_version", b"_version", "base_version", b"base_version", "cohort", b"cohort", "create_time", b"create_time", "name", b"name", "outcome", b"outcome", "reason", b"reason", "receipts", b"receipts", "sum", b"sum", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__version: _TypeAlias = _typing.Literal["version"]  # noqa: Y015
     _WhichOneofArgType__version: _TypeAlias = _typing.Literal["_version", b"_version"]  # noqa: Y015

@@ -284,6 +284,7 @@ def operations_of(
         runs=parts.runs,
         status=parts.status,
         evaluations=parts.evaluations,
+        sums=parts.sums,
         store=parts.store,
         models=parts.models,
         rewards=parts.rewards,
@@ -302,6 +303,7 @@ def gauges_of(parts: Assembly, registry: Registry | None, wall_s: Callable[[], f
     """
     return Gauges(
         runs=parts.runs,
+        sums=parts.sums,
         store=parts.store,
         clients=parts.clients,
         sessions=parts.sessions,
@@ -321,6 +323,7 @@ def page_of(parts: Assembly, audit_log: AuditLog, authority: Authority | None) -
     """
     return Page(
         runs=parts.runs,
+        sums=parts.sums,
         status=parts.status,
         store=parts.store,
         run_bell=parts.run_bell,

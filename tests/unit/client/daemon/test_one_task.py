@@ -18,6 +18,7 @@ from pluralllm.client.daemon.daemon import KEPT_RUNS, Daemon
 from pluralllm.client.daemon.work_under_way import Work
 from pluralllm.client.disclosure.measurements import MeasuredScores, MeasuredTraining
 from pluralllm.client.disclosure.outgoing import IN_LOG
+from pluralllm.client.disclosure.own_scores import KEPT_BACK, OWN_SCORES, OwnScoresFolder
 from pluralllm.client.disclosure.policy import METRICS, Policy, RespondentPrivacy
 from pluralllm.client.joining.partner import Partner
 from pluralllm.client.keeping.drafts import next_state
@@ -629,15 +630,21 @@ async def test_a_roster_that_goes_back_keeps_the_daemon_out_of_private_rounds_on
     assert "fetch_model" not in client.coordinator.names()
 
 
-async def test_scores_that_the_policy_keeps_back_in_private_rounds_cost_no_work(tmp_path: Path) -> None:
+@pytest.mark.parametrize("fails", [False, True])
+async def test_scores_that_the_policy_keeps_back_in_private_rounds_are_measured_for_the_partner_only(
+    tmp_path: Path, fails: bool
+) -> None:
     client = Client(tmp_path, open_policy())
+    client.worker.errors = {"evaluate": ValueError("secret")} if fails else {}
     private = process_spec(private_rounds={}, round={"min_clients": 3, "target_clients": 3}, **SMALL_WEIGHTS)
     first = replace(FIRST, spec_sha256=private.sha256())
     client.coordinator.spec_json, client.coordinator.records = private.canonical_json(), (first,)
     with capture_logs() as logs:
         await client.do(task(TaskKind.EVALUATE, spec_sha256=private.sha256(), base_record_sha256=first.record_sha256))
     assert client.coordinator.of("report_scores")[1] is NotReported.KEPT_BACK
-    assert "evaluate" not in client.worker.orders
-    assert "fetch_model" not in client.coordinator.names()
+    assert "report_failure" not in client.coordinator.names()
+    assert client.daemon._budgets.spent(RunId("r")) is None, "what stays here costs no budget"
+    own = OwnScoresFolder(tmp_path / "state" / OWN_SCORES).of(RunId("r"))
+    assert [(one.measured, one.left) for one in own] == ([] if fails else [(client.worker.scores, KEPT_BACK)])
     [line] = [line for line in logs if line["event"] == "evaluation.not_reported"]
     assert (line["key"], line["limit"]) == ("private_rounds.evaluation", "sum"), "the log names the key to change"

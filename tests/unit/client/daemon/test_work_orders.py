@@ -75,7 +75,7 @@ def test_an_order_to_mask_has_the_rounds_numbers_and_the_keys_in_hex(
         private_rounds={"clip_norm": 7.0},
     )
     secrets = MaskingSecrets(((b"k" * 32, 1), (b"l" * 32, -1)), b"r" * 32)
-    order = orders(tmp_path).mask(spec, 30, {"loss": 1.5}, 5, secrets)
+    order = orders(tmp_path).mask(spec, 30, {"loss": 1.5}, 5, secrets, score=0.75)
     assert order == Mask(
         delta=tmp_path / "drafts" / "delta.safetensors",
         out=tmp_path / "drafts" / "masked.safetensors",
@@ -88,6 +88,7 @@ def test_an_order_to_mask_has_the_rounds_numbers_and_the_keys_in_hex(
         distance_weight=30,
         loss=1.5,
         base_distance=None,
+        score=0.75,
         streams=(("6b" * 32, 1), ("6c" * 32, -1)),
         rounding="72" * 32,
     )

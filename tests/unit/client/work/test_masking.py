@@ -40,6 +40,7 @@ def order(tmp_path: Path) -> Mask:
         distance_weight=100,
         loss=1.5,
         base_distance=None,
+        score=None,
         streams=KEYS,
         rounding="33" * 32,
     )

@@ -194,6 +194,20 @@ def test_the_noise_that_members_declare_is_shown_as_declared() -> None:
     assert silent == []
 
 
+def test_what_the_sums_of_private_rounds_say_is_told() -> None:
+    scored = {"round": 4, "base_version": 3, "updates": 5, "clipped_updates": 1, "scored": 4, "mean_loss": 1.25}
+    scored |= {"mean_base_distance": None, "mean_alignment_score": 0.75, "score_histogram": [0] * 24 + [4] + [0] * 7}
+    texts = [one.text for one in live_findings(live_run(told(run=run(scored_sum=scored, newest_sum=scored))))]
+    assert (
+        "Scores of version 3 inside a sum: mean alignment 0.7500 over 4 of 5 members, worst 0.75-0.78; 4 in 0.75-0.78."
+        in texts
+    )
+    assert (
+        "Private round 4: 1 of 5 updates were scaled down to the largest norm; their mean loss 1.2500, mean distance of their "
+        "base –." in texts
+    )
+
+
 def test_a_run_without_rounds_or_evaluations_has_a_page_too() -> None:
     html = html_of(live_page(told(rounds=[], evaluations=[]), "now"))
     assert "No group has been evaluated yet" in html

@@ -15,6 +15,7 @@ from pluralllm.server.observe.page_facts import Facts, History, history_facts, r
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.runs.live_run import LiveRun, Progress, first_state
 from pluralllm.server.runs.overview import Participant, ParticipantState
+from pluralllm.server.runs.round_sums import NewestSums
 from pluralllm.server.runs.status import RunStatus
 from pluralllm.server.storage.store import EvaluationRecord, RunRecord
 
@@ -45,7 +46,7 @@ def evaluation(
 def facts_of(version: int, *records: EvaluationRecord) -> Facts:
     history = History()
     history.add_scores(list(enumerate(records, 1)))
-    return history_facts(evaluated_run(version), history, (), ())
+    return history_facts(evaluated_run(version), history, (), (), NewestSums())
 
 
 def test_a_group_that_keeps_its_score_is_on_the_page_with_the_reason_and_has_no_point() -> None:

@@ -40,6 +40,7 @@ def operations_of(place: MemoryCoordinator) -> Operations:
         runs=parts.runs,
         status=parts.status,
         evaluations=parts.evaluations,
+        sums=parts.sums,
         store=parts.store,
         models=parts.models,
         rewards=parts.rewards,

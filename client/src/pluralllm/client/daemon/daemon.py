@@ -14,6 +14,7 @@ from pathlib import Path
 
 import structlog
 
+from pluralllm.client.daemon.evaluating import Evaluating
 from pluralllm.client.daemon.making import Making
 from pluralllm.client.daemon.models import Models, history_of
 from pluralllm.client.daemon.pace import Backoff, Pace
@@ -31,18 +32,15 @@ from pluralllm.client.disclosure.consents import Consents
 from pluralllm.client.disclosure.differences import differences_of_task
 from pluralllm.client.disclosure.held_share import HeldShare
 from pluralllm.client.disclosure.limits import check_task
-from pluralllm.client.disclosure.outgoing import (
-    check_rewards_context,
-    keeps_scores,
-    reported_failure,
-)
+from pluralllm.client.disclosure.outgoing import check_rewards_context, reported_failure
+from pluralllm.client.disclosure.own_scores import OWN_SCORES, OwnScoresFolder
 from pluralllm.client.disclosure.policy import Policy
 from pluralllm.client.disclosure.seeds import load_seeds
 from pluralllm.client.joining.partner import Partner
 from pluralllm.client.keeping.drafts import Drafts
 from pluralllm.client.keeping.outbox import Entry, Outbox
 from pluralllm.client.keeping.working_folders import mend_folders
-from pluralllm.client.link.tasks import Answer, Introduction, RunOver, Scores, Task, Wait
+from pluralllm.client.link.tasks import Answer, Introduction, RunOver, Task, Wait
 from pluralllm.client.link.transport import Transport
 from pluralllm.client.privacy.declaration import Declaration
 from pluralllm.client.private_rounds.notebooks import Notebooks
@@ -109,11 +107,13 @@ class Daemon:
         disclosure = self._state / "disclosure"
         seeds = load_seeds(disclosure, shared=config.shared_seeds)
         orders = WorkOrders(config, partner, self._state, self._drafts, seeds, data)
-        self._making = Making(worker, orders, policy, data)
+        self._making = Making(worker, orders, policy)
         self._budgets = Budgets(disclosure / "runs", policy)
         self._budgets.open_for(self._unfinished)
         self._held_share = HeldShare(disclosure / "share.json")
         self._limits = worker.limits = WorkerLimits.of(policy)
+        own = OwnScoresFolder(self._state / OWN_SCORES)
+        self._evaluating = Evaluating(policy, data, self._budgets, own, self._making, self._history, self._limits)
         self._work: Work | None = None
         self._runs: dict[RunId, JoinedRun] = {}
         self._pace, self.pulse, self._stop = Pace(), Pulse(), asyncio.Event()
@@ -437,13 +437,8 @@ class Daemon:
 
     async def _evaluate(self, task: Task, run: JoinedRun) -> None:
         """Reports the scores of a model version: those reported before, new ones, or the reason why there are none."""
-        scores: Scores | NotReported | None = NotReported.KEPT_BACK
-        if not keeps_scores(self._policy, run.spec, is_noised=self._data.is_noised):
-            scores = await asyncio.to_thread(self._budgets.answer, task)
-        if scores is None:
-            async with self._limits.task_time():
-                weights = await self._fetch(task, run.spec)
-                scores = await self._making.scores(task, run, weights, self._progress(task), self._budgets)
+        fetch = functools.partial(self._fetch, task, run.spec)
+        scores = await self._evaluating.answer(task, run, fetch, self._progress(task))
         self._stage(HANDING_IN)
         await self._transport.report_scores(task.name, scores)
         if isinstance(scores, NotReported):
@@ -480,6 +475,7 @@ class Daemon:
             outbox=self._outbox,
             drafts=self._drafts,
             making=self._making,
+            evaluating=self._evaluating,
             transport=self._transport,
             limits=self._limits,
             noise=lambda: self._declaration.said,

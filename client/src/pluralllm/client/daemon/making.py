@@ -1,29 +1,26 @@
 """Lets the worker process make the results of tasks: updates, masked updates, rewards and scores."""
 
-import asyncio
 from pathlib import Path
 
 from pluralllm.client.daemon.work_orders import WorkOrders
 from pluralllm.client.daemon.work_under_way import JoinedRun
-from pluralllm.client.data.private_file import PrivateFile
-from pluralllm.client.disclosure.budgets import Budgets
-from pluralllm.client.disclosure.outgoing import reported_metrics, reported_scores
+from pluralllm.client.disclosure.measurements import MeasuredScores
+from pluralllm.client.disclosure.outgoing import reported_metrics
 from pluralllm.client.disclosure.policy import Policy
-from pluralllm.client.link.tasks import Scores, Task
+from pluralllm.client.link.tasks import Task
 from pluralllm.client.private_rounds.masking import MaskingSecrets
 from pluralllm.client.process.instruments import ALIGNMENT, CONTEXT_GAIN, GPU_MEMORY_BYTES, LOSS, WORK_SECONDS
 from pluralllm.client.work.orders import EVALUATE, MASK, PREPARE, REWARD, TRAIN, Masked, Rewards, TrainedUpdate
 from pluralllm.client.work.worker_process import Progress, WorkerProcess
 from pluralllm.common.process.tracing import span
-from pluralllm.common.words.not_reported import NotReported
 from pluralllm.common.words.spec import RunSpec
 
 
 class Making:
     """Gives the worker its orders. The worker writes each result to a draft file (`Drafts`)."""
 
-    def __init__(self, worker: WorkerProcess, orders: WorkOrders, policy: Policy, data: PrivateFile) -> None:
-        self._worker, self._orders, self._policy, self._data = worker, orders, policy, data
+    def __init__(self, worker: WorkerProcess, orders: WorkOrders, policy: Policy) -> None:
+        self._worker, self._orders, self._policy = worker, orders, policy
 
     async def prepare(self, run: JoinedRun, on_progress: Progress) -> None:
         """Lets the worker read, check and embed the private data for a run."""
@@ -50,26 +47,13 @@ class Making:
         with WORK_SECONDS.labels(task.kind).time(), span("work"):
             return await self._worker.ask(REWARD, order, on_progress)
 
-    async def scores(
-        self, task: Task, run: JoinedRun, weights: Path, on_progress: Progress, budgets: Budgets
-    ) -> Scores | NotReported:
-        """Scores a model version, and charges it to the budgets. weights: file of the version.
-
-        Returns the scores that may leave this machine, or the reason why none does.
-        """
-        order, is_noised = self._orders.prepare(run.spec, run.spec_json), self._data.is_noised
-        await self._worker.ask(PREPARE, order, on_progress)
-        await asyncio.to_thread(budgets.begin, task)
+    async def measured(self, task: Task, spec: RunSpec, weights: Path, on_progress: Progress) -> MeasuredScores:
+        """Scores a model version of a run that the worker has prepared. weights: file of the version."""
         with WORK_SECONDS.labels(task.kind).time(), span("work"):
-            measured = await self._worker.ask(EVALUATE, self._orders.evaluate(task, run.spec, weights), on_progress)
+            measured = await self._worker.ask(EVALUATE, self._orders.evaluate(task, spec, weights), on_progress)
         ALIGNMENT.set(measured.alignment_score)
         CONTEXT_GAIN.set(measured.context_gain)
-        scores = reported_scores(self._policy, measured, is_noised=is_noised)
-        if isinstance(scores, Scores):
-            await asyncio.to_thread(budgets.keep, task, scores)
-        else:
-            await asyncio.to_thread(budgets.take_back, task)
-        return scores
+        return measured
 
     async def masked(
         self,
@@ -78,13 +62,15 @@ class Making:
         members: int,
         secrets: MaskingSecrets,
         factor: float,
+        score: float | None,
         on_progress: Progress,
     ) -> Masked:
         """Masks the draft of an update.
 
         trained: as `update` returned it. members: number of members of the round. factor: of a fairness-aware weight.
+        score: of the base version, for the sum; None if it is not in the sum.
         """
         update, metrics = trained
-        order = self._orders.mask(spec, update.examples, metrics, members, secrets, factor)
+        order = self._orders.mask(spec, update.examples, metrics, members, secrets, factor, score)
         with span("mask"):
             return await self._worker.ask(MASK, order, on_progress)

@@ -29,7 +29,9 @@ log = structlog.get_logger()
 
 APPROVAL_WAIT_S = 5.0
 BEAT_EVERY_S = 5.0
-ROUND_LIMIT_S = 300.0  # a poll is held for 55 s at most; the end of a run, a diagnosis and a full queue of the disk take longer
+ROUND_LIMIT_S = (
+    300.0  # a poll is held for 55 s at most; the end of a run, a diagnosis and a full queue of the disk take longer
+)
 
 
 class Talk(Protocol):

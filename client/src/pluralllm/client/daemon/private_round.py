@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 import structlog
 
+from pluralllm.client.daemon.evaluating import Evaluating
 from pluralllm.client.daemon.making import Making
 from pluralllm.client.daemon.work_under_way import JoinedRun
 from pluralllm.client.disclosure.policy import RoundPrivacy
@@ -62,6 +63,7 @@ HANDING_IN, HOLDING_ON, REVEALED = "handing in", "holding on", "revealed"
 
 Result = TypeVar("Result")
 Trained = tuple[TrainedUpdate, dict[str, float]]
+Scored = tuple[Trained, float | None]  # with the score of the base version that goes into the sum
 
 
 class Heard:
@@ -101,6 +103,7 @@ class Means:
     outbox: Outbox
     drafts: Drafts
     making: Making
+    evaluating: Evaluating
     transport: Transport
     limits: WorkerLimits
     noise: Callable[[], NoiseStatement | None]
@@ -155,7 +158,7 @@ class PrivateRound:
     def __init__(self, means: Means, heard: Heard, task: Task, run: JoinedRun) -> None:
         self._means, self._heard, self._task, self._run = means, heard, task, run
         self._calls = RoundCalls(means.transport)
-        self._training: asyncio.Task[Trained] | None = None
+        self._training: asyncio.Task[Scored] | None = None
         self._delivering: asyncio.Task[None] | None = None
         self._me: Myself | None = None
 
@@ -252,7 +255,7 @@ class PrivateRound:
         if self._training is None and notebook.line(KeysLine) is not None and not is_over:
             self._training = self._started(self._trained(steps.training_seed(notebook, me)))
 
-    async def _trained(self, seed: int) -> Trained:
+    async def _trained(self, seed: int) -> Scored:
         means, task, run = self._means, self._task, self._run
         await asyncio.to_thread(means.history.check_repetition, task)
         async with means.limits.task_time():
@@ -260,8 +263,9 @@ class PrivateRound:
             on_progress = means.progress(task)
             await means.making.prepare(run, on_progress)
             trained = await means.making.update(task, weights, on_progress, seed)
+            score = await means.evaluating.for_sum(task, run, weights, on_progress)
         means.stage(HOLDING_ON)
-        return trained
+        return trained, score
 
     async def _take_boxes(self, notebook: Notebook, me: Myself, view: RoundView) -> None:
         """Takes the boxes. Complains of a bad one, or begins to deliver the update."""
@@ -319,11 +323,13 @@ class PrivateRound:
         await asyncio.to_thread(means.outbox.drop, task.name)  # a file without a line: nobody has seen it
         self._train(notebook, me)
         assert self._training is not None
-        trained = await asyncio.shield(self._training)
+        trained, score = await asyncio.shield(self._training)
         factor = await self._factor(trained)
         secrets = await self._durably(masking_secrets, notebook, me, holding)
         members = len(holding.dealers.members.names)
-        masked = await means.making.masked(self._run.spec, trained, members, secrets, factor, means.progress(task))
+        masked = await means.making.masked(
+            self._run.spec, trained, members, secrets, factor, score, means.progress(task)
+        )
         entry = Entry(
             task=task.name,
             run=task.run,

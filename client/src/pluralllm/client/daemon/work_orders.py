@@ -69,11 +69,13 @@ class WorkOrders:
         members: int,
         secrets: MaskingSecrets,
         factor: float = 1.0,
+        score: float | None = None,
     ) -> Mask:
         """Returns the order to mask the draft of an update, and to write it to its own draft file (`Drafts.masked`).
 
         examples: number of questions behind the update. metrics: numbers of the training that may leave this machine, by name.
         members: number of members of the private round. secrets: of the masking. factor: of a fairness-aware weight.
+        score: of the base version; None to leave it out of the sum.
         """
         assert spec.private_rounds is not None
         aggregation = spec.aggregation
@@ -92,6 +94,7 @@ class WorkOrders:
             distance_weight=aggregation.max_examples if aggregation.is_fair else counted,
             loss=metrics.get("loss"),
             base_distance=metrics.get("base_distance"),
+            score=score,
             streams=tuple((key.hex(), sign) for key, sign in secrets.streams),
             rounding=secrets.rounding.hex(),
         )

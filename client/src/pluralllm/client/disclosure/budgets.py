@@ -38,6 +38,7 @@ def utc_today() -> datetime.date:
 class _Reported(BaseModel):
     day: datetime.date
     scores: Scores | None
+    questions: int | None = None  # behind a score that has left inside a sum; None for others
 
 
 class _Account(BaseModel):
@@ -54,7 +55,7 @@ class Budgets:
     """A folder with one account for each run that this client has joined.
 
     An account is {"joined": day, "spec_sha256": hash of the run spec, "scores": {version and digest: scores and day}}.
-    The scores are null while an evaluation is under way, and if it failed.
+    The scores are null while an evaluation is under way, if it failed, and if they have left inside a sum only.
     """
 
     def __init__(self, folder: Path, policy: Policy, today: Today = utc_today) -> None:
@@ -132,12 +133,13 @@ class Budgets:
             return "max_evaluations_of_run"
         since = (self._today() - datetime.timedelta(days=MONTH_DAYS)).isoformat()
         recent = [
-            reported["scores"]
+            reported
             for account in self._accounts()
             for reported in account["scores"].values()
             if reported["day"] > since
         ]
-        behind = min((scores["questions"] for scores in recent if scores), default=self._policy.min_questions_behind)
+        known = (count for reported in recent if (count := _questions_behind(reported)) is not None)
+        behind = min(known, default=self._policy.min_questions_behind)
         if recent and len(recent) >= self._policy.max_scores_per_question * behind:
             return "max_scores_per_question"
         return None
@@ -165,6 +167,24 @@ class Budgets:
         Raises StorageFull if the disk is full; then the scores must not leave.
         """
         self._note(task, dataclasses.asdict(scores))
+
+    def add_to_sum(self, task: Task, questions: int) -> bool:
+        """Counts a score that leaves inside a sum, once for each version. Returns whether the budgets allow it.
+
+        questions: number of questions behind the score. The account is durable when this method returns. Raises StorageFull.
+        """
+        account = self._account(task.run)
+        if _version(task) in account["scores"]:
+            return True
+        if self.spent(task.run) is not None:
+            return False
+        account["scores"][_version(task)] = {
+            "day": self._today().isoformat(),
+            "scores": None,
+            "questions": questions,
+        }
+        self._write(task.run, account)
+        return True
 
     def take_back(self, task: Task) -> None:
         """Counts an evaluation no longer: it has too few questions behind it, which depends on no answer."""
@@ -213,6 +233,12 @@ def _account_in(path: Path) -> dict[str, Any]:
     An account that is moved away is counted anew, which only the owner may do.
     """
     return read_state_as(path, _Account, MEND).model_dump(mode="json", exclude_unset=True)
+
+
+def _questions_behind(reported: dict[str, Any]) -> int | None:
+    scores = reported["scores"]
+    questions: int | None = scores["questions"] if scores else reported.get("questions")
+    return questions
 
 
 def _version(task: Task) -> str:

@@ -101,6 +101,17 @@ def keeps_scores(policy: Policy, spec: RunSpec, *, is_noised: bool) -> bool:
             return True
 
 
+def score_in_sum(policy: Policy, measured: MeasuredScores) -> float | None:
+    """Returns the score that leaves this machine inside the sum of a private round; None if too few questions are behind it.
+
+    Nobody reads it alone. It is rounded all the same, so that the members of a small sum give each other no more digits than the
+    score of noised answers has.
+    """
+    if measured.questions < policy.min_questions_behind or "alignment_score" not in policy.allowed_metrics:
+        return None
+    return rounded(measured.alignment_score, DECIMALS_OF_NOISED)
+
+
 def reported_metrics(policy: Policy, measured: MeasuredTraining) -> dict[str, float]:
     """Returns the numbers of a training that leave this machine, by name."""
     behind = {

@@ -107,7 +107,8 @@ class RoundPrivacy(BaseModel):
     trust: Literal["pinned", "first_use"] = "pinned"
     # Probability that this client computes a large published version again; None: 4 (colluders + 1) / cohort, at most 1.
     verify_share: Annotated[float, Field(ge=0, le=1)] | None = None
-    # The own scores of this group in private runs. sum: they leave only if the answers are noised. own: as in plain runs.
+    # The own scores of this group in private runs. sum: those of noised answers leave, those of true ones only inside the sum of
+    # a round. own: as in plain runs.
     evaluation: Literal["sum", "own", "none"] = "sum"
 
 

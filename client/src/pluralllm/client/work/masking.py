@@ -33,6 +33,7 @@ def mask_update(order: Mask, on_step: Progress) -> Masked:
         loss=order.loss,
         distance=order.base_distance,
         distance_weight=order.distance_weight,
+        score=order.score,
     ).words()
     pieces = _masked(order, delta, ring, clipping, tail, on_step)
     with storage_errors("a masked update"):

@@ -76,6 +76,7 @@ class Mask:
     distance_weight: int  # of the distance, 1 .. most_metric_weight
     loss: float | None  # None for a number that the policy keeps back
     base_distance: float | None
+    score: float | None  # alignment score of the base version; None to leave it out
     streams: tuple[tuple[str, int], ...] = field(repr=False)  # key in hex, and 1 to add the stream or -1 to subtract it
     rounding: str = field(repr=False)  # seed in hex
 

@@ -192,15 +192,20 @@ class SumTail:
         for name, number, least, most in bounds:
             if not least <= number <= most:
                 raise SumImplausible(problem=f"the sum of {name} is {number}, must be {least} to {most}")
+        return cls.read(words, most_metric_weight)
+
+    @classmethod
+    def read(cls, words: Sequence[int], most_metric_weight: int) -> "SumTail":
+        """Reads a tail that `of` has checked before. Shape: words (64,)."""
         return cls(
             weight=words[WEIGHT],
-            updates=updates,
+            updates=words[UPDATES],
             clipped=words[CLIPPED],
             loss=_mean(words[LOSS] * most_metric_weight / METRIC_STEPS, words[LOSS_WEIGHT]),
             distance=_mean(words[DISTANCE] * most_metric_weight / METRIC_STEPS, words[DISTANCE_WEIGHT]),
             scored=words[SCORED],
             score=_mean(words[SCORE] / SCORE_STEPS, words[SCORED]),
-            histogram=histogram,
+            histogram=tuple(words[HISTOGRAM]),
         )
 
 

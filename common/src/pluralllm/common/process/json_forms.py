@@ -100,6 +100,14 @@ HISTORY = Form(
         "audit_complaint": "contradiction of the audit log with what the daemon had seen before; null if there is none",
     },
 )
+CLIENT_STATUS = Form(
+    "client-status",
+    ("pluralllm-client status",),
+    {
+        "scores": "list of `run`, `version`, `alignment_score`, `wasserstein_score` (null without scales), `context_gain`, "
+        "`questions`, `noised`, and `left`: whether the score stays on this machine, is reported, or was given to a sum"
+    },
+)
 CHECKS = Form(
     "checks",
     ("pluralllm doctor", "pluralllm-client doctor", "pluralllm-server doctor"),
@@ -241,6 +249,6 @@ VERIFICATION = Form(
     },
 )
 FORMS = (
-    RUN, RUNS, ROUNDS, MEMBERS, MEMBER, PEER_KEY_RESET, PEERS, INVITE, AUDIT_LOG, HISTORY, CHECKS, CONFIG, EXPLANATION, SPEC,
-    SCORES, PAIRS, MODEL, EXPORTED_MODEL, METHODS, DATA_CHECK, PRIVACY, BACKUP, VERIFICATION,
+    RUN, RUNS, ROUNDS, MEMBERS, MEMBER, PEER_KEY_RESET, PEERS, INVITE, AUDIT_LOG, HISTORY, CLIENT_STATUS, CHECKS, CONFIG,
+    EXPLANATION, SPEC, SCORES, PAIRS, MODEL, EXPORTED_MODEL, METHODS, DATA_CHECK, PRIVACY, BACKUP, VERIFICATION,
 )  # fmt: skip

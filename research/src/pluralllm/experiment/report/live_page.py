@@ -7,6 +7,7 @@ from pluralllm.common.predictor.metrics import coefficient_of_variation, fairnes
 from pluralllm.common.words.context_gain import IGNORES_CONTEXT, gain_text, ignores_context, mean_gain
 from pluralllm.common.words.names import MemberName
 from pluralllm.common.words.noise import declared_text
+from pluralllm.common.words.score_sums import clipped_text, scores_text
 from pluralllm.experiment.report.findings import amount
 from pluralllm.experiment.report.live import Answers, LiveRun, Series, at_round, common_rounds, live_run, moved_bytes
 from pluralllm.experiment.report.live_figures import (
@@ -64,6 +65,7 @@ def live_findings(live: LiveRun) -> Iterator[Finding]:
     gain = mean_gain(one.context_gain for one in live.series if not one.not_reported)
     if ignores_context(gain):
         yield Finding(f"The mean context gain is {gain_text(gain)}: {IGNORES_CONTEXT}.")
+    yield from _sums(live)
     yield from _noise(live)
     closed = sum(row.outcome == "closed" for row in live.rounds)
     abandoned = [row for row in live.rounds if row.outcome == "abandoned"]
@@ -78,6 +80,22 @@ def live_findings(live: LiveRun) -> Iterator[Finding]:
             f"Weights moved by the rounds: {amount('moved_bytes', moved[-1])}. The coordinator's process has received "
             f"{amount('moved_bytes', run['received_bytes'])} and sent {amount('moved_bytes', run['sent_bytes'])} since its start."
         )
+
+
+def _sums(live: LiveRun) -> Iterator[Finding]:
+    """Yields sentences about the sums of private rounds: scores inside a sum, and how many updates were clipped."""
+    scored, newest = live.answers.run.get("scored_sum"), live.answers.run.get("newest_sum")
+    if scored is not None:
+        numbers = scored["base_version"], scored["scored"], scored["updates"], scored["mean_alignment_score"] or 0.0
+        text = scores_text(*numbers, scored["score_histogram"])
+        yield Finding(f"{text[:1].upper()}{text[1:]}.")
+    if newest is not None:
+        clipped = clipped_text(newest["round"], newest["clipped_updates"], newest["updates"])
+        loss, distance = (
+            NOT_THERE if number is None else f"{number:.4f}"
+            for number in (newest["mean_loss"], newest["mean_base_distance"])
+        )
+        yield Finding(f"Private {clipped}; their mean loss {loss}, mean distance of their base {distance}.")
 
 
 def _noise(live: LiveRun) -> Iterator[Finding]:

@@ -44,6 +44,7 @@ class NextVersion:
     # One weight for each update, if the rule of the run has chosen among them: 1 for a chosen one, else 0. Otherwise empty.
     chosen: tuple[float, ...] = ()
     transcript: Draft | None = None  # of a private round
+    tail: tuple[int, ...] = ()  # of a private round's sum: 64 numbers
 
 
 async def write_next(

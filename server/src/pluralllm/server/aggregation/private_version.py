@@ -57,7 +57,7 @@ async def write_private(
         for written in (path, *(made.path for made in weights)):
             written.unlink(missing_ok=True)
         raise
-    return NextVersion(weights, transcript=Draft(path, manifest))
+    return NextVersion(weights, transcript=Draft(path, manifest), tail=tail)
 
 
 async def read_transcript(blobs: Blobs, record: VersionRecord) -> Transcript:

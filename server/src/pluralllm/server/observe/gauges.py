@@ -17,9 +17,11 @@ from prometheus_client.registry import Collector
 from pluralllm.common import __version__
 from pluralllm.common.errors.tree import PluralError
 from pluralllm.common.predictor.metrics import fairness_index
+from pluralllm.common.private_rounds.ring import BINS
 from pluralllm.common.process.clock import Clock
 from pluralllm.common.words.ids import RunId
 from pluralllm.common.words.not_reported import NotReported
+from pluralllm.common.words.score_sums import worst_bin
 from pluralllm.server.members.registry import Registry
 from pluralllm.server.process.instruments import LOOP_LAG_SECONDS
 from pluralllm.server.rounds.state import Phase
@@ -28,6 +30,7 @@ from pluralllm.server.runs.leases import Leases
 from pluralllm.server.runs.live_run import LiveRun
 from pluralllm.server.runs.live_runs import Runs
 from pluralllm.server.runs.overview import ended_evaluations, reported_gains, reported_scores
+from pluralllm.server.runs.round_sums import RoundSums
 from pluralllm.server.runs.sessions import Sessions
 from pluralllm.server.runs.traffic import Traffic
 from pluralllm.server.runs.troubles import Troubles
@@ -69,6 +72,24 @@ GAUGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
         "Jain's fairness index over the alignment scores of the groups that report them, 0 .. 1.",
         ("run",),
     ),
+    "pluralllm_sum_updates": (
+        "Number of updates in the newest sum of the run's private rounds.",
+        ("run",),
+    ),
+    "pluralllm_sum_clipped_updates": (
+        "Number of updates in the newest sum that were scaled down to the largest norm.",
+        ("run",),
+    ),
+    "pluralllm_sum_loss": ("Mean training loss in the newest sum; absent if no member reports it.", ("run",)),
+    "pluralllm_sum_scored": ("Number of alignment scores in the newest sum that has scores.", ("run",)),
+    "pluralllm_sum_alignment_score": (
+        "Mean of the alignment scores in the newest sum that has scores, 0 .. 1.",
+        ("run",),
+    ),
+    "pluralllm_sum_worst_score": (
+        "Lower bound of the lowest bin with a score in the newest sum that has scores; bins have the width 1/32.",
+        ("run",),
+    ),
     "pluralllm_clients": (
         "Clients that have ever connected, by state. Working on a task, assigned one, idle but connected, or away.",
         ("state",),
@@ -97,6 +118,7 @@ class Gauges(Collector):
         self,
         *,
         runs: Runs,
+        sums: RoundSums,
         store: Store,
         clients: ClientRows,
         sessions: Sessions,
@@ -111,7 +133,7 @@ class Gauges(Collector):
 
         `wall_s` returns the time of day in seconds since 1970.
         """
-        self._runs, self._store, self._clients = runs, store, clients
+        self._runs, self._sums, self._store, self._clients = runs, sums, store, clients
         self._sessions, self._leases = sessions, leases
         self._clock, self._troubles, self._traffic = clock, troubles, traffic
         self._registry, self._wall_s = registry, wall_s
@@ -165,6 +187,7 @@ class Gauges(Collector):
             "pluralllm_fairness_index": {
                 (run,): fairness_index(tuple(by_group.values())) for run, by_group in scores.items() if by_group
             },
+            **await self._of_sums(shown),
             "pluralllm_clients": self._count_clients(now_s),
             "pluralllm_leases": {(): sum(len(self._leases.held_in(run.id)) for run in runs)},
             "pluralllm_certificate_left_seconds": self._certificates(),
@@ -187,6 +210,21 @@ class Gauges(Collector):
         rows = ended_evaluations(run, await self._store.latest_evaluations(run.id, 2))
         newest = max((row.score.version for row in rows), default=None)
         return sequence, [row for row in rows if row.score.version == newest]
+
+    async def _of_sums(self, runs: Sequence[LiveRun]) -> dict[str, Values]:
+        """Returns the gauges about the sums of private rounds. A run without a sum has none."""
+        sums = {run.id: await self._sums.of(run) for run in runs}
+        newest = {run: one.newest.tail for run, one in sums.items() if one.newest is not None}
+        scored = {run: one.scored.tail for run, one in sums.items() if one.scored is not None}
+        worst = {run: worst_bin(tail.histogram) or 0 for run, tail in scored.items()}
+        return {
+            "pluralllm_sum_updates": {(run,): tail.updates for run, tail in newest.items()},
+            "pluralllm_sum_clipped_updates": {(run,): tail.clipped for run, tail in newest.items()},
+            "pluralllm_sum_loss": {(run,): tail.loss for run, tail in newest.items() if tail.loss is not None},
+            "pluralllm_sum_scored": {(run,): tail.scored for run, tail in scored.items()},
+            "pluralllm_sum_alignment_score": {(run,): tail.score or 0.0 for run, tail in scored.items()},
+            "pluralllm_sum_worst_score": {(run,): number / BINS for run, number in worst.items()},
+        }
 
     def _count_clients(self, now_s: float) -> Values:
         live = {session.client for session in self._sessions.live(now_s)}

@@ -42,6 +42,7 @@ from pluralllm.server.rounds.state import WITH_OPEN_ROUND
 from pluralllm.server.runs.bell import Bell
 from pluralllm.server.runs.live_run import LiveRun
 from pluralllm.server.runs.live_runs import Runs
+from pluralllm.server.runs.round_sums import RoundSums, sum_of
 from pluralllm.server.runs.status import Status
 from pluralllm.server.storage.store import Store
 
@@ -74,18 +75,20 @@ class Page:
         self,
         *,
         runs: Runs,
+        sums: RoundSums,
         status: Status,
         store: Store,
         run_bell: Bell,
         audit: AuditLog,
         authority: Authority | None,
     ) -> None:
-        """Stores the arguments. The page reads the runs, their status, the store and the audit log.
+        """Stores the arguments. The page reads the runs, their sums and status, the store and the audit log.
 
         run_bell: the notifier that rings when a run has changed. authority: the certificate authority, which knows the
         federation's name; None if the server uses no certificates, and the page then shows no name.
         """
-        self._runs, self._status, self._store, self._run_bell, self._audit = runs, status, store, run_bell, audit
+        self._runs, self._sums, self._status, self._store = runs, sums, status, store
+        self._run_bell, self._audit = run_bell, audit
         self._federation = "" if authority is None else authority.federation
         self._histories: dict[str, History] = {}
         self._reading = asyncio.Lock()
@@ -128,7 +131,8 @@ class Page:
         async with self._reading:
             history = await self._grown(run)
         rounds = await self._store.rounds(run.id, None, SHOWN)
-        return json_answer(history_facts(run, history, rounds, await self._store.versions(run.id)))
+        versions, sums = await self._store.versions(run.id), await self._sums.of(run)
+        return json_answer(history_facts(run, history, rounds, versions, sums))
 
     async def _grown(self, run: LiveRun) -> History:
         """Adds new alignment scores and distances to the run's history in memory, and returns the history.
@@ -144,7 +148,9 @@ class Page:
         closed = run.state.round - (run.state.phase in WITH_OPEN_ROUND)
         for number in range(max(1, closed - MAX_POINTS + 1), closed + 1):
             if number not in history.rounds:
-                history.add_round(number, await store.receipts(run.id, RoundNumber(number)))
+                record = None if run.state.private is None else await store.round(run.id, RoundNumber(number))
+                of_round = None if record is None else sum_of(record, run.spec)
+                history.add_round(number, await store.receipts(run.id, RoundNumber(number)), of_round)
         return history
 
     async def _events(self, request: Request) -> Response:

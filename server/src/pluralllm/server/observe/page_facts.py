@@ -13,8 +13,10 @@ from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.words.context_gain import IGNORES_CONTEXT, gain_text, ignores_context, mean_gain
 from pluralllm.common.words.noise import declared_text
 from pluralllm.common.words.not_reported import NotReported, not_reported_text
+from pluralllm.common.words.score_sums import clipped_text, scores_text
 from pluralllm.server.rounds.state import EXCHANGING, Phase
 from pluralllm.server.runs.live_run import LiveRun
+from pluralllm.server.runs.round_sums import NewestSums, RoundSum
 from pluralllm.server.runs.status import RunStatus
 from pluralllm.server.storage.store import EvaluationRecord, ReceiptRecord, RoundRecord
 
@@ -112,21 +114,29 @@ class History:
                 reasons[score.group] = score.not_reported
             self.roles[score.group] = score.role.value
 
-    def add_round(self, number: int, receipts: Sequence[ReceiptRecord]) -> None:
+    def add_round(self, number: int, receipts: Sequence[ReceiptRecord], of_round: RoundSum | None = None) -> None:
+        """Adds the mean distance of a round. of_round: the sum of a private round, in which no client reports its own."""
         self.rounds.add(number)
+        if of_round is not None and of_round.tail.distance is not None:
+            self.distances[number] = of_round.tail.distance
         distances = [row.receipt.distance for row in receipts if row.receipt.distance is not None]
         if distances:
             self.distances[number] = sum(distances) / len(distances)
 
 
 def history_facts(
-    run: LiveRun, history: History, rounds: Sequence[RoundRecord], versions: Sequence[VersionRecord]
+    run: LiveRun,
+    history: History,
+    rounds: Sequence[RoundRecord],
+    versions: Sequence[VersionRecord],
+    sums: NewestSums,
 ) -> Facts:
     """Returns the curves of a run, and its newest rounds and model versions.
 
     The curves are the groups' scores and their fairness by model version, and the loss by round. A version whose evaluation has
     not ended is left out of the curves. A group that does not report its score has no point there, and fairness is over the
     other groups; the group's row has the reason for the newest version. The mean context gain is a text about the newest version.
+    Texts about `sums` say what the newest private rounds tell about their updates together.
     """
     ended = -1 if run.state.evaluated is None else run.state.evaluated
     shown = thinned(sorted(version for version in history.scores if version <= ended))
@@ -153,9 +163,24 @@ def history_facts(
         if gain is None
         else gain_text(gain) + (f": {IGNORES_CONTEXT}" if ignores_context(gain) else ""),
         "loss": [[number, _rounded(history.distances[number])] for number in lost],
+        "scores_in_sum": _scores_text(sums.scored),
+        "clipped": _clipped_text(sums.newest),
         "rounds": [_round_row(record) for record in rounds[:SHOWN]],
         "lineage": [_version_row(version) for version in reversed(versions[-SHOWN:])],
     }
+
+
+def _scores_text(of_round: RoundSum | None) -> str:
+    if of_round is None or (mean := of_round.tail.score) is None:
+        return ""
+    version, tail = of_round.record.base_version, of_round.tail
+    return scores_text(version, tail.scored, tail.updates, mean, tail.histogram)
+
+
+def _clipped_text(of_round: RoundSum | None) -> str:
+    if of_round is None:
+        return ""
+    return clipped_text(of_round.record.round, of_round.tail.clipped, of_round.tail.updates)
 
 
 def thinned(numbers: Sequence[int]) -> list[int]:

@@ -213,6 +213,8 @@ class ModelAveraged:
     transcript: str = ""  # digest of a private round's transcript, which is durable
     # One for each receipt, if the rule has chosen among the updates: 1 for a chosen one, else 0. Empty for other rules.
     chosen: tuple[float, ...] = ()
+    # The 64 numbers of the tail of a private round's sum (common.private_rounds.ring); empty in plain rounds and old events.
+    tail: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -415,6 +417,7 @@ class Publish:
     weights: tuple[float, ...] = ()  # as in Average; those of ModelAveraged.chosen if the rule has chosen
     scales: tuple[float, ...] = ()  # as in Average
     transcript: str = ""  # digest of a private round's transcript
+    tail: tuple[int, ...] = ()  # as in ModelAveraged
 
 
 @dataclass(frozen=True, slots=True)

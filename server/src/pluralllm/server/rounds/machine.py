@@ -341,8 +341,17 @@ def _publish(run: Run, event: ev.ModelAveraged) -> Step:
         raise RoundClosed(run=run.id, asked=event.round, current=run.round)
     version = ModelVersion(run.version + 1)
     weights, fairness_history = _weigh(run)
-    made = event.digest, run.receipts, event.moments, event.chosen or weights, _scales(run, weights), event.transcript
-    published = ev.Publish(run.round, version, *made)
+    published = ev.Publish(
+        run.round,
+        version,
+        event.digest,
+        run.receipts,
+        event.moments,
+        event.chosen or weights,
+        _scales(run, weights),
+        event.transcript,
+        event.tail,
+    )
     run = replace(run, version=version, model_digest=event.digest, fairness_history=fairness_history)
     advanced, effects = advance(run, event.at_s)
     return advanced, (published, *effects)

@@ -19,6 +19,7 @@ from pluralllm.server.rounds.state import Outcome, Phase
 from pluralllm.server.runs.live_run import LiveRun
 from pluralllm.server.runs.overview import Participant, ParticipantState, reported_scores
 from pluralllm.server.runs.reward_queue import RoundRewards
+from pluralllm.server.runs.round_sums import NewestSums, RoundSum
 from pluralllm.server.runs.status import RunStatus
 from pluralllm.server.storage.membership import InviteRecord, IssuedCertificate, Member, MemberState
 from pluralllm.server.storage.store import (
@@ -34,6 +35,7 @@ from pluralllm.v1 import resources_pb2 as pb
 
 MEASURED = frozenset({"distance", "norm"})  # of a receipt
 REASONS = frozenset({"reason", "message"})  # of a client's failure
+NO_SUMS = NewestSums()
 MAX_TEXT = 2_000  # characters of one text in a log: earlier releases kept refusals of any length
 
 PHASES = {
@@ -87,13 +89,15 @@ def run_message(
     latest: Sequence[EvaluationRecord],
     previous: Sequence[EvaluationRecord],
     reader: Principal,
+    sums: NewestSums = NO_SUMS,
 ) -> pb.Run:
     """Returns the protobuf message that describes a run, with what its reader may know.
 
     `latest` has the evaluations of the newest evaluated model version, and `previous` has the evaluations of the evaluated
-    version before it.
+    version before it. `sums` has what the newest private rounds say about their updates together.
     """
     message = summary_message(run, status, latest)
+    message.MergeFrom(pb.Run(newest_sum=sum_message(sums.newest), scored_sum=sum_message(sums.scored)))
     message.participants.extend(participant_message(person, reader) for person in status.participants)
     message.evaluations.extend(evaluation_message(record) for record in latest)
     message.previous_evaluations.extend(evaluation_message(record) for record in previous)
@@ -194,6 +198,24 @@ def claim_in(message: federation_pb2.PeerKey) -> PeerKeyClaim:
     return PeerKeyClaim(message.key_der, message.endorsement, message.proof)
 
 
+def sum_message(of_round: RoundSum | None) -> pb.RoundSum | None:
+    if of_round is None:
+        return None
+    record, tail = of_round.record, of_round.tail
+    return pb.RoundSum(
+        round=record.round,
+        base_version=record.base_version,
+        updates=tail.updates,
+        clipped_updates=tail.clipped,
+        weight=tail.weight,
+        mean_loss=tail.loss,
+        mean_base_distance=tail.distance,
+        scored=tail.scored,
+        mean_alignment_score=tail.score,
+        score_histogram=tail.histogram if tail.scored else (),
+    )
+
+
 def receipt_message(record: ReceiptRecord) -> pb.Receipt:
     return pb.Receipt(
         run=record.run,
@@ -205,7 +227,8 @@ def receipt_message(record: ReceiptRecord) -> pb.Receipt:
     )
 
 
-def round_message(record: RoundRecord, receipts: Sequence[ReceiptRecord]) -> pb.Round:
+def round_message(record: RoundRecord, receipts: Sequence[ReceiptRecord], of_round: RoundSum | None = None) -> pb.Round:
+    """Returns the protobuf message of a round. `of_round` is the sum of a private round that is closed."""
     return pb.Round(
         name=str(RoundName(record.run, record.round)),
         outcome=ROUND_OUTCOMES[record.outcome],
@@ -216,6 +239,7 @@ def round_message(record: RoundRecord, receipts: Sequence[ReceiptRecord]) -> pb.
         receipts=[receipt_message(receipt) for receipt in receipts],
         create_time=timestamp(record.created_s),
         update_time=timestamp(record.updated_s),
+        sum=sum_message(of_round),
     )
 
 

@@ -32,6 +32,7 @@ from pluralllm.server.runs.ended_evaluations import EndedEvaluations
 from pluralllm.server.runs.live_run import LiveRun
 from pluralllm.server.runs.live_runs import Runs
 from pluralllm.server.runs.reward_queue import RewardQueue
+from pluralllm.server.runs.round_sums import RoundSums, sum_of
 from pluralllm.server.runs.status import Status
 from pluralllm.server.storage.model_reader import ModelReader
 from pluralllm.server.storage.store import EvaluationRecord, RoundRecord, Store
@@ -59,6 +60,7 @@ class Operations(pb_grpc.OperationsServiceServicer):
         runs: Runs,
         status: Status,
         evaluations: EndedEvaluations,
+        sums: RoundSums,
         store: Store,
         models: ModelReader,
         rewards: RewardQueue,
@@ -69,7 +71,7 @@ class Operations(pb_grpc.OperationsServiceServicer):
         signatures: Signatures,
     ) -> None:
         self._coordinator, self._shared, self._status, self._store = coordinator, SharedRuns(runs), status, store
-        self._evaluations = evaluations
+        self._evaluations, self._sums = evaluations, sums
         self._models, self._rewards, self._members, self._audit = models, rewards, members, audit
         self._clock, self._run_bell, self._signatures = clock, run_bell, signatures
 
@@ -134,17 +136,18 @@ class Operations(pb_grpc.OperationsServiceServicer):
 
     async def GetRound(self, request: pb.GetRoundRequest, context: Context) -> pb.GetRoundResponse:
         name = RoundName.parse(request.name)
-        record = await self._store.round(self._shared.get_or_newest(name.run).id, name.number)
+        run = self._shared.get_or_newest(name.run)
+        record = await self._store.round(run.id, name.number)
         if record is None:
             raise NotFound(what="round", name=request.name)
-        return pb.GetRoundResponse(round=await self._describe_round(record))
+        return pb.GetRoundResponse(round=await self._describe_round(run, record))
 
     async def ListRounds(self, request: pb.ListRoundsRequest, context: Context) -> pb.ListRoundsResponse:
         run = self._shared.named(request.parent)
         size, before = page_size(request.page_size), cursor(request.page_token)
         records = await self._store.rounds(run.id, before or None, size + 1)
         token = str(records[size - 1].round) if len(records) > size else ""
-        rounds = [await self._describe_round(record) for record in records[:size]]
+        rounds = [await self._describe_round(run, record) for record in records[:size]]
         return pb.ListRoundsResponse(rounds=rounds, next_page_token=token)
 
     async def ListEvaluations(self, request: pb.ListEvaluationsRequest, context: Context) -> pb.ListEvaluationsResponse:
@@ -224,10 +227,11 @@ class Operations(pb_grpc.OperationsServiceServicer):
         latest, previous = split_by_version(records)
         if is_summary:
             return summary_message(run, self._status.of(run, with_participants=False), latest)
-        return run_message(run, self._status.of(run), latest, previous, caller())
+        sums = await self._sums.of(run)
+        return run_message(run, self._status.of(run), latest, previous, caller(), sums)
 
-    async def _describe_round(self, record: RoundRecord) -> resources_pb2.Round:
-        return round_message(record, await self._store.receipts(record.run, record.round))
+    async def _describe_round(self, run: LiveRun, record: RoundRecord) -> resources_pb2.Round:
+        return round_message(record, await self._store.receipts(run.id, record.round), sum_of(record, run.spec))
 
 
 def split_by_version(

@@ -20,6 +20,7 @@ from pluralllm.server.runs.presence import Presence
 from pluralllm.server.runs.refusals import Refusals
 from pluralllm.server.runs.reward_queue import RewardQueue
 from pluralllm.server.runs.round_steps import RoundSteps
+from pluralllm.server.runs.round_sums import RoundSums
 from pluralllm.server.runs.sessions import Sessions
 from pluralllm.server.runs.status import Status
 from pluralllm.server.runs.traffic import Traffic
@@ -95,7 +96,7 @@ class Assembly:
         )
         self.intake = self._intake(uploads, fail_stop)
         self.rewards = self._reward_queue(scratch, poll_hold_s)
-        self.evaluations = EndedEvaluations(store)
+        self.evaluations, self.sums = EndedEvaluations(store), RoundSums(store)
         self.status = Status(
             self.clients, self.sessions, self.leases, self.presence, clock, self.troubles, self.traffic, self.refusals
         )

@@ -52,7 +52,7 @@ def change_of(
                 change = replace(change, withdrawn=(*change.withdrawn, (number, client)))
             case ev.RecordEvaluation(score):
                 change = replace(change, evaluations=(EvaluationRecord(record.id, score, event.at_s),))
-            case ev.Publish(number, version, digest, receipts, moments, weights, scales, transcript):
+            case ev.Publish(number, version, digest, receipts, moments, weights, scales, transcript, tail):
                 link = VersionRecord(
                     run=record.id,
                     version=version,
@@ -68,7 +68,7 @@ def change_of(
                     transcript=transcript,
                 )
                 change = replace(change, versions=(link,))
-                round_row = _closed(round_row, RoundOutcome.CLOSED, event.at_s, version=version)
+                round_row = _closed(round_row, RoundOutcome.CLOSED, event.at_s, version=version, tail=tail)
             case ev.Abandon(_, reason):
                 round_row = _closed(round_row, RoundOutcome.ABANDONED, event.at_s, reason=reason)
             case ev.Average() | ev.EndRun() | ev.FixMembers() | ev.FixDealers() | ev.FixSum():

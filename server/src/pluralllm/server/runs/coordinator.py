@@ -394,7 +394,7 @@ class Coordinator:
                     transcript = made.transcript.manifest.digest
                     await self._blobs.put(transcript, made.transcript.path)
                 averaged = ev.ModelAveraged(
-                    self._clock.now_s(), effect.round, digest, tuple(moments), transcript, made.chosen
+                    self._clock.now_s(), effect.round, digest, tuple(moments), transcript, made.chosen, made.tail
                 )
                 await self.dispatch(run, averaged)
                 self._manifests.keep_record(run.newest)  # at once: the clients of the next round ask for it together

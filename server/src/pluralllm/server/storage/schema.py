@@ -47,6 +47,7 @@ rounds = Table(
     Column("created_s", Float, nullable=False),
     Column("updated_s", Float, nullable=False),
     Column("rollouts", String(64), nullable=False, server_default=""),
+    Column("tail", Text, nullable=False, server_default="[]"),  # JSON list of the 64 numbers of a private sum's tail
 )
 
 receipts = Table(

@@ -81,6 +81,7 @@ def round_values(row: RoundRecord) -> dict[str, Any]:
         "created_s": row.created_s,
         "updated_s": row.updated_s,
         "rollouts": row.rollouts,
+        "tail": json.dumps(row.tail),
     }
 
 
@@ -96,6 +97,7 @@ def round_row(row: Row[Any]) -> RoundRecord:
         row.created_s,
         row.updated_s,
         row.rollouts,
+        tuple(json.loads(row.tail)),
     )
 
 

@@ -40,6 +40,7 @@ class RoundRecord:
     created_s: float
     updated_s: float
     rollouts: str = ""  # digest of the batch that was scored; "" for a training round
+    tail: tuple[int, ...] = ()  # of the sum of a private round that is closed (common.private_rounds.ring); else empty
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,6 +86,9 @@ function drawHistory() {
   at("worst").textContent = worst ? `${worst.group} ${score(worst.now)}` : "–";
   at("fairness").textContent = last >= 0 && history_.fairness[last] !== null ? history_.fairness[last].toFixed(4) + over : "–";
   at("context-gain").textContent = history_.context_gain || "–";
+  at("sums").hidden = !history_.clipped;
+  at("scores-in-sum").textContent = history_.scores_in_sum;
+  at("clipped").textContent = history_.clipped;
   fill("groups", groups.map((g) => groupRow(g, g === worst)), "no version has been evaluated");
   const lines = groups.map((g) => ({
     name: g.group, kind: g === worst ? "worst" : g.group === chosen ? "chosen" : "",

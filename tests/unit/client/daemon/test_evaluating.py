@@ -1,0 +1,158 @@
+"""The sums of private rounds get those scores of true answers that policy, budgets and run spec allow."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from support.open_policy import open_policy
+from support.process_harness import process_spec
+from support.tasks import task_of
+
+from pluralllm.client.daemon.evaluating import Evaluating
+from pluralllm.client.daemon.work_under_way import JoinedRun
+from pluralllm.client.disclosure.budgets import Budgets
+from pluralllm.client.disclosure.measurements import MeasuredScores
+from pluralllm.client.disclosure.own_scores import KEPT_BACK, OwnScores, OwnScoresFolder, in_sum_of
+from pluralllm.client.keeping.record_chain import SeenRun, SeenVersion
+from pluralllm.client.link.tasks import Task
+from pluralllm.client.work.worker_limits import WorkerLimits
+from pluralllm.common.words.ids import Digest, ModelVersion, RoundNumber, RunId
+
+SPEC = process_spec(
+    private_rounds={},
+    round={"min_clients": 3, "target_clients": 3, "evaluate_every": 4},
+    aggregation={"max_examples": 1_024},
+)
+MEASURED = MeasuredScores(0.712345, None, 30, 0, 0.02)
+DIGEST = Digest("b" * 64)
+
+
+class Making:
+    """A worker that counts how often it scores."""
+
+    def __init__(self, measured: MeasuredScores | Exception) -> None:
+        self.result, self.asked = measured, 0
+
+    async def measured(self, *_: Any) -> MeasuredScores:
+        self.asked += 1
+        if isinstance(self.result, Exception):
+            raise self.result
+        return self.result
+
+
+class Client:
+    """A client whose base versions were made in the rounds `made_in`, by version."""
+
+    def __init__(self, folder: Path, measured: MeasuredScores | Exception = MEASURED, **policy: Any) -> None:
+        self.noised, self.making, self.own = False, Making(measured), OwnScoresFolder(folder / "scores")
+        self.made_in = {0: 0, 1: 1, 2: 2, 3: 4}
+        rules = open_policy(**policy)
+        self.budgets = Budgets(folder / "runs", rules)
+        self.budgets.open_for([])
+        self.evaluating = Evaluating(
+            rules,
+            cast(Any, self),
+            self.budgets,
+            self.own,
+            cast(Any, self.making),
+            cast(Any, self),
+            WorkerLimits.of(rules),
+        )
+
+    @property
+    def is_noised(self) -> bool:
+        return self.noised
+
+    def seen(self, _run: RunId) -> SeenRun:
+        versions = {ModelVersion(v): SeenVersion("", DIGEST, RoundNumber(r), 3) for v, r in self.made_in.items()}
+        return SeenRun(versions)
+
+    async def score(self, version: int, number: int) -> float | None:
+        task = training(version, number)
+        self.budgets.join(task.run, task.spec_sha256)
+        run = JoinedRun(SPEC, SPEC.canonical_json())
+        return await self.evaluating.for_sum(task, run, Path("weights"), lambda *_: None)
+
+
+def training(version: int, number: int) -> Task:
+    return task_of(SPEC, round_number=number, base_version=ModelVersion(version), base_digest=Digest(f"{version:064}"))
+
+
+@pytest.mark.parametrize(
+    ("version", "number", "is_due"),
+    [(0, 1, True), (0, 3, True), (1, 2, False), (2, 4, False), (2, 5, True), (3, 5, True), (3, 6, True)],
+    ids=str,
+)
+async def test_a_base_version_is_scored_when_the_spec_asks_for_its_evaluation(
+    tmp_path: Path, version: int, number: int, is_due: bool
+) -> None:
+    client = Client(tmp_path)
+    assert await client.score(version, number) == (0.712 if is_due else None)
+    assert client.making.asked == is_due
+
+
+async def test_a_version_is_measured_once_and_counts_once(tmp_path: Path) -> None:
+    client = Client(tmp_path, max_evaluations_of_run=2)
+    assert [await client.score(0, number) for number in (1, 2)] == [0.712] * 2, "round 1 was abandoned"
+    assert client.making.asked == 1
+    [kept] = client.own.of(RunId("r"))
+    assert (kept.measured, kept.left) == (MEASURED, in_sum_of(RoundNumber(2)))
+    assert client.budgets.spent(RunId("r")) is None
+    assert await client.score(3, 5) == 0.712
+    assert client.budgets.spent(RunId("r")) == "max_evaluations_of_run"
+
+
+async def test_a_score_beyond_the_budget_stays_and_is_shown_to_the_partner(tmp_path: Path) -> None:
+    client = Client(tmp_path, max_evaluations_of_run=1)
+    assert [await client.score(0, 1), await client.score(3, 5)] == [0.712, None]
+    assert [one.left for one in client.own.of(RunId("r"))] == [in_sum_of(RoundNumber(1)), KEPT_BACK]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"private_rounds": {"evaluation": "none"}},
+        {"private_rounds": {"evaluation": "own"}},
+        {"allow_evaluation": False},
+        {"allowed_metrics": ["loss"]},
+        {"min_questions_behind": 31},
+    ],
+    ids=str,
+)
+async def test_a_score_that_the_policy_does_not_allow_is_in_no_sum(tmp_path: Path, change: dict[str, Any]) -> None:
+    client = Client(tmp_path, **change)
+    assert await client.score(0, 1) is None
+    assert client.budgets.spent(RunId("r")) is None
+
+
+async def test_scores_of_noised_answers_leave_alone_and_are_in_no_sum(tmp_path: Path) -> None:
+    client = Client(tmp_path)
+    client.noised = True
+    assert await client.score(0, 1) is None
+
+
+async def test_a_score_that_cannot_be_computed_is_left_out_and_the_training_goes_on(tmp_path: Path) -> None:
+    client = Client(tmp_path, ValueError("secret"))
+    assert await client.score(0, 1) is None
+    assert client.own.runs() == []
+
+
+def scores(version: int, digest: str = "a", **changes: Any) -> OwnScores:
+    return replace(OwnScores(ModelVersion(version), Digest(digest * 64), False, KEPT_BACK, MEASURED), **changes)
+
+
+def test_own_scores_are_private_are_found_by_model_and_answers_and_the_newest_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pluralllm.client.disclosure.own_scores.KEPT", 2)
+    folder, r = OwnScoresFolder(tmp_path / "scores"), RunId("r")
+    for version in (1, 3, 2):
+        folder.keep(r, scores(version))
+    assert [one.version for one in folder.of(r)] == [2, 3]
+    assert (tmp_path / "scores" / "r.json").stat().st_mode & 0o077 == 0
+    for digest, noised, measured in (("a", False, MEASURED), ("b", False, None), ("a", True, None)):
+        assert folder.measured(r, ModelVersion(2), Digest(digest * 64), noised=noised) == measured
+    folder.mark(r, ModelVersion(2), "reported")
+    folder.mark(r, ModelVersion(7), "reported")
+    assert [one.left for one in folder.of(r)] == ["reported", KEPT_BACK]
