@@ -35,7 +35,8 @@ from pluralllm.client.work.masking import mask_update
 from pluralllm.client.work.orders import EVALUATE, MASK, PREPARE, Mask, Prepared, Train, TrainedUpdate
 from pluralllm.common.errors.tree import NotFound
 from pluralllm.common.private_rounds.peer_keys import fingerprint, public_der
-from pluralllm.common.private_rounds.ring import Ring
+from pluralllm.common.private_rounds.ring import DISTANCE, Ring
+from pluralllm.common.private_rounds.transcript import Transcript
 from pluralllm.common.process.clock import SystemClock
 from pluralllm.common.trust.identity import Identity, peer_key
 from pluralllm.common.weights.layout import write_weights
@@ -292,14 +293,29 @@ async def test_a_client_that_has_pinned_too_few_deals_nothing_and_says_what_to_d
         assert [client for client, *_ in record.updates] == sorted(MEMBERS[1:])
 
 
-async def test_a_version_that_is_not_the_sum_of_its_round_is_not_trained_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def crafting(aggregation: Aggregation) -> ServerOptimizer:
-        honest = server_optimizer(aggregation)
-        return lambda base, delta, moments: honest(base, delta + 1e-4, moments)
+def crafting(aggregation: Aggregation) -> ServerOptimizer:
+    honest = server_optimizer(aggregation)
+    return lambda base, delta, moments: honest(base, delta + 1e-4, moments)
 
-    monkeypatch.setattr(private_version, "server_optimizer", crafting)
+
+class FarTranscript(Transcript):
+    """A transcript that claims a larger mean distance than the sum has: fairness-aware factors follow from it."""
+
+    @classmethod
+    def of(cls, *arguments: Any) -> Transcript:
+        true = Transcript.of(*arguments)
+        return replace(true, tail=tuple(2 * word if n == DISTANCE else word for n, word in enumerate(true.tail)))
+
+
+@pytest.mark.parametrize(
+    ("name", "lie"),
+    [("server_optimizer", crafting), ("Transcript", FarTranscript)],
+    ids=["another version", "another mean distance"],
+)
+async def test_a_version_that_is_not_the_sum_of_its_round_is_not_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, lie: Any
+) -> None:
+    monkeypatch.setattr(private_version, name, lie)
     async with serving(tmp_path / "server", SystemClock(), silence_s=5) as served:
         await served.create("r", spec_of(2))
         with capture_logs() as logs:

@@ -2,9 +2,11 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from structlog.testing import capture_logs
 from support.process_harness import process_spec
 from support.tasks import task_of
 
@@ -14,7 +16,7 @@ from pluralllm.client.private_rounds.verification import Knowledge, Verification
 from pluralllm.common.errors.private_rounds import AggregateDiffers
 from pluralllm.common.errors.tree import NotFound
 from pluralllm.common.predictor.first_version import write_first_version
-from pluralllm.common.words.ids import Digest, ModelVersion
+from pluralllm.common.words.ids import Digest, ModelVersion, RunId
 
 SPEC = process_spec()
 TASK = task_of(SPEC, round_number=3)
@@ -79,3 +81,49 @@ async def test_evidence_of_a_run_ends_the_clients_part_in_it_for_good(tmp_path: 
     with pytest.raises(AggregateDiffers, match="evidence"):
         await check.is_checked(TASK, SPEC)
     assert await check.is_checked(task_of(SPEC, run="other"), SPEC)
+
+
+class Telling(Verification):
+    """A check that finds the mean distance of the round that made a version, or an error."""
+
+    def __init__(self, known: Knowledge, found: float | Exception | None) -> None:
+        super().__init__(known, cast(Any, None))
+        self.found, self.added = found, list[bool]()
+
+    async def _examined(self, run: RunId, version: ModelVersion, *_: Any, adds: bool) -> Any:
+        self.added.append(adds)
+        if isinstance(self.found, Exception):
+            raise self.found
+        self._distances[run] = version, self.found
+        return SimpleNamespace(updates=(), fixed=SimpleNamespace(in_sum=()))
+
+
+@pytest.mark.parametrize("found", [0.25, None])
+async def test_the_mean_distance_is_read_once_without_adding_the_sum(tmp_path: Path, found: float | None) -> None:
+    check = Telling(knowledge(tmp_path), found)
+    assert [await check.mean_distance(TASK, SPEC) for _ in range(2)] == [found, found]
+    assert check.added == [False]
+    assert await check.mean_distance(replace(TASK, base_version=ModelVersion(0)), SPEC) is None
+    check.found = 0.5
+    assert await check.mean_distance(replace(TASK, base_version=ModelVersion(3)), SPEC) == 0.5
+    assert await check.mean_distance(replace(TASK, run=RunId("other")), SPEC) == 0.5
+    assert check.added == [False] * 3
+
+
+async def test_the_mean_distance_of_a_version_that_was_checked_is_known_already(tmp_path: Path) -> None:
+    check = Telling(knowledge(tmp_path), 0.25)
+    assert await check.is_checked(TASK, SPEC)
+    assert await check.mean_distance(TASK, SPEC) == 0.25
+    assert check.added == [True]
+
+
+async def test_a_transcript_that_is_gone_has_no_mean_distance_and_a_false_one_ends_the_part_in_the_run(
+    tmp_path: Path,
+) -> None:
+    gone = Telling(knowledge(tmp_path), NotFound(what="transcript", name="r"))
+    with capture_logs() as logs:
+        assert await gone.mean_distance(TASK, SPEC) is None
+    assert [line["event"] for line in logs] == ["private.no_mean_distance"]
+    false = AggregateDiffers(run=RunId("r"), version=ModelVersion(2), problem="it is none", evidence="here")
+    with pytest.raises(AggregateDiffers):
+        await Telling(knowledge(tmp_path), false).mean_distance(TASK, SPEC)
