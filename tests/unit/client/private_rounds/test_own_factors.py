@@ -65,6 +65,7 @@ def test_a_round_that_is_trained_again_starts_from_the_same_state(tmp_path: Path
     history = Remembered(tmp_path)
     assert [factor(tmp_path, history, 1) for _ in range(3)] == [1.105] * 3
     history.acknowledged, history.made = {1: True}, {1}
+    assert factor(tmp_path, history, 1) == 1.105
     assert [factor(tmp_path, history, 2) for _ in range(3)] == [1.221] * 3
     history.acknowledged[2] = True  # it is killed after the receipt: nothing has been written at that moment
     history.made.add(2)

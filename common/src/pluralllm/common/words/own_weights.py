@@ -66,8 +66,7 @@ def own_factor(
 
 def _limited(logarithm: float) -> float:
     """Returns exp(logarithm) within the limits of a factor."""
-    most = math.log(MAX_FACTOR)
-    return min(MAX_FACTOR, max(1 / MAX_FACTOR, math.exp(min(most, max(-most, logarithm)))))
+    return min(MAX_FACTOR, max(1 / MAX_FACTOR, math.exp(min(logarithm, math.log(MAX_FACTOR)))))
 
 
 def weight_bounds(aggregation: Aggregation) -> tuple[int, int]:
