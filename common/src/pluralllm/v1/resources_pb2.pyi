@@ -530,7 +530,7 @@ class RoundSum(_message.Message):
     clipped_updates: _builtins.int
     """Number of updates that were scaled down to the run spec's clip_norm."""
     weight: _builtins.int
-    """Sum of the updates' weights."""
+    """Sum of the updates' weights: numbers of examples or, with a fairness-aware weighting, steps of 2^-20."""
     mean_loss: _builtins.float
     """Weighted means over the members that report the number; absent if none does."""
     mean_base_distance: _builtins.float
