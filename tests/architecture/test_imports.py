@@ -30,6 +30,10 @@ COMMON: dict[str, tuple[str, ...]] = {
         "common.private_rounds",
     ),
     "common.predictor": ("common.errors", "common.words", "common.weights", "common.process"),
+    "common.sums": (
+        *("common.errors", "common.words", "common.weights", "common.process", "common.predictor"),
+        "common.private_rounds",
+    ),
     "common.rewards": ("common.errors", "common.words"),
 }
 SERVER: dict[str, tuple[str, ...]] = {
@@ -98,6 +102,8 @@ NEVER: dict[str, tuple[str, ...]] = {
     "common.weights": (*WORLD, *HEAVY),
     "common.rewards": (*WORLD, *HEAVY),
     "common.private_rounds": (*WORLD, *HEAVY),
+    "common.sums": HEAVY,
+    "common.sums.solver": (*WORLD, *HEAVY),
     "common.trust": ("grpc", "google", "pluralllm.v1", "asyncio", *HEAVY),
     "server": ("torch", "transformers", "pluralllm.client", "pluralllm.cli", "pluralllm.operator"),
     "client.data": ("grpc", "google", "pluralllm.v1", "asyncio", "socket", *HEAVY),

@@ -128,8 +128,8 @@ class Member:
 class Members:
     """The daemons of some members, each of which has pinned all others."""
 
-    def __init__(self, folder: Path, served: Served) -> None:
-        self._folder, self._served = folder, served
+    def __init__(self, folder: Path, served: Served, worker: type[Worker] = Worker) -> None:
+        self._folder, self._served, self._worker = folder, served, worker
         self.pins: dict[str, str] = {}
         self.of: dict[str, Member] = {}
 
@@ -138,7 +138,7 @@ class Members:
         identities = {name: await self._served.member(name, MemberRole.CLIENT, f"group of {name}") for name in names}
         self.pins |= {name: fingerprint(public_der(peer_key(one.folder))) for name, one in identities.items()}
         for name, identity in identities.items():
-            worker = self.of[name].worker if name in self.of else Worker(name, {})
+            worker = self.of[name].worker if name in self.of else self._worker(name, {})
             self.of[name] = Member(self._folder / name, identity, {} if name == alone else self.pins, worker)
 
     def never_checks(self, name: str) -> None:
@@ -148,9 +148,9 @@ class Members:
 
 
 @contextlib.asynccontextmanager
-async def members(folder: Path, served: Served) -> AsyncIterator[Members]:
+async def members(folder: Path, served: Served, worker: type[Worker] = Worker) -> AsyncIterator[Members]:
     folder.mkdir()  # noqa: ASYNC240
-    started = Members(folder, served)
+    started = Members(folder, served, worker)
     try:
         yield started
     finally:

@@ -37,14 +37,13 @@ from pluralllm.common.process.files import publish
 from pluralllm.common.trust.certificates import key_from_pem
 from pluralllm.common.weights.chunks import manifest_of
 from pluralllm.common.weights.layout import Layout, write_weights
-from pluralllm.common.weights.stored_weights import StoredWeights
+from pluralllm.common.weights.stored_weights import StoredWeights, read_values
 from pluralllm.common.wire.messages import PRIVATE_ROUNDS
 from pluralllm.common.wire.round_steps import StepBody, step_request, view_of
 from pluralllm.common.words.ids import ClientId, ModelVersion, RoundNumber, RunId
 from pluralllm.common.words.names import TaskKind, TaskName
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import RunSpec
-from pluralllm.server.aggregation.update_files import read_values
 from pluralllm.server.commands.verify import verify_state
 from pluralllm.server.storage.sql_membership import SqlMembership
 from pluralllm.server.storage.sql_store import SqlStore

@@ -10,13 +10,22 @@ from support.small_survey import SUMS, small_group, small_spec
 from pluralllm.client.work.sums import GroupTerms
 from pluralllm.common.errors.tree import InvalidSpec
 from pluralllm.common.predictor.architecture import update_layout, version_layout
+from pluralllm.common.predictor.data import GroupData
+from pluralllm.common.private_rounds.ring import MemberTail, Ring, SumTail, clipping_of, decoded_sum, quantised
+from pluralllm.common.sums.solver import RIDGE, SummedAnswers, members_digest, next_values
+from pluralllm.common.words.ids import ClientId
+from pluralllm.common.words.spec import RunSpec
+from pluralllm.experiment import federated
 from pluralllm.experiment.federated import federate
-from pluralllm.experiment.scoring import predictor_of
+from pluralllm.experiment.scoring import Scorer, alignment, own_episode, predictor_of
 from pluralllm.experiment.spec import Data, Experiment, Method
-from pluralllm.server.aggregation.sums import RIDGE
+from pluralllm.experiment.stacked import Flat
+from pluralllm.experiment.sums import SumsRounds
+from pluralllm.server.rounds import events as ev
 
 CPU = torch.device("cpu")
 FEATURES, RANK, ROUNDS = 24, 3, 40
+BOUND = 864.0  # as the preset has it
 GROUPS = {name: small_group(name, seed=seed) for name, seed in (("a", 1), ("b", 2), ("c", 3))}
 SPEC = small_spec(
     {
@@ -55,6 +64,44 @@ def test_every_version_is_a_usable_model_and_costs_what_its_files_have() -> None
     for point in (points[0], points[5], points[-1]):
         assert predictor_of(SPEC, point.values) is not None
         assert np.isfinite(point.values).all()
+
+
+class RingRounds(SumsRounds):
+    """The same rounds as private ones: answers are rounded to the ring, and only the sum of the examples is known."""
+
+    def next_version(self, base: Flat, average: ev.Average, deltas: dict[ClientId, Flat]) -> Flat:
+        spec, rng = self._spec, np.random.default_rng(self._version)
+        ring, words = Ring(len(deltas), spec.aggregation.max_delta_norm, 1024, adds_terms=True), np.zeros(64, np.uint32)
+        total = np.zeros(next(iter(deltas.values())).size, np.uint32)
+        for receipt in average.receipts:
+            term = deltas[receipt.client]
+            words += MemberTail(receipt.examples, False, 1, 1024, not_zero=bool(term.any())).words()
+            total += quantised(term, clipping_of(term, ring), receipt.examples, ring, rng)
+        tail = SumTail.of(words.tolist(), len(deltas), ring, 1024)
+        members = members_digest((receipt.client, tail.weight) for receipt in average.receipts)
+        answers = SummedAnswers(decoded_sum(total, ring), tail.not_zero, tail.weight, members)
+        values = base[-version_layout(spec, self._version).values :]
+        made, self._solver = next_values(spec, self._version, values, answers, self._solver)
+        return np.concatenate([np.zeros(base.size - made.size, np.float32), made])
+
+
+def test_rounding_in_private_rounds_changes_the_solution_and_every_score_by_almost_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spec = SPEC.model_copy(update={"aggregation": SPEC.aggregation.model_copy(update={"max_delta_norm": BOUND})})
+    plain = [point.values for point in federate(spec, GROUPS, CPU)]
+    monkeypatch.setattr(federated, "SumsRounds", RingRounds)
+    private = [point.values for point in federate(spec, GROUPS, CPU)]
+    solutions = [values[ROUNDS - 2][-FEATURES:] for values in (plain, private)]
+    assert np.linalg.norm(solutions[1] - solutions[0]) < 1e-4 * np.linalg.norm(solutions[0])
+    for data in GROUPS.values():
+        scores = [score_of(spec, values[-1], data) for values in (plain, private)]
+        assert scores[1] == pytest.approx(scores[0], abs=1e-3)
+
+
+def score_of(spec: RunSpec, values: Flat, data: GroupData) -> float:
+    scorer = Scorer(spec, values, data, CPU)
+    return alignment(scorer.score(own_episode(spec, data, "train", 6, draw)) for draw in range(3))
 
 
 def experiment(**method: object) -> Experiment:

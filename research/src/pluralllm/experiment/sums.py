@@ -8,10 +8,10 @@ import torch
 from pluralllm.client.work.sums import GroupTerms
 from pluralllm.common.predictor.architecture import finds_subspace, update_layout, version_layout
 from pluralllm.common.predictor.data import GroupData
+from pluralllm.common.sums.solver import Solver, next_values, summed
 from pluralllm.common.words.ids import ClientId, RoundNumber
 from pluralllm.common.words.spec import RunSpec
 from pluralllm.experiment.stacked import Flat
-from pluralllm.server.aggregation.sums import Solver, next_values
 from pluralllm.server.rounds import events as ev
 
 
@@ -46,8 +46,10 @@ class SumsRounds:
     def next_version(self, base: Flat, average: ev.Average, deltas: dict[ClientId, Flat]) -> Flat:
         """Returns the values of the next model version, and keeps the solver's state."""
         values = base[-version_layout(self._spec, self._version).values :]
-        answers = (deltas[receipt.client] for receipt in average.receipts)
-        made, self._solver = next_values(self._spec, self._version, values, answers, average.receipts, self._solver)
+        members = [(receipt.client, receipt.examples) for receipt in average.receipts]
+        answers, size = (deltas[client] for client, _ in members), update_layout(self._spec, self._version).values
+        total = summed(answers, members, size, self._spec.aggregation.max_examples)
+        made, self._solver = next_values(self._spec, self._version, values, total, self._solver)
         return np.concatenate([np.zeros(base.size - made.size, np.float32), made])
 
     def moved_bytes(self, number: RoundNumber) -> int:

@@ -34,6 +34,7 @@ REFUSED = {  # only what the partner, or the run's owner, must change
     "RosterDiverged",
     "RunNotShared",
     "SpecMismatch",
+    "TermTooLong",
     "TooFewKnown",
     "TooFewQuestions",
     "WrongBase",

@@ -112,6 +112,21 @@ def test_a_fairness_aware_weight_has_the_factor_and_its_own_scale_and_each_dista
     assert (order.metric_weight, order.distance_weight, order.most_metric_weight) == (30, 400, 400)
 
 
+def test_an_order_to_mask_a_term_of_a_sum_has_the_bound_of_plain_rounds_and_the_number_of_questions(
+    tmp_path: Path,
+) -> None:
+    spec = process_spec(
+        predictor={"architecture": "kernel-sums/1", "features": 64, "group_rank": 2, "subspace_rounds": 1},
+        aggregation={"weighting": "uniform", "max_examples": 400, "max_delta_norm": 864.0},
+        round={"target_clients": 5, "min_clients": 4},
+        private_rounds={"clip_norm": 7.0},
+    )
+    secrets = MaskingSecrets((), b"r" * 32)
+    order = orders(tmp_path).mask(spec, 30, {}, 5, secrets)
+    assert (order.clip_norm, order.is_term, order.weight, order.most_weight) == (864.0, True, 30, 400)
+    assert orders(tmp_path).mask(spec, 500, {}, 5, secrets).weight == 400
+
+
 def test_a_role_in_the_spec_replaces_the_partners_own(tmp_path: Path) -> None:
     held_out = process_spec(groups={"train": ["H", "I"], "held_out": ["G"]})
     assert orders(tmp_path).prepare(held_out, b"{}").role is GroupRole.HELD_OUT

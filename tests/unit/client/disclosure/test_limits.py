@@ -216,14 +216,27 @@ SUMS = process_spec(
 )
 
 
+PRIVATE_SUMS = RunSpec.model_validate(
+    {
+        **SUMS.model_dump(mode="json"),
+        "round": {"min_clients": 4, "target_clients": 5},
+        "aggregation": {"weighting": "uniform", "max_examples": 1024},
+        "private_rounds": {},
+    }
+)
+
+
+@pytest.mark.parametrize("spec", [SUMS, PRIVATE_SUMS], ids=["plain", "private"])
 @pytest.mark.parametrize("kind", [TaskKind.TRAIN, TaskKind.EVALUATE])
-def test_a_group_trains_in_a_run_of_sums_only_if_the_policy_says_so_in_its_own_key(kind: TaskKind) -> None:
-    text = refusal(open_policy(allow_sums=False), SUMS, kind)
+def test_a_group_trains_in_a_run_of_sums_only_if_the_policy_says_so_in_its_own_key(
+    kind: TaskKind, spec: RunSpec
+) -> None:
+    text = refusal(open_policy(allow_sums=False), spec, kind)
     expected_text = (
         "allow_sums is by kernel-sums/1, allowed is false: a coordinator can compute this group's answers from its sums"
     )
     assert expected_text in text
-    check(open_policy(allow_sums=True), SUMS, kind)
+    check(open_policy(allow_sums=True), spec, kind)
     check(open_policy(allow_sums=False), SPEC, kind)
 
 

@@ -18,6 +18,7 @@ from pluralllm.client.disclosure.outgoing import (
 )
 from pluralllm.client.disclosure.policy import Policy
 from pluralllm.client.link.tasks import Scores
+from pluralllm.common.errors.private_rounds import TermTooLong
 from pluralllm.common.errors.tree import (
     AnswersProtected,
     InvalidConfig,
@@ -196,7 +197,8 @@ def test_no_failure_quotes_the_private_file_or_names_a_file_of_this_machine(erro
 
 def test_a_failure_of_numbers_tells_neither_where_nor_how_many() -> None:
     reported = {reported_failure(NotFinite(tensor=tensor, count=count)) for tensor, count in (("a", 1), ("b", 83))}
-    assert len(reported) == 1
+    reported |= {reported_failure(TermTooLong(norm=norm, limit=864.0)) for norm in (900.0, 901.0)}
+    assert len(reported) == 2
 
 
 def test_a_failure_that_names_no_answer_leaves_with_its_text() -> None:

@@ -11,9 +11,20 @@ from pluralllm.client.work.commands import fields_of
 from pluralllm.client.work.masking import mask_update
 from pluralllm.client.work.orders import MASK, Mask, Masked
 from pluralllm.client.work.worker import LocalWork
+from pluralllm.common.errors.private_rounds import TermTooLong
 from pluralllm.common.errors.tree import NotFinite, WorkerDied
 from pluralllm.common.private_rounds.masks import add_masks
-from pluralllm.common.private_rounds.ring import CLIPPED, DISTANCE, LOSS, LOSS_WEIGHT, SLICE, UPDATES, WEIGHT, Ring
+from pluralllm.common.private_rounds.ring import (
+    CLIPPED,
+    DISTANCE,
+    LOSS,
+    LOSS_WEIGHT,
+    NOT_ZERO,
+    SLICE,
+    UPDATES,
+    WEIGHT,
+    Ring,
+)
 from pluralllm.common.weights.chunks import manifest_of
 from pluralllm.common.weights.layout import layout_of, write_weights
 from pluralllm.common.weights.update_format import update_format
@@ -98,6 +109,24 @@ def test_a_delta_above_the_norm_is_scaled_down_and_counted(order: Mask) -> None:
     ring = Ring(5, 0.1, 400)
     norm = np.sqrt((plain[64:].view(np.int32).astype(np.float64) ** 2).sum()) / ring.scale / 100 * 400
     assert norm == pytest.approx(0.1, rel=1e-3)
+
+
+def test_a_term_of_a_sum_counts_in_full_whatever_its_weight_and_says_whether_it_is_zero(order: Mask) -> None:
+    term = replace(order, streams=(), clip_norm=40.0, is_term=True)
+    _, plain = masked(term)
+    delta = np.fromfile(order.delta, "<f4", offset=len(LAYOUT.header))
+    steps = Ring(5, 40.0, 400, adds_terms=True).scale * delta.astype(np.float64)
+    assert np.abs(plain[64:].view(np.int32) - steps).max() <= 1
+    assert [plain[place] for place in (WEIGHT, UPDATES, CLIPPED, NOT_ZERO)] == [100, 1, 0, 1]
+    write_weights(order.delta, LAYOUT, [np.zeros(VALUES, np.float32)])
+    _, zeros = masked(term)
+    assert [place for place, word in enumerate(zeros) if word] == [WEIGHT, UPDATES, LOSS_WEIGHT, LOSS]
+
+
+def test_a_term_above_the_bound_is_refused_before_a_file_is_there(order: Mask) -> None:
+    with pytest.raises(TermTooLong, match=r"has the L2 norm 0\.51\d*, the run allows 0\.1;"):
+        masked(replace(order, clip_norm=0.1, is_term=True))
+    assert not order.out.exists()
 
 
 def test_a_delta_that_is_not_finite_is_refused_before_a_file_is_there(order: Mask, tmp_path: Path) -> None:

@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from pluralllm.common.errors.private_rounds import SumImplausible
+from pluralllm.common.errors.private_rounds import SumImplausible, TermTooLong
 from pluralllm.common.errors.tree import NotFinite
 from pluralllm.common.private_rounds import ring as r
 from pluralllm.common.private_rounds.ring import Clipping, MemberTail, Ring, SumTail
+from pluralllm.common.words.private_rounds import MAX_LENGTH_OF_TERMS
 
 RING = Ring(members=8, clip_norm=4.0, most_weight=1024)
+OF_TERMS = Ring(members=128, clip_norm=864.0, most_weight=1024, adds_terms=True)
 UNCLIPPED = Clipping(1.0, is_clipped=False)
 
 
@@ -30,6 +33,43 @@ def test_the_scale_is_the_greatest_power_of_two_that_cannot_overflow(
 def test_no_clip_norm_and_number_of_members_overflows(members: int, clip_norm: float) -> None:
     ring = Ring(members, clip_norm, 1)
     assert members * ring.limit <= members * clip_norm * ring.scale <= r.HALF < 2 * members * clip_norm * ring.scale
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_hundred_and_twenty_eight_terms_at_the_bound_do_not_overflow_and_a_longer_one_is_refused(sign: int) -> None:
+    rng, terms = np.random.default_rng(2), np.zeros((128, 5), np.float32)
+    terms[:, 3] = sign * 864.0
+    assert r.decoded_sum(sum_of_terms(terms, OF_TERMS, rng), OF_TERMS)[3] == sign * 864.0 * 128
+    over = np.nextafter(np.float32(864), np.float32(1e9)) * np.eye(5, dtype=np.float32)[3]
+    with pytest.raises(
+        TermTooLong, match=r"the L2 norm 864, the run allows 864; a shortened term would belong"
+    ) as refusal:
+        r.clipping_of(over, OF_TERMS)
+    assert refusal.value.norm > refusal.value.limit == 864
+
+
+def sum_of_terms(
+    terms: NDArray[np.float32], ring: Ring, rng: np.random.Generator, weight: int = 1
+) -> NDArray[np.uint32]:
+    """Returns the sum of terms as numbers modulo 2^32. Shape: terms (members, n), result (n,)."""
+    total = np.zeros(terms.shape[1], np.uint32)
+    for term in terms:
+        total += r.quantised(term, r.clipping_of(term, ring), weight, ring, rng)
+    return total
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 128), st.floats(1e-3, MAX_LENGTH_OF_TERMS / 128), st.integers(1, 1024), st.integers(0, 2**32))
+def test_a_sum_of_terms_is_the_plain_sum_but_for_a_step_of_each_member_whatever_the_weights_are(
+    members: int, bound: float, weight: int, seed: int
+) -> None:
+    ring, rng = Ring(max(3, members), bound, 1024, adds_terms=True), np.random.default_rng(seed)
+    terms = rng.normal(size=(members, 7)).astype(np.float32)
+    terms *= np.float32(0.9999 * bound) * rng.random((members, 1), np.float32) / np.linalg.norm(terms, axis=1)[:, None]
+    total = r.decoded_sum(sum_of_terms(terms, ring, rng, weight), ring)
+    assert ring.scale >= 512
+    assert np.abs(total - terms.astype(np.float64).sum(0)).max() <= members / ring.scale
+    r.check_norm(float(np.linalg.norm(total)) / members, ring)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -147,6 +187,19 @@ def test_a_tail_that_honest_updates_cannot_have_is_refused(place: int, change: i
     words[place] = (words[place] + change) % 2**32
     with pytest.raises(SumImplausible):
         SumTail.of(words, 4, RING, 1024)
+
+
+def test_the_tail_of_terms_counts_those_that_are_not_zero_and_none_that_is_clipped() -> None:
+    tails = [MemberTail(100, False, 100, 1024, not_zero=True), MemberTail(300, False, 300, 1024)]
+    words = summed(tails)
+    assert [place for place, word in enumerate(tails[0].words()) if word] == [0, 1, 9]
+    tail = SumTail.of(words, 2, OF_TERMS, 1024)
+    assert (tail.weight, tail.not_zero, tail.clipped) == (400, 1, 0)
+    with pytest.raises(SumImplausible, match="the sum of terms that are not 0 is 1, must be 0 to 0"):
+        SumTail.of(words, 2, RING, 1024)
+    for place, value, name in ((2, 1, "clipped updates"), (9, 3, "terms that are not 0"), (10, 1, "numbers where all")):
+        with pytest.raises(SumImplausible, match=name):
+            SumTail.of([*words[:place], value, *words[place + 1 :]], 2, OF_TERMS, 1024)
 
 
 def test_a_metric_without_weight_and_another_number_of_updates_are_refused() -> None:

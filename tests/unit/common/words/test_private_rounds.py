@@ -2,7 +2,7 @@
 
 import pytest
 
-from pluralllm.common.words.private_rounds import MAX_MEMBERS, MAX_WEIGHT, threshold
+from pluralllm.common.words.private_rounds import MAX_LENGTH_OF_TERMS, MAX_MEMBERS, MAX_WEIGHT, threshold
 from pluralllm.common.words.spec import RunSpec, spec_from_toml
 
 EMBEDDING = {"model": "m", "dimension": 8}
@@ -57,7 +57,23 @@ def test_two_different_sums_never_find_enough_answers(members: int, colluders: i
     assert 2 * needed > members + colluders
 
 
-def test_terms_of_sums_are_not_masked_in_this_release() -> None:
-    sums = spec_from_toml('preset = "sums"\n[embedding]\nmodel = "m"\ndimension = 8\n', "test").model_dump(mode="json")
-    with pytest.raises(ValueError, match="another predictor than kernel-sums/1"):
-        RunSpec.model_validate({**sums, **FITTING, "predictor": sums["predictor"], "aggregation": sums["aggregation"]})
+def of_sums(**aggregation: object) -> RunSpec:
+    preset = spec_from_toml('preset = "sums"\n[embedding]\nmodel = "m"\ndimension = 8\n', "test").model_dump(
+        mode="json"
+    )
+    return RunSpec.model_validate({**preset, **FITTING, "aggregation": preset["aggregation"] | aggregation})
+
+
+def test_terms_of_sums_are_masked_if_their_bound_leaves_fine_steps() -> None:
+    spec = of_sums()
+    assert spec.private_rounds is not None
+    assert spec.aggregation.max_delta_norm == 864
+    most = MAX_LENGTH_OF_TERMS // 5
+    assert of_sums(max_delta_norm=most).sums is not None
+    with pytest.raises(
+        ValueError, match=rf"set aggregation\.max_delta_norm to at most {most}, because rounding is coarser"
+    ):
+        of_sums(max_delta_norm=most + 1)
+    RunSpec.model_validate(FITTING | {"aggregation": {"max_examples": 1, "max_delta_norm": 1e9}})
+    with pytest.raises(ValueError, match=r"aggregation\.max_examples to at most 16384"):
+        of_sums(max_examples=MAX_WEIGHT + 1)

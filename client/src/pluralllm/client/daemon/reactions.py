@@ -72,6 +72,7 @@ PERMANENT: tuple[type[e.PluralError], ...] = (
     p.AggregateDiffers,
     p.PeerKeyDiffers,
     p.RosterDiverged,
+    p.TermTooLong,
     p.TooFewKnown,
 )
 

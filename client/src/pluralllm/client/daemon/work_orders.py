@@ -11,7 +11,8 @@ from pluralllm.client.link.tasks import Task
 from pluralllm.client.private_rounds.masking import MaskingSecrets
 from pluralllm.client.process.config import ClientConfig
 from pluralllm.client.work.orders import Evaluate, Mask, Prepare, Reward, Train
-from pluralllm.common.words.own_weights import own_weight, weight_bounds
+from pluralllm.common.private_rounds.sum_files import ring_of
+from pluralllm.common.words.own_weights import own_weight
 from pluralllm.common.words.spec import RunSpec
 
 
@@ -77,17 +78,15 @@ class WorkOrders:
         members: number of members of the private round. secrets: of the masking. factor: of a fairness-aware weight.
         score: of the base version; None to leave it out of the sum.
         """
-        assert spec.private_rounds is not None
-        aggregation = spec.aggregation
-        _, most_weight = weight_bounds(aggregation)
+        ring, aggregation = ring_of(spec, members), spec.aggregation
         counted = max(1, min(examples, aggregation.max_examples))
         return Mask(
             delta=self._drafts.delta,
             out=self._drafts.masked,
             members=members,
-            clip_norm=spec.private_rounds.clip_norm,
-            most_weight=most_weight,
-            weight=own_weight(aggregation, examples, factor),
+            clip_norm=ring.clip_norm,
+            most_weight=ring.most_weight,
+            weight=counted if ring.adds_terms else own_weight(aggregation, examples, factor),
             most_metric_weight=aggregation.max_examples,
             metric_weight=counted,
             # The factors of the next round are relative to the plain mean, as in plain rounds.
@@ -97,6 +96,7 @@ class WorkOrders:
             score=score,
             streams=tuple((key.hex(), sign) for key, sign in secrets.streams),
             rounding=secrets.rounding.hex(),
+            is_term=ring.adds_terms,
         )
 
     def reward(self, task: Task, spec: RunSpec, weights: Path, rollouts_json: bytes) -> Reward:

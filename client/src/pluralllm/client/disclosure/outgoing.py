@@ -13,6 +13,7 @@ from types import MappingProxyType
 from pluralllm.client.disclosure.measurements import MeasuredScores, MeasuredTraining
 from pluralllm.client.disclosure.policy import Policy
 from pluralllm.client.link.tasks import Scores
+from pluralllm.common.errors.private_rounds import TermTooLong
 from pluralllm.common.errors.tree import (
     AnswersProtected,
     DataChanged,
@@ -49,6 +50,7 @@ PRIVATE_TEXTS: Mapping[type[Exception], str] = MappingProxyType(
         DataChanged: f"The private file has changed; {IN_LOG}.",
         InvalidConfig: f"The configuration has problems; {IN_LOG}.",
         NotFinite: f"The update has NaN or infinite values; {IN_LOG}.",
+        TermTooLong: f"The term of the sum is longer than the run's bound; {IN_LOG}.",
         ModelUnavailable: f"The embedding model cannot be loaded; {IN_LOG}.",
     }
 )

@@ -7,8 +7,8 @@ masked updates give the sum. A coordinator that publishes other weights, crafted
 import asyncio
 import secrets
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -29,7 +29,7 @@ from pluralllm.common.errors.private_rounds import (
     SumImplausible,
 )
 from pluralllm.common.errors.tree import AnswerInvalid, InvalidArgument, NotFound, RecordInvalid
-from pluralllm.common.predictor.architecture import layout_for
+from pluralllm.common.predictor.architecture import layout_for, update_layout, version_layout
 from pluralllm.common.predictor.first_version import write_first_version
 from pluralllm.common.private_rounds.peer_keys import fingerprint
 from pluralllm.common.private_rounds.round_sum import leftover_streams
@@ -37,6 +37,7 @@ from pluralllm.common.private_rounds.round_terms import terms_of
 from pluralllm.common.private_rounds.sum_files import sum_of, tail_of, write_from_sum
 from pluralllm.common.private_rounds.transcript import MAX_BYTES, Transcript
 from pluralllm.common.process.files import make_folder, storage_errors
+from pluralllm.common.sums.solver_files import state_files, write_next_private_sum
 from pluralllm.common.trust.version_record import VersionRecord, record_sha256
 from pluralllm.common.weights.chunks import manifest_of
 from pluralllm.common.weights.server_optimizer import first_moments, server_optimizer
@@ -91,7 +92,7 @@ class Verification:
             return await asyncio.to_thread(self._first_is_true, task, spec)
         if (run, version) in self._true:
             return True
-        size_bytes = update_format(layout_for(spec), "ring32").size_bytes
+        size_bytes = update_format(update_layout(spec, version - 1), "ring32").size_bytes
         updates = self._knowledge.history.updates_of(run, version) or spec.round.target_clients
         if updates * size_bytes > ALWAYS_BYTES:
             share = self._knowledge.share(updates)
@@ -235,8 +236,7 @@ class Verification:
 
     async def _fetch(self, transcript: Transcript, before: VersionRecord, spec: RunSpec, folder: Path) -> None:
         """Fetches the masked updates, and the base version unless it is here."""
-        layout = layout_for(spec)
-        size_bytes = update_format(layout, "ring32").size_bytes
+        size_bytes = update_format(update_layout(spec, before.version), "ring32").size_bytes
         for name in transcript.fixed.in_sum:
             content = await self._calls.masked(before.run, RoundNumber(transcript.terms.round), name, size_bytes)
             await asyncio.to_thread((folder / f"{name}.masked").write_bytes, content)
@@ -244,34 +244,32 @@ class Verification:
         if await asyncio.to_thread(local.is_file):
             await asyncio.to_thread(shutil.copyfile, local, folder / "base")
         else:
-            await self._transport.fetch_model(
-                before.run, before.version, before.digest, layout.size_bytes, folder / "base"
-            )
+            model_bytes = version_layout(spec, before.version).size_bytes
+            await self._transport.fetch_model(before.run, before.version, before.digest, model_bytes, folder / "base")
 
     def _check_sum(
         self, transcript: Transcript, before: VersionRecord, record: VersionRecord, spec: RunSpec, folder: Path
     ) -> None:
-        """Adds the masked updates, and takes the server optimizer's step. Raises one of DISHONEST; NotFound without its state."""
+        """Adds the masked updates, and takes the step of the server optimizer or of the solver, which needs its state.
+
+        Raises one of DISHONEST; NotFound without the state.
+        """
         leftover, fixed = leftover_streams(transcript.fixed, transcript.opened()), transcript.fixed
         updates = [StoredWeights(folder / f"{one.name}.masked", Digest(one.digest.hex())) for one in transcript.updates]
-        first = first_moments(spec.aggregation)
-        outs = [folder / "computed", *(folder / f"moment-{number}" for number in range(len(first)))]
-        moments: Sequence[StoredWeights | float] = first
-        if before.version:
-            moments = [StoredWeights(self._moment(record.run, digest), digest) for digest in before.moments]
-            missing = [one.path.name for one in moments if isinstance(one, StoredWeights) and not one.path.is_file()]
-            if missing or len(moments) != len(first):
-                raise NotFound(what="state of the server optimizer", name=", ".join(missing) or record.run)
-        base = StoredWeights(folder / "base", before.digest)
+        following = state_files(spec, record.version)
+        outs = [folder / "computed", *(folder / f"moment-{number}" for number in range(following))]
+        kept = [StoredWeights(self._moment(record.run, digest), digest) for digest in before.moments]
+        missing = [one.path.name for one in kept if not one.path.is_file()]
+        if missing or len(kept) != state_files(spec, before.version):
+            raise NotFound(what="state of the server optimizer", name=", ".join(missing) or record.run)
+        base, summed = StoredWeights(folder / "base", before.digest), sum_of(spec, fixed, leftover, updates)
+        if spec.sums is not None:
+            write = partial(write_next_private_sum, spec, before.version, base, kept, summed, outs)
+        else:
+            moments, optimizer = kept or first_moments(spec.aggregation), server_optimizer(spec.aggregation)
+            write = partial(write_from_sum, base, moments, summed, layout_for(spec), optimizer, outs)
         with storage_errors("a check of a model version"):
-            manifests, tail = write_from_sum(
-                base,
-                moments,
-                sum_of(spec, fixed, leftover, updates),
-                layout_for(spec),
-                server_optimizer(spec.aggregation),
-                outs,
-            )
+            manifests, tail = write()
         if tail != transcript.tail:
             raise InvalidArgument(field="tail", problem="is not that of the sum")
         digests = (record.digest, *record.moments)

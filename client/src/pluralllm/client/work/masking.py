@@ -19,11 +19,12 @@ def mask_update(order: Mask, on_step: Progress) -> Masked:
     """Writes the masked update of an order. The same order gives the same bytes.
 
     Memory: two slices and one cipher for each stream, however large the update is.
-    Raises NotFinite, before a file is there, if a value is NaN or infinite; StorageFull; the error that `on_step` raises.
+    Raises, before a file is there, NotFinite if a value is NaN or infinite, and TermTooLong for a term of a sum above the bound;
+    StorageFull; the error that `on_step` raises.
     """
     layout = read_layout(order.delta)
     delta = flat_values(order.delta, layout)
-    ring = Ring(order.members, order.clip_norm, order.most_weight)
+    ring = Ring(order.members, order.clip_norm, order.most_weight, adds_terms=order.is_term)
     clipping = clipping_of(delta, ring)
     tail = MemberTail(
         weight=order.weight,
@@ -34,6 +35,7 @@ def mask_update(order: Mask, on_step: Progress) -> Masked:
         distance=order.base_distance,
         distance_weight=order.distance_weight,
         score=order.score,
+        not_zero=order.is_term and bool(delta.any()),
     ).words()
     pieces = _masked(order, delta, ring, clipping, tail, on_step)
     with storage_errors("a masked update"):

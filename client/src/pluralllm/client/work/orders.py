@@ -70,7 +70,7 @@ class Mask:
     members: int  # of the round
     clip_norm: float
     most_weight: int  # weight of an update that counts in full
-    weight: int  # of this update, 1 .. most_weight
+    weight: int  # of this update, 1 .. most_weight; of a term: the number of questions behind it
     most_metric_weight: int  # aggregation.max_examples
     metric_weight: int  # of the loss, 1 .. most_metric_weight
     distance_weight: int  # of the distance, 1 .. most_metric_weight
@@ -79,6 +79,7 @@ class Mask:
     score: float | None  # alignment score of the base version; None to leave it out
     streams: tuple[tuple[str, int], ...] = field(repr=False)  # key in hex, and 1 to add the stream or -1 to subtract it
     rounding: str = field(repr=False)  # seed in hex
+    is_term: bool = False  # of a sum: it counts in full, and one longer than clip_norm is refused
 
 
 @dataclass(frozen=True, slots=True)

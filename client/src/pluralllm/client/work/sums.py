@@ -5,6 +5,16 @@ group's part of the problem that the prior solves. Second stage: the version als
 v is the group's own vector: the regression of the residuals y - F w on the features.
 
 The features are public. So whoever reads the first answer can compute the answers of the group: see docs/security.md.
+
+How long an answer can be. A row of F has at most the square length 2 FEATURE_POWER, because a cosine is at most 1; centring makes
+F no longer, so |F|^2 <= 2 FEATURE_POWER P. The logarithms of one question have at most the square length 65: the sum of
+log(1 + share / 0.01)^2 is at most 0.65 times that of share / 0.01, and the shares sum to 1. So for Q questions
+
+    first stage, w = 0:  |F'y| <= sqrt(2 FEATURE_POWER P) sqrt(65 Q)    later, |y - F w| takes the place of sqrt(65 Q)
+    second stage:        |v| <= |y - F w| / (2 sqrt(NOISE)),            |U M| <= |U| |v|^2
+
+With 1,024 questions of four options, the first bound is 29,500. Answers of the paper's groups are about fifty times shorter, so
+no useful bound follows from the architecture. The run spec states one (aggregation.max_delta_norm), in private rounds as well.
 Shapes: P points of the training questions, d features, R = group_rank. Sums are float64, answers are sent as float32.
 """
 

@@ -107,6 +107,7 @@ CODES: dict[type[e.PluralError], grpc.StatusCode] = {
     p.BadView: grpc.StatusCode.FAILED_PRECONDITION,
     p.DealtWrongly: grpc.StatusCode.FAILED_PRECONDITION,
     p.SumImplausible: grpc.StatusCode.FAILED_PRECONDITION,
+    p.TermTooLong: grpc.StatusCode.FAILED_PRECONDITION,
     p.WrongStep: grpc.StatusCode.FAILED_PRECONDITION,
     p.RosterDiverged: grpc.StatusCode.FAILED_PRECONDITION,
     p.PeerKeyDiffers: grpc.StatusCode.PERMISSION_DENIED,

@@ -9,6 +9,7 @@
    |- BadView            a member's message does not fit the round that the coordinator has shown to this client
    |- DealtWrongly       a member has dealt shares that do not give its secret
    |- SumImplausible     the unmasked sum cannot be a sum of honest updates
+   |- TermTooLong        this client's term of a sum is longer than the run allows
    |- WrongStep          the message belongs to another step, or to other terms, of the private round
    |- RosterDiverged     the roster does not continue the one that this client saw before
    |- PeerKeyDiffers     a member has another peer key than the one that is on record or pinned
@@ -93,6 +94,17 @@ class SumImplausible(Refused):
     fix = (
         "The model stays as it was. If it happens again, one member sends wrong updates: run smaller rounds to name it."
     )
+
+
+@dataclass(eq=False)
+class TermTooLong(Refused):
+    norm: float
+    limit: float
+    why = (
+        "This client's term of a sum has the L2 norm {norm:.4g}, the run allows {limit:.4g}; a shortened term would belong to"
+        " another problem."
+    )
+    fix = "This client takes no part in the run; ask its owner for one with a larger aggregation.max_delta_norm."
 
 
 @dataclass(eq=False)

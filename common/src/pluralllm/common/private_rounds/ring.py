@@ -3,6 +3,8 @@
 A delta is scaled down to the L2 norm `clip_norm`, multiplied by the member's weight and by a power of two, and rounded at random
 without bias (as in Alistarh et al. 2017, arXiv 1610.02132, section 3.1). Each number then lies in -limit .. limit, and
 members * limit < 2^31: the sum of all members' numbers is exact, and its sign is that of the number modulo 2^32.
+A term of a sum (kernel-sums/1) is neither scaled down nor weighted, because it would be a term of another problem: a longer one
+is refused.
 """
 
 import math
@@ -13,7 +15,7 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
-from pluralllm.common.errors.private_rounds import SumImplausible
+from pluralllm.common.errors.private_rounds import SumImplausible, TermTooLong
 from pluralllm.common.errors.tree import NotFinite
 from pluralllm.common.weights.update_format import TAIL
 
@@ -30,7 +32,8 @@ SLICE = 256 * 1024  # numbers that are quantised at a time
 WEIGHT, UPDATES, CLIPPED = 0, 1, 2
 LOSS_WEIGHT, LOSS, DISTANCE_WEIGHT, DISTANCE = 3, 4, 5, 6
 SCORED, SCORE, HISTOGRAM = 7, 8, slice(16, 16 + BINS)
-ZEROS = (slice(9, 16), slice(16 + BINS, TAIL))
+NOT_ZERO = 9  # of terms of sums
+ZEROS = (slice(10, 16), slice(16 + BINS, TAIL))
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,7 @@ class Ring:
     clip_norm: float  # largest L2 norm of a member's delta
     most_weight: int  # weight of a delta that counts in full; these two are those of own_weights.weight_bounds
     least_weight: int = 1
+    adds_terms: bool = False  # whether the updates are terms of sums: each counts in full, and none is scaled down
 
     @property
     def scale(self) -> float:
@@ -71,7 +75,10 @@ class Clipping:
 
 
 def clipping_of(delta: NDArray[np.float32], ring: Ring) -> Clipping:
-    """Returns how a delta is scaled down. Shape: delta (n,). Raises NotFinite if a value is NaN or infinite."""
+    """Returns how a delta is scaled down. Shape: delta (n,).
+
+    Raises NotFinite if a value is NaN or infinite; TermTooLong for a term of a sum that would have to be scaled down.
+    """
     squares, bad = 0.0, 0
     for start in range(0, delta.size, SLICE):
         values = delta[start : start + SLICE].astype(np.float64)
@@ -81,6 +88,8 @@ def clipping_of(delta: NDArray[np.float32], ring: Ring) -> Clipping:
         raise NotFinite(tensor="the delta", count=bad)
     norm = math.sqrt(squares)
     is_clipped = norm > ring.clip_norm
+    if is_clipped and ring.adds_terms:
+        raise TermTooLong(norm=norm, limit=ring.clip_norm)
     return Clipping(ring.clip_norm / norm if is_clipped else 1.0, is_clipped)
 
 
@@ -89,12 +98,13 @@ def quantised(
 ) -> NDArray[np.uint32]:
     """Returns a slice of a delta as numbers modulo 2^32, rounded at random so that the expected number is exact.
 
-    weight: 1 .. ring.most_weight. rng: gives one number of [0, 1) for each value, in order.
+    weight: 1 .. ring.most_weight; it does not change a term of a sum. rng: gives one number of [0, 1) for each value, in order.
     Shapes: values (n,), result (n,). float32 in, float64 between. Raises ValueError for a weight out of range.
     """
     if not 1 <= weight <= ring.most_weight:
         raise ValueError(f"the weight is {weight}, must be 1 to {ring.most_weight}")
-    factor = clipping.factor * (weight / ring.most_weight) * ring.scale
+    share = 1.0 if ring.adds_terms else weight / ring.most_weight
+    factor = clipping.factor * share * ring.scale
     steps = np.floor(values.astype(np.float64) * factor + rng.random(values.size))
     np.clip(steps, -ring.limit, ring.limit, out=steps)
     numbers: NDArray[np.uint32] = steps.astype(np.int32).view(np.uint32)
@@ -111,11 +121,18 @@ def decoded_mean(total: NDArray[np.uint32], ring: Ring, weight: int) -> NDArray[
     return mean
 
 
+def decoded_sum(total: NDArray[np.uint32], ring: Ring) -> NDArray[np.float64]:
+    """Returns a slice of the sum of terms, which is exact. total: the slice of the sum."""
+    exact: NDArray[np.float64] = total.view(np.int32).astype(np.float64)
+    exact /= ring.scale  # a power of two
+    return exact
+
+
 @dataclass(frozen=True, slots=True)
 class MemberTail:
     """The facts about one member's update that are summed with it. None for a number that the policy keeps back."""
 
-    weight: int  # 1 .. ring.most_weight
+    weight: int  # 1 .. ring.most_weight; of a term of a sum: the number of questions behind it
     is_clipped: bool
     metric_weight: int  # weight of loss and distance in their means, 1 .. most_metric_weight
     most_metric_weight: int  # aggregation.max_examples
@@ -123,11 +140,13 @@ class MemberTail:
     distance: float | None = None  # alignment distance of the base version
     score: float | None = None  # alignment score of the base version on withheld questions, when due
     distance_weight: int | None = None  # of the distance, if it is not metric_weight
+    not_zero: bool = False  # whether the update is a term of a sum, and not all of its values are 0
 
     def words(self) -> NDArray[np.uint32]:
         """Returns the tail's numbers. Shape: (64,). Raises NotFinite if a loss, a distance or a score is NaN or infinite."""
         tail = np.zeros(TAIL, np.uint32)
         tail[WEIGHT], tail[UPDATES], tail[CLIPPED] = self.weight, 1, int(self.is_clipped)
+        tail[NOT_ZERO] = int(self.not_zero)
         if self.loss is not None:
             steps = self._steps("loss", self.loss, MOST_METRIC, self.metric_weight)
             tail[LOSS_WEIGHT], tail[LOSS] = self.metric_weight, steps
@@ -164,6 +183,7 @@ class SumTail:
     scored: int
     score: float | None  # mean
     histogram: tuple[int, ...]  # of scores; BINS numbers
+    not_zero: int = 0  # terms of a sum that are not all zeros
 
     @classmethod
     def of(cls, words: Sequence[int], updates: int, ring: Ring, most_metric_weight: int) -> "SumTail":
@@ -180,7 +200,8 @@ class SumTail:
         losses, distances = (round(most * METRIC_STEPS) * updates for most in (MOST_METRIC, MOST_DISTANCE))
         bounds = (
             ("weights", words[WEIGHT], updates * ring.least_weight, updates * ring.most_weight),
-            ("clipped updates", words[CLIPPED], 0, updates),
+            ("clipped updates", words[CLIPPED], 0, 0 if ring.adds_terms else updates),
+            ("terms that are not 0", words[NOT_ZERO], 0, updates if ring.adds_terms else 0),
             ("weights of losses", words[LOSS_WEIGHT], 0, updates * most_metric_weight),
             ("losses", words[LOSS], 0, losses if words[LOSS_WEIGHT] else 0),
             ("weights of distances", words[DISTANCE_WEIGHT], 0, updates * most_metric_weight),
@@ -206,6 +227,7 @@ class SumTail:
             scored=words[SCORED],
             score=_mean(words[SCORE] / SCORE_STEPS, words[SCORED]),
             histogram=tuple(words[HISTOGRAM]),
+            not_zero=words[NOT_ZERO],
         )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pluralllm.common.private_rounds.masks import SignedKey
-from pluralllm.common.private_rounds.ring import Ring, SumTail, check_norm, decoded_mean
+from pluralllm.common.private_rounds.ring import Ring, SumTail, check_norm, decoded_mean, decoded_sum
 from pluralllm.common.private_rounds.round_sum import FixedRound, Unmasking
 from pluralllm.common.weights.chunks import HashingReader, HashingWriter, Manifest
 from pluralllm.common.weights.layout import Layout
@@ -34,15 +34,21 @@ Numbers = NDArray[np.uint32]
 class PrivateSum:
     """The masked updates of one sum, and the streams that leave the members' own numbers when they are added to it."""
 
-    updates: Sequence[StoredWeights]  # sorted by member; each file has the encoding ring32
+    names: tuple[str, ...]  # of the members whose updates are in the sum, sorted
+    updates: Sequence[StoredWeights]  # in the order of `names`; each file has the encoding ring32
     leftover: Sequence[SignedKey]
     ring: Ring
     most_metric_weight: int  # aggregation.max_examples
 
 
 def ring_of(spec: RunSpec, members: int) -> Ring:
-    """Returns the scale of a round's numbers. members: of the round, whether they deal or not."""
+    """Returns the scale of a round's numbers. members: of the round, whether they deal or not.
+
+    The bound on the length of a term of a sum is that of plain rounds, and client.work.sums says how long a term can be.
+    """
     assert spec.private_rounds is not None  # only a run with private rounds has sums
+    if spec.sums is not None:
+        return Ring(members, spec.aggregation.max_delta_norm, spec.aggregation.max_examples, adds_terms=True)
     least, most = weight_bounds(spec.aggregation)
     return Ring(members, spec.private_rounds.clip_norm, most, least)
 
@@ -56,7 +62,7 @@ def sum_of(
     spec: RunSpec, fixed: FixedRound, leftover: Sequence[SignedKey], updates: Sequence[StoredWeights]
 ) -> PrivateSum:
     """Returns the sum of a round. updates: the masked files, in the order of `fixed.updates`."""
-    return PrivateSum(updates, leftover, ring_of(spec, len(fixed.members)), spec.aggregation.max_examples)
+    return PrivateSum(fixed.in_sum, updates, leftover, ring_of(spec, len(fixed.members)), spec.aggregation.max_examples)
 
 
 def write_from_sum(
@@ -103,6 +109,25 @@ def write_from_sum(
         for out in outs:
             out.unlink(missing_ok=True)
         raise
+
+
+def read_sum(summed: PrivateSum, layout: Layout) -> tuple[NDArray[np.float64], SumTail, tuple[int, ...]]:
+    """Returns the sum of the terms, (n,), its tail, and the tail's 64 numbers. layout: of an update, n values.
+
+    Memory holds the whole sum, as the solver needs it. Every byte is hashed while it is read.
+    Raises SumImplausible if the sum cannot be one of honest updates; Corrupt if a file's bytes do not have its digest.
+    """
+    with ExitStack() as stack:
+        files = list[HashingReader]()
+        masked = [_opened(update, layout, stack, files) for update in summed.updates]
+        slices = _unmasked_slices(masked, layout.values, summed.leftover)
+        words = tuple(next(slices).tolist())
+        tail = SumTail.of(words, len(masked), summed.ring, summed.most_metric_weight)
+        total = np.concatenate([decoded_sum(one, summed.ring) for one in slices])
+        for file in files:
+            file.check()
+    check_norm(float(np.linalg.norm(total)) / len(masked), summed.ring)
+    return total, tail, words
 
 
 def _opened(update: StoredWeights, layout: Layout, stack: ExitStack, files: list[HashingReader]) -> HashingReader:

@@ -47,3 +47,15 @@ def open_source(
     files.append(file)
     file.read_into(np.empty(len(form.header), np.uint8))  # the digest covers these bytes, too
     return SliceReader(form, file.read_into)
+
+
+def read_values(stored: StoredWeights) -> Floats:
+    """Reads a whole file of float32 values, whose header was checked on arrival, and returns them as one array.
+
+    Raises Corrupt if the file's bytes do not have its digest.
+    """
+    raw = np.empty(stored.path.stat().st_size, np.uint8)
+    with HashingReader(stored.path, stored.digest) as file:
+        file.read_into(raw)
+        file.check()
+    return np.frombuffer(raw, "<f4", offset=8 + int.from_bytes(raw[:8].tobytes(), "little"))

@@ -277,7 +277,7 @@ class RunSpec(SpecPart):
             max_examples=self.aggregation.max_examples,
             encoding=self.updates.encoding,
             asks_for_rewards=self.rewards is not None,
-            adds_sums=self.sums is not None,
+            term_bound=None if self.sums is None else self.aggregation.max_delta_norm,
         )
         if problems:
             raise ValueError(f"private rounds add masked updates: set {' and '.join(problems)}")

@@ -13,6 +13,7 @@ import numpy as np
 
 from pluralllm.common.errors.tree import BaseLost, Corrupt, NotFound, UpdateLost
 from pluralllm.common.predictor.architecture import layout_for
+from pluralllm.common.sums.solver_files import state_files, write_next_sum
 from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.weights.chunks import Manifest
 from pluralllm.common.weights.server_optimizer import first_moments, server_optimizer
@@ -21,7 +22,6 @@ from pluralllm.common.words.ids import Digest
 from pluralllm.common.words.spec import RunSpec
 from pluralllm.server.aggregation.reward_files import write_aggregate
 from pluralllm.server.aggregation.rules import aggregator
-from pluralllm.server.aggregation.sums_files import state_files, write_next_sum
 from pluralllm.server.aggregation.update_files import average, distances_between
 from pluralllm.server.rounds.events import Receipt
 from pluralllm.server.rounds.weighting import weights_of
@@ -104,16 +104,12 @@ async def _write(
         manifest = await asyncio.to_thread(write_aggregate, rewards, weights, settings, draft)
         return NextVersion((Draft(draft, manifest),))
     aggregation = spec.aggregation
-    first = first_moments(aggregation)
-    moments, following = (len(first) if base.version else 0), len(first)
-    if spec.sums is not None:
-        moments, following = state_files(spec, base.version), state_files(spec, base.version + 1)
-    start, *kept = await stored_base(blobs, base, moments)
+    start, *kept = await stored_base(blobs, base, state_files(spec, base.version))
     updates = [await stored(blobs, receipt.digest) for receipt in receipts]
-    outs = drafts_beside(draft, following)
+    outs = drafts_beside(draft, state_files(spec, base.version + 1))
     if spec.sums is not None:
-        state = kept[0] if kept else None
-        sums = partial(write_next_sum, spec, base.version, start, state, receipts, updates, outs)
+        members = [(str(receipt.client), receipt.examples) for receipt in receipts]
+        sums = partial(write_next_sum, spec, base.version, start, kept, members, updates, outs)
         manifests = await asyncio.to_thread(sums)
         return NextVersion(tuple(map(Draft, outs, manifests)))
     rule, factors = aggregator(aggregation), np.array(weights_of(receipts, aggregation, weights), dtype=np.float64)
@@ -127,7 +123,7 @@ async def _write(
     manifests = await asyncio.to_thread(
         average,
         start,
-        kept or first,
+        kept or first_moments(aggregation),
         updates,
         factors,
         layout_for(spec),

@@ -7,6 +7,7 @@ and compares the bits.
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pluralllm.common.errors.private_rounds import AggregateDiffers, SumImplausible
@@ -18,6 +19,7 @@ from pluralllm.common.private_rounds.round_sum import FixedRound, leftover_strea
 from pluralllm.common.private_rounds.sum_files import sum_of, write_from_sum
 from pluralllm.common.private_rounds.transcript import Transcript
 from pluralllm.common.process.files import storage_errors
+from pluralllm.common.sums.solver_files import state_files, write_next_private_sum
 from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.weights.chunks import Manifest, manifest_of
 from pluralllm.common.weights.server_optimizer import first_moments, server_optimizer
@@ -121,15 +123,17 @@ async def _write_sum(
     digests: Sequence[Digest],
     draft: Path,
 ) -> tuple[tuple[Draft, ...], tuple[int, ...]]:
-    first = first_moments(spec.aggregation)
-    start, *kept = await stored_base(blobs, base, len(first) if base.version else 0)
+    start, *kept = await stored_base(blobs, base, state_files(spec, base.version))
     updates = [await stored(blobs, digest) for digest in digests]
-    outs = drafts_beside(draft, len(first))
+    outs = drafts_beside(draft, state_files(spec, base.version + 1))
     summed = sum_of(spec, fixed, leftover, updates)
+    if spec.sums is not None:
+        write = partial(write_next_private_sum, spec, base.version, start, kept, summed, outs)
+    else:
+        moments, optimizer = kept or first_moments(spec.aggregation), server_optimizer(spec.aggregation)
+        write = partial(write_from_sum, start, moments, summed, layout_for(spec), optimizer, outs)
     with storage_errors("the next model version"):
-        manifests, tail = await asyncio.to_thread(
-            write_from_sum, start, kept or first, summed, layout_for(spec), server_optimizer(spec.aggregation), outs
-        )
+        manifests, tail = await asyncio.to_thread(write)
     return tuple(Draft(out, manifest) for out, manifest in zip(outs, manifests, strict=True)), tail
 
 

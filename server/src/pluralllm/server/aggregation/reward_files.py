@@ -15,9 +15,8 @@ from pluralllm.common.rewards.aggregation import combine
 from pluralllm.common.rewards.rollout_batch import read_rollouts, sampled
 from pluralllm.common.weights.chunks import Manifest
 from pluralllm.common.weights.layout import flat_values, read_layout, rewards_layout, write_weights
-from pluralllm.common.weights.stored_weights import StoredWeights
+from pluralllm.common.weights.stored_weights import StoredWeights, read_values
 from pluralllm.common.words.reward_weights import RewardAggregation
-from pluralllm.server.aggregation.update_files import read_values
 
 
 def check_rewards(path: Path, rollouts: Path, max_candidates: int) -> float:

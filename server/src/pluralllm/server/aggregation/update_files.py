@@ -91,18 +91,6 @@ def _square(values: Floats) -> float:
         return square if math.isfinite(square) else float(np.square(values, dtype=np.float64).sum())
 
 
-def read_values(stored: StoredWeights) -> Floats:
-    """Reads a whole file of float32 values, whose header was checked on arrival, and returns them as one array.
-
-    Raises Corrupt if the file's bytes do not have its digest.
-    """
-    raw = np.empty(stored.path.stat().st_size, np.uint8)
-    with HashingReader(stored.path, stored.digest) as file:
-        file.read_into(raw)
-        file.check()
-    return np.frombuffer(raw, "<f4", offset=8 + int.from_bytes(raw[:8].tobytes(), "little"))
-
-
 def average(
     base: StoredWeights,
     moments: Sequence[StoredWeights | float],

@@ -1,24 +1,22 @@
 """The solver finds the exact solution of its last members' problem, whoever came, left or was late."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from support.small_survey import SUMS, small_spec
 
-from pluralllm.common.words.ids import ClientId, Digest
-from pluralllm.common.words.spec import RunSpec
-from pluralllm.server.aggregation.sums import (
+from pluralllm.common.sums.solver import (
     RIDGE,
     Solver,
     members_digest,
     next_point,
     next_projection,
     next_values,
+    summed,
 )
-from pluralllm.server.rounds.events import Receipt
+from pluralllm.common.words.spec import RunSpec
 
 FEATURES, RANK, ROUNDS, SUBSPACE = 24, 3, 45, 3
 NAMES = ("a", "b", "c", "d")
@@ -62,22 +60,29 @@ def exact_solution(names: Iterable[str]) -> Exact:
     return solution
 
 
-def receipts_of(names: Iterable[str]) -> list[Receipt]:
-    return [Receipt(ClientId(name), Digest(name), 40) for name in sorted(names)]
+def members_of(names: Iterable[str]) -> list[tuple[str, int]]:
+    return [(name, 40) for name in sorted(names)]
+
+
+def following(
+    base: int, values: Floats, answers: list[Floats], members: list[tuple[str, int]], solver: Solver | None = None
+) -> tuple[Floats, Solver | None]:
+    total = summed(answers, members, answers[0].size, SPEC.aggregation.max_examples)
+    return next_values(SPEC, base, values, total, solver)
 
 
 def play(members: Members, rounds: int = ROUNDS) -> list[Floats]:
     """Returns the values of all versions of a run."""
     versions, solver = [np.zeros(FEATURES, np.float32)], None
     for base in range(rounds):
-        receipts = receipts_of(members(base))
+        there = members_of(members(base))
         values, prior = versions[-1], versions[-1][-FEATURES:]
         if values.size == FEATURES:
-            answers = [GROUPS[receipt.client].of_prior(prior) for receipt in receipts]
+            answers = [GROUPS[name].of_prior(prior) for name, _ in there]
         else:
             projection = values[:-FEATURES].reshape(RANK, FEATURES)
-            answers = [GROUPS[receipt.client].of_projection(projection).ravel() for receipt in receipts]
-        made, solver = next_values(SPEC, base, values, answers, receipts, solver)
+            answers = [GROUPS[name].of_projection(projection).ravel() for name, _ in there]
+        made, solver = following(base, values, answers, there, solver)
         versions.append(made)
     return versions
 
@@ -135,17 +140,17 @@ def test_members_that_change_in_the_last_round_leave_the_point_as_it_is() -> Non
     assert np.array_equal(versions[last][-FEATURES:], versions[last - 1])
 
 
-def solver_of(receipts: list[Receipt], direction: float = 1.0) -> Solver:
+def solver_of(members: list[tuple[str, int]], direction: float = 1.0) -> Solver:
     one = np.ones(FEATURES, np.float32)
-    return Solver(one, np.float32(direction) * one, 0.5, members_digest(receipts))
+    return Solver(one, np.float32(direction) * one, 0.5, members_digest(members))
 
 
 @pytest.mark.parametrize("at_point", [1.0, 2.0])
 def test_directions_begin_anew_at_the_point_if_the_curvature_is_not_positive(at_point: float) -> None:
     """If r(w) = 1 and r(z) >= 1, there is no curvature along the direction."""
-    receipts, point = receipts_of(NAMES), np.full(FEATURES, 3, np.float32)
+    members, point = members_of(NAMES), np.full(FEATURES, 3, np.float32)
     total = at_point + RIDGE * point.astype(np.float64)
-    made, kept = next_point(point, total, solver_of(receipts), members_digest(receipts), 0.125, is_last=False)
+    made, kept = next_point(point, total, solver_of(members), members_digest(members), 0.125, is_last=False)
     assert kept is not None
     assert np.allclose(kept.direction, at_point)
     assert np.allclose(kept.residual, at_point)
@@ -154,9 +159,9 @@ def test_directions_begin_anew_at_the_point_if_the_curvature_is_not_positive(at_
 
 def test_a_step_is_that_of_conjugate_gradients() -> None:
     """A = 2 I, w = 0, r(w) = 1, p = 1 and z = 0.5: r(z) = 0, the step to the solution is 0.5, and nothing is left."""
-    receipts = receipts_of(NAMES)
+    members = members_of(NAMES)
     point, total = np.full(FEATURES, 0.5, np.float32), np.full(FEATURES, RIDGE * 0.5)
-    made, kept = next_point(point, total, solver_of(receipts), members_digest(receipts), 9.0, is_last=False)
+    made, kept = next_point(point, total, solver_of(members), members_digest(members), 9.0, is_last=False)
     assert kept is not None
     assert kept.step == pytest.approx(0.5)
     assert np.allclose(kept.residual, 0)
@@ -164,11 +169,18 @@ def test_a_step_is_that_of_conjugate_gradients() -> None:
 
 
 def test_the_digest_of_members_depends_on_names_and_examples_only() -> None:
-    receipts = receipts_of(NAMES)
-    changed = [replace(receipts[0], digest=Digest("other"), norm=3.0), *receipts[1:]]
-    assert members_digest(changed) == members_digest(receipts[::-1]) == members_digest(receipts)
-    assert members_digest([replace(receipts[0], examples=41), *receipts[1:]]) != members_digest(receipts)
-    assert members_digest(receipts[1:]) != members_digest(receipts)
+    members = members_of(NAMES)
+    assert members_digest(members[::-1]) == members_digest(members)
+    assert members_digest([(NAMES[0], 41), *members[1:]]) != members_digest(members)
+    assert members_digest(members[1:]) != members_digest(members)
+
+
+def test_a_sum_knows_its_members_their_questions_up_to_the_largest_weight_and_who_answered() -> None:
+    answers = [np.array(values, np.float32) for values in ([1, 2], [0, 0], [0.5, -2])]
+    members = [("a", 40), ("b", 90), ("c", 7)]
+    made = summed(answers, members, 2, 50)
+    assert made.total.tolist() == [1.5, 0]
+    assert (made.not_zero, made.questions, made.members) == (2, 97, members_digest(members))
 
 
 def likeness(names: Iterable[str]) -> Exact:
@@ -199,11 +211,11 @@ def test_fewer_groups_than_dimensions_give_their_likeness() -> None:
 
 
 def test_answers_of_zeros_do_not_count_in_the_likeness() -> None:
-    receipts, last = receipts_of(NAMES[:3]), ROUNDS - 1
+    members, last = members_of(NAMES[:3]), ROUNDS - 1
     values = np.random.default_rng(1).normal(size=(RANK + 1) * FEATURES).astype(np.float32)
     answers = [GROUPS[n].of_projection(values[:-FEATURES].reshape(RANK, FEATURES)).ravel() for n in NAMES[:2]]
-    made, _ = next_values(SPEC, last, values, answers, receipts[:2], None)
-    again, _ = next_values(SPEC, last, values, [*answers, np.zeros_like(answers[0])], receipts, None)
+    made, _ = following(last, values, answers, members[:2])
+    again, _ = following(last, values, [*answers, np.zeros_like(answers[0])], members)
     assert np.array_equal(made, again)
-    zeros, _ = next_values(SPEC, last, values, [np.zeros_like(answers[0])], receipts[:1], None)
+    zeros, _ = following(last, values, [np.zeros_like(answers[0])], members[:1])
     assert np.array_equal(zeros, values), "answers that say nothing change nothing"

@@ -32,7 +32,6 @@ from numpy.typing import NDArray
 
 from pluralllm.common.predictor.architecture import GROUP_PROJECTION, finds_subspace, initial_values, parameters
 from pluralllm.common.words.spec import RunSpec
-from pluralllm.server.rounds.events import Receipt
 
 RIDGE = 0.3
 # The first step as a share of 1 / (questions in the sum): small enough that the point stays a reasonable model.
@@ -53,63 +52,64 @@ class Solver:
     members: bytes  # `members_digest` of the sum that gave the residual
 
 
-def members_digest(receipts: Sequence[Receipt]) -> bytes:
+@dataclass(frozen=True, slots=True, eq=False)
+class SummedAnswers:
+    """The sum of the answers of one round, and what the solver must know about the members behind it."""
+
+    total: Exact  # (n,), n numbers of an answer
+    not_zero: int  # answers that are not all zeros
+    questions: int  # behind the sum; at most aggregation.max_examples of each member count
+    members: bytes  # `members_digest`
+
+
+def members_digest(members: Iterable[tuple[str, int]]) -> bytes:
     """Returns the digest of the members of a sum, 32 bytes: the sorted clients with their numbers of examples."""
-    members = sorted((receipt.client, receipt.examples) for receipt in receipts)
-    return hashlib.sha256(json.dumps(members).encode()).digest()
+    return hashlib.sha256(json.dumps(sorted(members)).encode()).digest()
 
 
-def first_step(receipts: Sequence[Receipt], max_examples: int) -> float:
-    """Returns the step along the first direction, before any curvature is known."""
-    return FIRST_STEP / (RIDGE + sum(min(receipt.examples, max_examples) for receipt in receipts))
+def summed(
+    answers: Iterable[Floats], members: Sequence[tuple[str, int]], size: int, max_examples: int
+) -> SummedAnswers:
+    """Adds the answers, one after the other, so that the sum has a fixed order.
+
+    answers: (size,) each. members: the clients with their numbers of examples. max_examples: as the run spec has it.
+    """
+    total, not_zero = np.zeros(size), 0
+    for answer in answers:
+        total += answer
+        not_zero += bool(answer.any())
+    questions = sum(min(examples, max_examples) for _, examples in members)
+    return SummedAnswers(total, not_zero, questions, members_digest(members))
+
+
+def first_step(questions: int) -> float:
+    """Returns the step along the first direction, before any curvature is known. questions: behind the sum."""
+    return FIRST_STEP / (RIDGE + questions)
 
 
 def next_values(
-    spec: RunSpec,
-    base_version: int,
-    values: Floats,
-    answers: Iterable[Floats],
-    receipts: Sequence[Receipt],
-    solver: Solver | None,
+    spec: RunSpec, base_version: int, values: Floats, answers: SummedAnswers, solver: Solver | None
 ) -> tuple[Floats, Solver | None]:
     """Returns the values of the next version, and the solver's state if the version has one.
 
-    values: of the base version, in file order. answers: the values of the clients' updates, in the order of `receipts`, which are
-    sorted by client. solver: the state after the base version; None at version 0 and in the second stage.
+    values: of the base version, in file order. answers: to the base version, summed. solver: the state after the base version;
+    None at version 0 and in the second stage.
     """
     assert spec.sums is not None
     features = spec.sums.features
     if finds_subspace(spec, base_version):
         projection, prior = np.split(values, [values.size - features])  # in file order, the projection comes first
         shape = (spec.sums.group_rank, features)
-        following = next_projection(projection.reshape(shape), mean_of(answers, projection.size).reshape(shape))
+        mean = answers.total / max(1, answers.not_zero)  # groups with too few points answer zeros
+        following = next_projection(projection.reshape(shape), mean.reshape(shape))
         return np.concatenate([following.ravel(), prior]), None
     is_last = finds_subspace(spec, base_version + 1)
-    step = first_step(receipts, spec.aggregation.max_examples)
-    total = total_of(answers, features)
-    point, kept = next_point(values, total, solver, members_digest(receipts), step, is_last=is_last)
+    step = first_step(answers.questions)
+    point, kept = next_point(values, answers.total, solver, answers.members, step, is_last=is_last)
     if not is_last:
         return point, kept
     drawn = {p.name: initial_values(p, spec.seed) for p in parameters(spec.sums, spec.embedding.dimension)}
     return np.concatenate([drawn[GROUP_PROJECTION].ravel(), point]), None
-
-
-def total_of(answers: Iterable[Floats], size: int) -> Exact:
-    """Returns the sum of the answers, (size,). It adds one answer after the other, so that the sum has a fixed order."""
-    total = np.zeros(size)
-    for answer in answers:
-        total += answer
-    return total
-
-
-def mean_of(answers: Iterable[Floats], size: int) -> Exact:
-    """Returns the mean of the answers that are not all zeros, (size,). Groups with too few points answer zeros."""
-    total, count = np.zeros(size), 0
-    for answer in answers:
-        if answer.any():
-            total += answer
-            count += 1
-    return total / max(1, count)
 
 
 def next_point(

@@ -10,14 +10,13 @@ from support.small_survey import SUMS, small_spec
 from pluralllm.common.errors.tree import BaseLost, UpdateLost
 from pluralllm.common.predictor.architecture import update_layout, version_layout
 from pluralllm.common.predictor.first_version import write_first_version
+from pluralllm.common.sums.solver import Solver, members_digest, next_values, summed
+from pluralllm.common.sums.solver_files import read_solver, solver_layout, state_files, write_solver
 from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.weights.layout import read_layout, write_weights
-from pluralllm.common.weights.stored_weights import StoredWeights
+from pluralllm.common.weights.stored_weights import StoredWeights, read_values
 from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber, RunId
 from pluralllm.server.aggregation.next_version import Draft, write_next
-from pluralllm.server.aggregation.sums import Solver, members_digest, next_values
-from pluralllm.server.aggregation.sums_files import read_solver, solver_layout, state_files, write_solver
-from pluralllm.server.aggregation.update_files import read_values
 from pluralllm.server.rounds.events import Receipt
 from pluralllm.server.storage.blobs import LocalBlobs
 
@@ -94,13 +93,14 @@ def test_a_state_is_that_of_the_solver(chain: Chain) -> None:
         before = chain.newest
         chain.advance()
         answers = [read_values(chain.stored(receipt.digest)) for receipt in chain.receipts]
-        values, solver = next_values(SPEC, before.version, values, answers, chain.receipts, solver)
+        members = [(receipt.client, receipt.examples) for receipt in chain.receipts]
+        values, solver = next_values(SPEC, before.version, values, summed(answers, members, FEATURES, 99), solver)
         assert np.array_equal(read_values(chain.stored(chain.newest.digest)), values)
         kept = read_solver(chain.stored(chain.newest.moments[0]), FEATURES)
         assert solver is not None
         assert np.array_equal(kept.residual, solver.residual)
         assert np.array_equal(kept.direction, solver.direction)
-        assert (kept.step, kept.members) == (solver.step, members_digest(chain.receipts))
+        assert (kept.step, kept.members) == (solver.step, members_digest(members))
 
 
 def test_a_written_state_is_read_back(tmp_path: Path) -> None:
