@@ -1,6 +1,7 @@
 """Numbers modulo 2^32: no overflow with everybody at the clip, unbiased rounding, and a tail that only honest sums have."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -120,9 +121,10 @@ def test_a_delta_that_is_not_finite_is_refused_before_anything_is_quantised(valu
     delta[-1] = value
     with pytest.raises(NotFinite):
         r.clipping_of(delta, RING)
-    for fact in ("loss", "distance", "score"):
+    tail = MemberTail(1, False, 1, 1)
+    for wrong in (replace(tail, loss=value), replace(tail, distance=value), replace(tail, score=value)):
         with pytest.raises(NotFinite):
-            MemberTail(1, False, 1, 1, **{fact: value}).words()
+            wrong.words()
 
 
 @pytest.mark.parametrize("weight", [0, 1025, 2**31])
