@@ -5,8 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pluralllm.align.answers import read_answer, text_of
+from pluralllm.align.answers import read_answer, read_by, text_of
 from pluralllm.align.reward_forms import FORMS, kl, probability, wasserstein
+from pluralllm.align.stated import folded
+from pluralllm.common.errors.tree import InvalidArgument
 
 OPTIONS = ("Agree", "Agree strongly", "Disagree", "Don't know")
 GROUP = np.array([0.4, 0.3, 0.2, 0.1])
@@ -29,6 +31,34 @@ GROUP = np.array([0.4, 0.3, 0.2, 0.1])
         ("  \n ", None),
         ("I do not know", None),
         ("don't know\nand then more", 3),
+        ("Agree, because those who disagree are wrong", 0),
+        ("Agree, Disagree", None),
+        ("Agree not disagree", None),
+        ("A or C", None),
+        ("A, C", None),
+        ("A dog", None),
+        ("B) Agree strongly", 1),
+        ("1. Disagree", 2),
+        ("Option C", 2),
+        # what surrounds an answer
+        ("<think>Disagree? No.</think>\nAgree", 0),
+        ("a thought whose begin the prompt holds</think> Agree", 0),
+        ("<think>Agree", None),
+        ("**B**", 1),
+        ("> *Agree*", None),
+        ("`Agree`", 0),
+        ("\u201cAgree.\u201d", 0),
+        ("Don\u2019t know", 3),
+        ("Answer: B", 1),
+        ("**Final answer:** Disagree", 2),
+        ("The answer is (C).", 2),
+        ("Agree is what many say.\n\nAnswer: Disagree", 2),
+        ("Answer: A\nNo, wait.\nAnswer: C", 2),
+        ("So it is \\boxed{B}", 1),
+        ("\\boxed{\\text{Disagree}}", 2),
+        ("<answer>Disagree</answer>", 2),
+        ("```\nDisagree\n```", 2),
+        ('{"answer": "C"}', 2),
     ],
 )
 def test_an_option_is_read_from_its_text_or_its_letter(completion: str, option: int | None) -> None:
@@ -48,7 +78,18 @@ def test_a_ranking_is_borda_points_and_who_is_not_named_has_none() -> None:
 
 @pytest.mark.parametrize(
     "completion",
-    ["A: 0.6, C: 0.2", "agree = 3; disagree = 1", "A: 75%\nC: 25%", '{"Agree": 3, "C": 1}'],
+    [
+        "A: 0.6, C: 0.2",
+        "agree = 3; disagree = 1",
+        "A: 75%\nC: 25%",
+        '{"Agree": 3, "C": 1}',
+        "Agree 75%, Disagree 25%",
+        "75% Agree and 25% Disagree",
+        "A (75%), C (25%)",
+        "- **Agree**: 75%\n- **Disagree**: 25%",
+        '```json\n{"A": 0.75, "C": 0.25}\n```',
+        "<think>A: 1</think>Agree 75%, Disagree 25%\n\nMost people agree.",
+    ],
 )
 def test_shares_are_read_and_brought_to_sum_1(completion: str) -> None:
     found = read_answer(completion, OPTIONS)
@@ -56,9 +97,97 @@ def test_shares_are_read_and_brought_to_sum_1(completion: str) -> None:
     assert found.tolist() == pytest.approx([0.75, 0, 0.25, 0])
 
 
-@pytest.mark.parametrize("completion", ['{"Agree": "much"}', '{"X": 1}', "{", "[" * 5000, '{"A": true}', "A: 0, B: 0"])
+@pytest.mark.parametrize(
+    "completion",
+    [
+        '{"Agree": "much"}',
+        '{"X": 1}',
+        "{",
+        "[" * 5000,
+        '{"A": true}',
+        "A: 0, B: 0",
+        "Agree 10%",  # of the other 90 % nothing is said
+        "Agree 10% and something else",
+        "Agree: 10%, maybe Disagree: 90%",
+        "A: 70%, C: 0.3",
+        "A: 50%, Agree: 50%",
+        '{"A": 0.5, "Agree": 0.5}',
+    ],
+)
 def test_shares_that_are_none_are_not_taken_for_some(completion: str) -> None:
     assert read_answer(completion, OPTIONS) is None
+
+
+@pytest.mark.parametrize(
+    ("completion", "options", "shares"),
+    [
+        ("10%", ("5%", "10%", "15%"), [0, 1, 0]),
+        ("10%: 0.25, 5%: 0.75", ("5%", "10%", "15%"), [0.75, 0.25, 0]),
+        ("Yes, but only sometimes", ("Yes", "Yes, but only sometimes", "No"), [0, 1, 0]),
+        ("Rome, Italy; or Paris: 60%, Berlin: 40%", ("Rome, Italy; or Paris", "Berlin"), [0.6, 0.4]),
+        ("5.0", ("5", "5.0"), [0, 1]),
+        ("5.5", ("5", "6"), None),
+        ("50%", ("50", "6"), None),
+        ("1: 0.5, 2: 0.5", ("1", "2"), [0.5, 0.5]),
+        ("30% 1, 70% 2", ("1", "2"), [0.3, 0.7]),
+        ("A", ("B", "A"), [0, 1]),  # the text of an option counts before a letter
+        ("\u540c\u610f\u3002", ("\u540c\u610f", "\u4e0d\u540c\u610f"), [1, 0]),
+        ("cafe\u0301", ("caf\u00e9", "tea"), [1, 0]),
+        ("Agree", ("Agree", "agree"), None),
+        ("> 50% > < 50%", ("> 50%", "< 50%"), [1, 0]),
+        (" ", (" ", "b"), None),
+    ],
+)
+def test_options_with_commas_digits_and_percent_signs_are_read_whole(
+    completion: str, options: tuple[str, ...], shares: list[float] | None
+) -> None:
+    found = read_answer(completion, options)
+    assert (found is None) == (shares is None)
+    if found is not None:
+        assert found.tolist() == pytest.approx(shares)
+
+
+HOSTILE = st.lists(
+    st.one_of(
+        st.text(alphabet="ab ,;%0.15:>-()/é", min_size=1, max_size=7),
+        st.sampled_from(["Yes", "Yes, sure", "No", "5", "5.0", "50%", "A", "and", "Ω μ", "no; never", "10% or less"]),
+    ),
+    min_size=2,
+    max_size=5,
+    unique_by=lambda option: folded(option).strip(),
+).filter(lambda options: all(option.strip(" ,;:>-()/.") for option in options))
+
+
+@given(HOSTILE, st.data())
+def test_a_share_for_each_option_is_read_as_it_is_written_or_not_at_all(
+    options: list[str], data: st.DataObject
+) -> None:
+    percents = data.draw(st.lists(st.integers(1, 98), min_size=len(options), max_size=len(options)))
+    gap, link = data.draw(st.sampled_from([", ", "; ", "\n"])), data.draw(st.sampled_from([": ", " "]))
+    completion = gap.join(f"{option.strip()}{link}{share}%" for option, share in zip(options, percents, strict=True))
+    found = read_answer(completion, options)
+    assert found is None or found.tolist() == pytest.approx((np.array(percents) / sum(percents)).tolist())
+
+
+@given(HOSTILE, st.data())
+def test_an_option_alone_is_never_read_as_another_one(options: list[str], data: st.DataObject) -> None:
+    number = data.draw(st.integers(0, len(options) - 1))
+    before, after = data.draw(
+        st.sampled_from([("", ""), ("Answer: ", ""), ("**", "**"), ("<think>x</think>", "."), ("", "\nSo.")])
+    )
+    found = read_answer(before + options[number] + after, options)
+    assert found is None or found.tolist() == np.eye(len(options))[number].tolist()
+
+
+def test_a_reader_of_ones_own_replaces_the_reading() -> None:
+    assert read_by(None, "B", OPTIONS) is not None
+    assert read_by(lambda text, options: None, "B", OPTIONS) is None
+    found = read_by(lambda text, options: [len(text), 1, 0, 0], "xxx", OPTIONS)
+    assert found is not None
+    assert found.tolist() == pytest.approx([0.75, 0.25, 0, 0])
+    for wrong in ([1, 0], [1, -1, 0, 0], [0, 0, 0, 0], [float("nan"), 1, 0, 0]):
+        with pytest.raises(InvalidArgument, match="one for each option"):
+            read_by(lambda text, options, wrong=wrong: wrong, "B", OPTIONS)
 
 
 @given(st.text(max_size=80), st.lists(st.text(min_size=1, max_size=12), min_size=2, max_size=6, unique=True))

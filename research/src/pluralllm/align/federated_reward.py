@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import structlog
 
-from pluralllm.align.answers import read_answer
+from pluralllm.align.answers import Reader, read_by
 from pluralllm.align.context_check import warn
 from pluralllm.align.rollouts import COLUMNS, Columns, Judging, Rollout, Text, judge, read_rollouts
 from pluralllm.common.errors.tree import PluralError, Unreachable, WrongPhase
@@ -46,6 +46,7 @@ class FederatedReward:
         columns: Columns = COLUMNS,
         form: str = "probability",
         no_option: float | None = None,
+        read: Reader | None = None,
         timeout_s: float = 600.0,
         accept_no_context_gain: bool = False,
     ) -> None:
@@ -55,6 +56,8 @@ class FederatedReward:
         run: name of a run that `pluralllm run rewards` created; its spec holds quorum, deadline and aggregation rule.
         columns: names of the data set's columns. form: name of a reward form (a function in reward_forms.py).
         no_option: reward of a completion that names no option; None leaves the completion out of the training step.
+        read: a function of a completion and its options that returns a share for each option, or None; None reads as
+            answers.read_answer does.
         timeout_s: longest time for one batch of completions, in seconds. The wait for earlier batches counts too.
         accept_no_context_gain: whether to use a run whose model predicts the same for every group, with a ContextGainWarning.
         Otherwise the first batch raises InvalidModel. If nobody has measured the context gain, there is a warning.
@@ -62,7 +65,7 @@ class FederatedReward:
         """
         self._remote = coordinator if isinstance(coordinator, Remote) else _connected(Path(coordinator).expanduser())
         self._run, self._columns, self._timeout_s = run, columns, timeout_s
-        self._judging = Judging(form, 0.0, no_option)
+        self._judging = Judging(form, 0.0, no_option, read)
         self._accepts_no_gain, self._is_checked = accept_no_context_gain, False
         self.unscored: Counter[str] = Counter()  # completions that got None, by reason
         self.groups: dict[str, float] = {}  # groups whose rewards the newest batch contains, with their weights
@@ -80,7 +83,7 @@ class FederatedReward:
         """
         await self._check_model()
         rollouts = read_rollouts(prompts, completions, columns, self._columns)
-        asked = _asked(rollouts)
+        asked = _asked(rollouts, self._judging.read)
         shares = await self._shares(asked) if asked else {}
         rewards = [self._judge(rollout, shares) for rollout in rollouts]
         if (log_metric := columns.get("log_metric")) is not None:
@@ -163,7 +166,7 @@ class FederatedReward:
         return None if scored is None else scored.reward
 
 
-def _asked(rollouts: Sequence[Rollout]) -> dict[Question, Candidates]:
+def _asked(rollouts: Sequence[Rollout], read: Reader | None) -> dict[Question, Candidates]:
     """Returns each question of the batch once, with its candidates and how often each candidate was sampled.
 
     The aggregation uses these counts to measure how well each group is served. Questions with one candidate are left out.
@@ -175,7 +178,7 @@ def _asked(rollouts: Sequence[Rollout]) -> dict[Question, Candidates]:
             continue
         candidate_counts = counts.setdefault(question, np.zeros(len(question.options)))
         answer = (
-            read_answer(rollout.completion, question.options)
+            read_by(read, rollout.completion, question.options)
             if rollout.has_options
             else np.eye(len(question.options))[question.options.index(rollout.completion)]
         )

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from pluralllm.align.answers import Reader
 from pluralllm.align.context_check import warn
 from pluralllm.align.plural_predictor import PluralConfig, PluralPredictor
 from pluralllm.align.rollouts import COLUMNS, Columns, Judging, Rollout, Scored, Text, judge, read_rollouts
@@ -45,6 +46,7 @@ class GroupReward:
         form: str = "probability",
         caution: float = 0.0,
         no_option: float | None = None,
+        read: Reader | None = None,
         embedding_model_path: str | Path | None = None,
         cache: str | Path = DEFAULT_CACHE,
         device: str = "auto",
@@ -64,6 +66,8 @@ class GroupReward:
             completions the reward is always the predicted share.
         caution: factor of the predicted spread that is subtracted from the reward.
         no_option: reward of a completion that names no option; None leaves the completion out of the training step.
+        read: a function of a completion and its options that returns a share for each option, or None; None reads as
+            answers.read_answer does.
         embedding_model_path: folder of the embedding model; None looks it up by the model's own name.
         cache: folder of embedded texts. device: device for torch; "auto" picks one.
         accept_no_context_gain: whether to take a model whose predictions do not depend on the group, with a ContextGainWarning.
@@ -74,7 +78,7 @@ class GroupReward:
             raise InvalidArgument(field="contexts", problem="is empty; give a few answered questions of a group")
         if group is not None and group not in contexts:
             raise InvalidArgument(field="group", problem=_unknown(group, contexts))
-        self._judging = Judging(form, caution, no_option)
+        self._judging = Judging(form, caution, no_option, read)
         self._group = next(iter(contexts)) if group is None and len(contexts) == 1 else group
         self._group_column, self._columns = group_column, columns
         self._model = model if isinstance(model, PluralPredictor) else PluralPredictor.from_pretrained(model)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pluralllm.align.answers import Messages, read_answer, text_of
+from pluralllm.align.answers import Messages, Reader, read_by, text_of
 from pluralllm.align.reward_forms import FORMS
 from pluralllm.common.errors.tree import InvalidArgument
 from pluralllm.common.words.questions import Question
@@ -47,6 +47,7 @@ class Judging:
     form: str = "probability"  # a name in reward_forms.FORMS
     caution: float = 0.0  # factor of the predicted spread that is subtracted
     no_option: float | None = None  # reward of a completion that names no option
+    read: Reader | None = None  # reads a completion as shares of the options; None: read_answer
 
     def __post_init__(self) -> None:
         """Raises InvalidArgument if there is no reward form of the given name."""
@@ -99,12 +100,13 @@ def judge(
     """Returns the reward of a completion, or None if the completion names no option and `judging` sets no reward for that case.
 
     shares, spreads: (candidates,), the predicted share and its standard deviation for each candidate of the question.
+    Raises InvalidArgument if a reader of the user's own returns something that is no answer.
     """
     assert rollout.question is not None
     if not rollout.has_options:
         number = rollout.question.options.index(rollout.completion)
         return Scored(float(shares[number]) - judging.caution * float(spreads[number]), float(spreads[number]))
-    answer = read_answer(rollout.completion, rollout.question.options)
+    answer = read_by(judging.read, rollout.completion, rollout.question.options)
     if answer is None:
         return None if judging.no_option is None else Scored(judging.no_option, 0.0)
     value = FORMS[judging.form](answer, np.asarray(shares, np.float64), rollout.question.scale)
