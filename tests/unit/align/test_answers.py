@@ -185,9 +185,12 @@ def test_a_reader_of_ones_own_replaces_the_reading() -> None:
     found = read_by(lambda text, options: [len(text), 1, 0, 0], "xxx", OPTIONS)
     assert found is not None
     assert found.tolist() == pytest.approx([0.75, 0.25, 0, 0])
-    for wrong in ([1, 0], [1, -1, 0, 0], [0, 0, 0, 0], [float("nan"), 1, 0, 0]):
-        with pytest.raises(InvalidArgument, match="one for each option"):
-            read_by(lambda text, options, wrong=wrong: wrong, "B", OPTIONS)
+
+
+@pytest.mark.parametrize("wrong", [[1, 0], [1, -1, 0, 0], [0, 0, 0, 0], [float("nan"), 1, 0, 0]])
+def test_a_reader_of_ones_own_must_return_a_share_for_each_option(wrong: list[float]) -> None:
+    with pytest.raises(InvalidArgument, match="one for each option"):
+        read_by(lambda text, options: wrong, "B", OPTIONS)
 
 
 @given(st.text(max_size=80), st.lists(st.text(min_size=1, max_size=12), min_size=2, max_size=6, unique=True))

@@ -158,7 +158,7 @@ def _choice(line: str, names: Names) -> NDArray[np.float64] | None:
     other = None if between is None else names.at(line, between.end())
     if other is not None and other[0] != number:
         return None
-    return np.eye(names.count)[number]
+    return _only(number, names)
 
 
 def _is_letter(line: str, end: int, names: Names) -> bool:
@@ -232,13 +232,13 @@ def _entries(text: str, entry_at: Callable[[int], tuple[Entry, int] | None]) -> 
     """Returns all entries of a text; none if anything else stands in it."""
     entries, place, stop = [], 0, len(text.rstrip(" .\n"))
     while place < stop:
-        found = entry_at(place)
-        if found is None and (mark := _MARK.match(text, place)) is not None:
-            found = entry_at(mark.end())
-        if found is None:
+        read_entry = entry_at(place)
+        if read_entry is None and (mark := _MARK.match(text, place)) is not None:
+            read_entry = entry_at(mark.end())
+        if read_entry is None:
             return []
-        entries.append(found[0])
-        place = found[1]
+        entries.append(read_entry[0])
+        place = read_entry[1]
         if place < stop:
             if (gap := _GAP.match(text, place)) is None:
                 return []
@@ -277,8 +277,14 @@ def _from_json(text: str, names: Names) -> NDArray[np.float64] | None:
             return _stated_in(values, names)
         entries.append(Entry(named[0], float(value), is_percent=False))
     if len(entries) == 1 and entries[0].value > 0:  # an object lists all shares: the others are 0
-        return np.eye(names.count)[entries[0].option]
+        return _only(entries[0].option, names)
     return _shares(entries, names)
+
+
+def _only(option: int, names: Names) -> NDArray[np.float64]:
+    shares = np.zeros(names.count)
+    shares[option] = 1.0
+    return shares
 
 
 def _is_share(value: Any) -> bool:
