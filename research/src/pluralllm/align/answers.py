@@ -60,8 +60,8 @@ def read_answer(completion: str, options: Sequence[str]) -> NDArray[np.float64] 
     """
     names = _names(tuple(options))
     for text in candidates(completion):
-        if (found := _read(text, names)) is not None:
-            return found
+        if (returned := _read(text, names)) is not None:
+            return returned
     return None
 
 
@@ -72,13 +72,13 @@ def read_by(read: Reader | None, completion: str, options: Sequence[str]) -> NDA
     """
     if read is None:
         return read_answer(completion, options)
-    found = read(completion, options)
-    if found is None:
+    returned = read(completion, options)
+    if returned is None:
         return None
-    shares = np.asarray(found, np.float64)
+    shares = np.asarray(returned, np.float64)
     if shares.shape != (len(options),) or not np.isfinite(shares).all() or (shares < 0).any() or shares.sum() <= 0:
         problem = (
-            f"returned {found!r}; it must return None or {len(options)} shares, one for each option, of at least 0"
+            f"returned {returned!r}; it must return None or {len(options)} shares, one for each option, of at least 0"
         )
         raise InvalidArgument(field="read", problem=problem)
     read_shares: NDArray[np.float64] = shares / shares.sum()
