@@ -141,10 +141,10 @@ def test_shares_that_are_none_are_not_taken_for_some(completion: str) -> None:
 def test_options_with_commas_digits_and_percent_signs_are_read_whole(
     completion: str, options: tuple[str, ...], shares: list[float] | None
 ) -> None:
-    found = read_answer(completion, options)
-    assert (found is None) == (shares is None)
-    if found is not None:
-        assert found.tolist() == pytest.approx(shares)
+    shares_read = read_answer(completion, options)
+    assert (shares_read is None) == (shares is None)
+    if shares_read is not None:
+        assert shares_read.tolist() == pytest.approx(shares)
 
 
 HOSTILE = st.lists(
