@@ -13,18 +13,19 @@ from pathlib import Path
 
 import numpy as np
 import structlog
+from drill.private_clients import RecordingTransport, cheat, file_there, mask, seed_of
 from support.fixed_data import FixedData
 from support.open_policy import open_policy
 
 from pluralllm.client.daemon import pace
 from pluralllm.client.daemon.daemon import Daemon
 from pluralllm.client.disclosure.measurements import MeasuredScores, MeasuredTraining
+from pluralllm.client.disclosure.policy import RoundPrivacy
 from pluralllm.client.joining.partner import load_partner
 from pluralllm.client.link import transport
-from pluralllm.client.link.transport import Transport
 from pluralllm.client.process.config import ClientConfig
 from pluralllm.client.work.commands import Command, OrderT, ResultT
-from pluralllm.client.work.orders import Evaluate, Prepare, Prepared, Reward, Rewards, Train, TrainedUpdate
+from pluralllm.client.work.orders import Evaluate, Mask, Prepare, Prepared, Reward, Rewards, Train, TrainedUpdate
 from pluralllm.client.work.worker_process import Progress, WorkerProcess
 from pluralllm.common.errors.tree import PluralError, WorkerDied
 from pluralllm.common.predictor.architecture import parameters
@@ -37,8 +38,9 @@ from pluralllm.common.weights.update_format import update_format, write_update
 from pluralllm.common.words.spec import RunSpec, parse_spec
 
 QUESTIONS = 50
-LOOK_EVERY_S = 0.02
 JOIN_LIMIT_S = 60.0
+# Members pin each key that they see first: the drills are about what dies, and tests/private about who lies.
+PRIVATE = RoundPrivacy(hidden_among=2, trust="first_use")
 # Clients reconnect quickly, so that they find a restarted coordinator at once.
 RECONNECT = (("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 200))
 log = structlog.get_logger()
@@ -53,13 +55,15 @@ class Behaviour(StrEnum):
 
 
 class ScriptedWorker(WorkerProcess):
-    """A worker whose updates follow from the task's seed, which is one for each run, round and client."""
+    """A worker whose updates follow from the task's seed, which is one for each run, round and client.
+
+    In a private round the task's seed is a secret of the round, and the updates follow from the client's name and the round.
+    """
 
     def __init__(self, home: Path) -> None:
         super().__init__()
         self._home = home
-        plan = home / "plan.json"
-        self._plan = json.loads(plan.read_text()) if plan.exists() else {}
+        self._plan = plan_of(home)
         self._spec: RunSpec | None = None
         self._died_in: set[int] = set()
 
@@ -86,6 +90,8 @@ class ScriptedWorker(WorkerProcess):
                 return await self._reward(order.out, order.rollouts_json.encode())
             case Train():
                 return await self._train(order.out, order.seed, order.round_number)
+            case Mask():
+                return await asyncio.to_thread(mask, self._home, order)
         raise AssertionError(f"{order} is not an order")
 
     async def _reward(self, out: Path, rollouts: bytes) -> Rewards:
@@ -102,7 +108,7 @@ class ScriptedWorker(WorkerProcess):
 
     async def _train(self, out: Path, seed: int, number: int) -> TrainedUpdate:
         assert self._spec is not None
-        behaviour = self._plan.get(str(number))
+        behaviour = self._plan.get(number)
         if behaviour == Behaviour.DIE and number not in self._died_in:
             self._died_in.add(number)
             raise WorkerDied(problem="the plan says so")
@@ -110,6 +116,8 @@ class ScriptedWorker(WorkerProcess):
             await file_there(self._home / f"go-{number}")
         shapes = parameters(self._spec.predictor, self._spec.embedding.dimension)
         layout = layout_of((parameter.name, parameter.shape) for parameter in shapes)
+        if self._spec.private_rounds is not None:
+            seed = seed_of(self._home.name, number)
         rng = np.random.default_rng(seed)
         delta = rng.normal(0, 0.01, layout.values).astype(np.float32)
         if behaviour == Behaviour.SEND_NOISE:
@@ -119,14 +127,17 @@ class ScriptedWorker(WorkerProcess):
         return TrainedUpdate(manifest.digest, QUESTIONS, measured, gpu_memory_bytes=0)
 
 
-async def file_there(path: Path) -> None:
-    """Waits until another process has made the file."""
-    while not await asyncio.to_thread(path.exists):  # noqa: ASYNC110
-        await asyncio.sleep(LOOK_EVERY_S)
+def plan_of(home: Path) -> dict[int, str]:
+    """Returns the plan of a client: how it behaves, cheats or holds back a message, by round."""
+    path = home / "plan.json"
+    plan = json.loads(path.read_text()) if path.exists() else {}
+    return {int(number): way for number, way in plan.items()}
 
 
 async def play(
-    home: Path, transport_of: type[Transport] = Transport, worker_of: type[ScriptedWorker] = ScriptedWorker
+    home: Path,
+    transport_of: type[RecordingTransport] = RecordingTransport,
+    worker_of: type[ScriptedWorker] = ScriptedWorker,
 ) -> None:
     """Runs one client until its run or its membership is over."""
     config = load_config(ClientConfig, home / "client.toml", {})
@@ -136,10 +147,12 @@ async def play(
     with structlog.contextvars.bound_contextvars(client=partner.name), DirectoryLock(config.state_dir):
         assert partner.identity is not None
         connection = transport_of.of_member(partner.identity, config.standby)
+        connection.home, connection.holding = home, plan_of(home)
+        policy = open_policy(allow_rewards=True, private_rounds=PRIVATE)
         try:
-            await Daemon(
-                config, partner, open_policy(allow_rewards=True), FixedData(QUESTIONS), connection, worker_of(home)
-            ).run(asyncio.Event())
+            await Daemon(config, partner, policy, FixedData(QUESTIONS), connection, worker_of(home)).run(
+                asyncio.Event()
+            )
         except PluralError as error:
             log.info("client.ended", reason=str(error))
         finally:
@@ -161,7 +174,9 @@ def main() -> None:
     """Runs the clients whose folders the command line names."""
     configure_logs(form="json", level="DEBUG")
     hurry()
-    asyncio.run(play_all([Path(home) for home in sys.argv[1:]]))
+    homes = [Path(home) for home in sys.argv[1:]]
+    cheat({home.name: plan_of(home) for home in homes})
+    asyncio.run(play_all(homes))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,9 @@ from typing import Any, TypeVar
 
 from drill.coordinator import ADMIN, KILL_AT, TRACE
 from drill.pairs import StorePair
+from drill.points import APPLY, BEFORE
+from drill.private_clients import UNMASKED
+from drill.private_sums import revealed_twice, wrong_sums
 from support.process_harness import LOOK_EVERY_S, Process, free_port
 
 from pluralllm.client.joining.joining import join
@@ -22,6 +25,7 @@ from pluralllm.common.trust.identity import load_identity
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.operator.remote import Remote
 from pluralllm.server.commands import check_commands
+from pluralllm.server.rounds.events import KeysArrived
 
 TESTS = Path(__file__).parents[1]
 LIMIT_S = 60.0
@@ -215,6 +219,7 @@ class Fleet:
         self._stop_coordinator()
         self._check_acknowledged(rounds, revoked)
         self.verify()
+        self._check_sums(rounds)
         return str(run["version_digest"])
 
     def _check_acknowledged(self, rounds: list[dict[str, Any]], revoked: str) -> None:
@@ -234,6 +239,14 @@ class Fleet:
         assert [task for task, _ in lost if not task.endswith(f"-{revoked}")] == [], self.logs()
         assert len(tasks) == len(set(tasks)), f"an update was asked for again\n{self.logs()}"
 
+    def _check_sums(self, rounds: list[dict[str, Any]]) -> None:
+        """Checks private rounds: the sums are exact, no secret was revealed in both kinds, and who ended early says why."""
+        homes = sorted(path.parent for path in self.folder.glob(f"*/{UNMASKED}"))
+        if homes:
+            assert wrong_sums(self.config, self.folder) == [], self.logs()
+            assert list(revealed_twice(homes)) == [], self.logs()
+            assert all(row["outcome"] == "closed" or row["reason"] for row in rounds), rounds
+
     def verify(self) -> None:
         """Runs `pluralllm-server verify` in this process."""
         check_commands.verify(self.config, None, as_json=False)
@@ -248,6 +261,12 @@ class Fleet:
         for counts in counts_by_pid.values():
             most |= counts
         return most
+
+    def passes_before_rounds(self) -> Counter[str]:
+        """Returns how often each point was passed before the first message of a private round; for a run without a fault."""
+        points = [line.split()[1] for line in self._trace.read_text().splitlines()]
+        first = f"{APPLY}.{KeysArrived.__name__}.{BEFORE}"
+        return Counter(points[: points.index(first)] if first in points else points)
 
     def clear_away(self) -> None:
         """Stops all processes that run; then checks that no process group has a process left."""

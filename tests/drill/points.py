@@ -11,6 +11,7 @@ from typing import Any
 
 from pluralllm.common.process import files
 from pluralllm.server.aggregation.next_version import write_next
+from pluralllm.server.aggregation.private_version import write_private
 from pluralllm.server.rounds.events import Event
 from pluralllm.server.runs.inbox import Inbox
 from pluralllm.server.runs.uploads import Uploads
@@ -59,6 +60,7 @@ NO_WRITERS = frozenset(
 )
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "averaging.write_next": write_next,
+    "averaging.write_private": write_private,
     **{
         f"files.{name}": value
         for name, value in vars(files).items()

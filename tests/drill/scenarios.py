@@ -1,4 +1,4 @@
-"""The four scenarios of the drills; together they pass every point. Each returns the digest of its newest version.
+"""The scenarios of the drills; together they pass every point. Each returns the digest of its newest version.
 
 The same updates are averaged wherever the coordinator dies. Where chance could let another update in, the scripted clients wait,
 stall or send an update that is refused.
@@ -6,9 +6,11 @@ stall or send an update that is refused.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from drill.client import Behaviour
 from drill.fleet import Fleet
+from drill.private_clients import Dealing
 from support.process_harness import process_spec
 
 from pluralllm.common.rewards.rollout_batch import Candidates, write_rollouts
@@ -27,10 +29,29 @@ ORDINARY = process_spec(
 QUICK = {"target_clients": 3, "gather_s": 0.4, "grace_after_quorum_s": 0.3, "evaluate_every": 10}
 TROUBLED = process_spec(rounds=3, round=QUICK)
 STEERED = process_spec(rounds=2, round=QUICK)
+# Patient enough that every member is in every sum, wherever the coordinator dies.
+PATIENT = {"grace_after_quorum_s": 60.0, "evaluate_every": 9, "max_extensions": 10}
+# A model of two chunks.
+SMALL = {"d_model": 160, "layers": 1, "heads": 1, "feedforward": 320, "embedder_layers": 2}
+
+
+def private_spec(rounds: int, **policy: int) -> RunSpec:
+    """Returns the spec of a run with private rounds."""
+    return process_spec(
+        rounds=rounds,
+        round={**PATIENT, **policy},
+        predictor=SMALL,
+        aggregation={"max_examples": 100},
+        private_rounds={"colluders": 1, "clip_norm": 4.0, "step_s": 20.0, "closing_scores": False},
+    )
+
+
+PRIVATE = private_spec(2, min_clients=4, target_clients=4)
+CHEATED = private_spec(2, min_clients=4, target_clients=6)
 BATCHES = [write_rollouts([Candidates(str(number), ("this", "that"), (3, 1))]) for number in (1, 2)]
 
 
-def gather(fleet: Fleet, plans: Mapping[str, Mapping[int, Behaviour]]) -> None:
+def gather(fleet: Fleet, plans: Mapping[str, Mapping[int, StrEnum]]) -> None:
     """Starts a coordinator and its clients, and lets the clients join."""
     fleet.start_coordinator()
     fleet.start_clients(plans)
@@ -38,7 +59,7 @@ def gather(fleet: Fleet, plans: Mapping[str, Mapping[int, Behaviour]]) -> None:
         fleet.join(name)
 
 
-def begin(fleet: Fleet, spec: RunSpec, plans: Mapping[str, Mapping[int, Behaviour]]) -> None:
+def begin(fleet: Fleet, spec: RunSpec, plans: Mapping[str, Mapping[int, StrEnum]]) -> None:
     """Starts a coordinator, its clients and a run."""
     gather(fleet, plans)
     fleet.insist("the run is created", lambda remote: remote.create_run("r", spec.canonical_json()))
@@ -109,6 +130,23 @@ def rewarded(fleet: Fleet) -> str:
     return fleet.finish()
 
 
+def private(fleet: Fleet) -> str:
+    """Plays two private rounds with four members."""
+    begin(fleet, PRIVATE, {name: {} for name in ("ann", "ben", "cat", "dan")})
+    return fleet.finish()
+
+
+def cheated(fleet: Fleet) -> str:
+    """Plays a private round with a bad box, and one whose dealer has dealt shares of other secrets, which makes no version.
+
+    The dealer and the member that complains of the bad box are out of the first sum.
+    """
+    plans: dict[str, Mapping[int, StrEnum]] = {name: {} for name in ("ann", "ben", "cat", "dan", "fay")}
+    plans["eve"] = {1: Dealing.BAD_BOX, 2: Dealing.OTHER_SECRETS}
+    begin(fleet, CHEATED, plans)
+    return fleet.finish(revoked="eve")
+
+
 @dataclass(frozen=True, slots=True)
 class Scenario:
     name: str
@@ -122,3 +160,4 @@ SCENARIOS = (
     Scenario("steered", steered),
     Scenario("rewarded", rewarded),
 )
+PRIVATE_SCENARIOS = (Scenario("private", private), Scenario("cheated", cheated))

@@ -9,7 +9,7 @@ from pathlib import Path
 from drill.fleet import Fault, fleet
 from drill.pairs import StorePair
 from drill.points import passes_to_kill_at
-from drill.scenarios import SCENARIOS, Scenario
+from drill.scenarios import PRIVATE_SCENARIOS, SCENARIOS, Scenario
 
 ALL = os.environ.get("PLURALLLM_FAULTS") == "all"
 SAMPLE_ONLY = "one of each kind is tried here; all: make faults"
@@ -25,6 +25,7 @@ class Ending:
     digest: str  # the digest of the newest model version
     fired: bool
     passes: Counter[str]
+    before: Counter[str]  # the passes before the first message of a private round
 
 
 def drill(folder: Path, pair: StorePair, scenario: Scenario, fault: Fault, expected_digest: str = "") -> Ending:
@@ -33,7 +34,9 @@ def drill(folder: Path, pair: StorePair, scenario: Scenario, fault: Fault, expec
     try:
         with fleet(folder, pair, fault, **scenario.settings) as drilled_fleet:
             digest = scenario.play(drilled_fleet)
-            ending = Ending(digest, drilled_fleet.fault_fired, drilled_fleet.passes())
+            ending = Ending(
+                digest, drilled_fleet.fault_fired, drilled_fleet.passes(), drilled_fleet.passes_before_rounds()
+            )
         assert expected_digest in ("", digest), f"another model than undisturbed\n{drilled_fleet.logs()}"
         outcome = (
             ("same model" if expected_digest else "undisturbed") if ending.fired or not fault.name else "did not fire"
@@ -75,3 +78,19 @@ class Undisturbed:
             if count := self.of(scenario).passes[point]:
                 return scenario, passes_to_kill_at(count)
         raise AssertionError(f"no scenario passes {point}")
+
+    def reached_in_rounds(self) -> set[str]:
+        """Returns every point that private rounds pass."""
+        return {point for scenario in PRIVATE_SCENARIOS for point in self._in_rounds(scenario)}
+
+    def passing_in_rounds(self, point: str) -> tuple[Scenario, tuple[int, ...]] | None:
+        """Returns the first scenario whose private rounds pass a point, and the passes to kill at; None if none does."""
+        for scenario in PRIVATE_SCENARIOS:
+            if count := self._in_rounds(scenario)[point]:
+                before = self.of(scenario).before[point]
+                return scenario, tuple(before + number for number in passes_to_kill_at(count))
+        return None
+
+    def _in_rounds(self, scenario: Scenario) -> Counter[str]:
+        ending = self.of(scenario)
+        return ending.passes - ending.before

@@ -23,6 +23,7 @@ def main() -> int:
     parser.add_argument(
         "--kind", action="append", choices=[kind.name for kind in Kind], help="A kind of fault; by default all."
     )
+    parser.add_argument("--private", action="store_true", help="Let the runs have private rounds.")
     parser.add_argument("--plan", action="store_true", help="Print the schedules and run nothing.")
     parser.add_argument(
         "--record",
@@ -36,14 +37,14 @@ def main() -> int:
     only = [Kind[name] for name in options.kind or ()]
     with contextlib.ExitStack() as stack:
         if options.stores == Embedded.name or options.plan:
-            trials = Trials(Embedded(), options.folder, only)
+            trials = Trials(Embedded(), options.folder, only, private=options.private)
         else:
             served = Served(stack.enter_context(real_stores.postgres()), stack.enter_context(real_stores.s3()))
             os.environ.update(served.environment)
-            trials = Trials(served, options.folder, only)
+            trials = Trials(served, options.folder, only, private=options.private)
         for kind, reason in trials.unavailable.items():
             print(f"left out: {kind} ({reason})")
-        total, record = Total(), Record(options.record, options.stores)
+        total, record = Total(), Record(options.record, options.stores, private=options.private)
         for seed in range(options.seed, options.seed + options.seeds):
             if record.has(seed):
                 continue

@@ -7,15 +7,17 @@ import asyncio
 import json
 import shutil
 import sys
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from drill import client as drill
+from drill.private_clients import RecordingTransport
 from nemesis import pace
 
 from pluralllm.client.daemon import polling, renewal
 from pluralllm.client.link import transport
-from pluralllm.client.link.transport import Transport
 from pluralllm.client.work.orders import Train
 from pluralllm.common.process.logs import configure_logs
 from pluralllm.common.weights.chunks import Manifest
@@ -25,6 +27,7 @@ from pluralllm.common.words.noise import NoiseStatement
 
 SENT = "sent"  # the name of a folder in HOME
 TRAINING_S = 0.25  # the longest time
+STEP_S = 0.1  # the longest time before a message of a private round leaves, so that strikes meet each step
 
 
 class PacedWorker(drill.ScriptedWorker):
@@ -36,10 +39,17 @@ class PacedWorker(drill.ScriptedWorker):
         return await super().answer(order)
 
 
-class CopyingTransport(Transport):
-    """A transport that writes a copy of each update before it sends it."""
+class CopyingTransport(RecordingTransport):
+    """A transport that writes a copy of each update before it sends it, and waits before each message of a private round."""
 
     folder = Path()
+
+    async def call(self, method: str, request: Any, deadline_s: float | None = None) -> Any:
+        if method == "PutRoundStep":
+            await asyncio.sleep(
+                STEP_S * (zlib.crc32(f"{request.task} {request.WhichOneof('body')}".encode()) % 100) / 100
+            )
+        return await super().call(method, request, deadline_s)
 
     async def push_update(
         self,
@@ -54,6 +64,7 @@ class CopyingTransport(Transport):
         statement: bytes = b"",
     ) -> None:
         facts = {"task": task, "spec_sha256": spec_sha256, "base": base, "examples": examples, "metrics": {**metrics}}
+        facts["statement"] = statement.hex()
         copy = self.folder / task.replace("/", ".")
         if not copy.with_suffix(".json").exists():
             shutil.copyfile(path, copy.with_suffix(".part"))

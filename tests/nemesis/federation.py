@@ -1,4 +1,7 @@
-"""One or two coordinators, three clients, a link before each, and a supervisor that restarts whatever has ended."""
+"""One or two coordinators, three clients, a link before each, and a supervisor that restarts whatever has ended.
+
+In private rounds there are four clients.
+"""
 
 import contextlib
 import json
@@ -18,7 +21,7 @@ from drill.pairs import StorePair
 from nemesis.link import Link, Links
 from nemesis.logs import Progress, Tail, facts_in
 from nemesis.pace import CLOCK
-from nemesis.schedule import CLIENTS, ROUNDS
+from nemesis.schedule import CLIENTS, MEMBERS, PRIVATE, ROUNDS
 from nemesis.side_effects import FAILURES, Failures
 from support.process_harness import LOOK_EVERY_S, Process, free_port, process_spec
 from support.span_collector import span_collector
@@ -38,6 +41,8 @@ START_AGAIN_S = 0.2
 PATIENCE = {"on_missed_quorum": "extend", "max_extensions": 1000, "evaluate_every": 3, "evaluation_deadline_s": 8}
 # A model of two chunks.
 MODEL = {"d_model": 160, "layers": 1, "heads": 1, "feedforward": 320, "embedder_layers": 2}
+# A private round whose members are away for too long is abandoned, and the run goes on.
+IMPATIENCE = {"on_missed_quorum": "skip", "max_extensions": 2, "evaluate_every": 3, "evaluation_deadline_s": 8}
 SPECS: Mapping[str, RunSpec] = {
     # Every client delivers in every round, whatever happens, so the same updates count.
     "everybody": process_spec(
@@ -54,6 +59,25 @@ SPECS: Mapping[str, RunSpec] = {
             **PATIENCE,
         },
         predictor=MODEL,
+    ),
+    # Every member is in every sum, or the round is abandoned.
+    f"{PRIVATE}everybody": process_spec(
+        rounds=ROUNDS,
+        round={"min_clients": 4, "target_clients": 4, "gather_s": 60, "deadline_s": 15, **IMPATIENCE},
+        predictor=MODEL,
+        private_rounds={"colluders": 1, "step_s": 8.0, "closing_scores": False},
+        aggregation={"max_examples": 100, "optimizer": "fedyogi", "server_learning_rate": 0.003},
+    ),
+    # One of the four may drop out at any step.
+    f"{PRIVATE}quorum": process_spec(
+        rounds=ROUNDS,
+        round={
+            **{"min_clients": 3, "target_clients": 4, "gather_s": 1.0, "grace_after_quorum_s": 0.5, "deadline_s": 6},
+            **IMPATIENCE,
+        },
+        predictor=MODEL,
+        private_rounds={"colluders": 1, "step_s": 4.0, "closing_scores": False},
+        aggregation={"max_examples": 100},
     ),
 }
 TIMING = {"lease_s": 2.0, "silence_s": 1.0, "poll_hold_s": 1.5, "chunk_idle_s": 3.0, "joins_per_minute": 10_000}
@@ -124,7 +148,8 @@ class Federation:
         self.verify_config = self._write_config("verify", self.state, self.addresses[0], self._stores)
         self.coordinators = [self._coordinator(index, address) for index, address in enumerate(self.addresses)]
         self.client_links: dict[str, list[Link]] = {}
-        self.clients = {name: self._client(name) for name in CLIENTS}
+        self.is_private = scenario.startswith(PRIVATE)
+        self.clients = {name: self._client(name) for name in (MEMBERS if self.is_private else CLIENTS)}
         self.strays: list[Process] = []  # further processes of the strikes
         self.left: list[str] = []  # messages about processes that nobody has ended
         self._tails = [Tail(kept.process.log) for kept in self.coordinators]
@@ -229,7 +254,7 @@ class Federation:
         self._until("the first coordinator serves", (self.state / "address").exists)
         remote = Remote.of_member(load_identity(self.admin, "pluralllm"))
         try:
-            for name in CLIENTS:
+            for name in self.clients:
                 group, folder = f"group of {name}", self.folder / name / "state" / "identity"
                 invite = remote.invite(name, MemberRole.CLIENT, group, None, 3600.0, needs_approval=False)
                 join(invite, folder, "pluralllm-client", frozenset({MemberRole.CLIENT}))

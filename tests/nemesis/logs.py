@@ -13,6 +13,9 @@ MOMENTS = {
     "RecordReceipt": Moment.UPDATE,
     "Average": Moment.AVERAGING,
     "Publish": Moment.PUBLISHED,
+    "FixMembers": Moment.MEMBERS_FIXED,
+    "FixDealers": Moment.DEALERS_FIXED,
+    "FixSum": Moment.SUM_FIXED,
 }
 Facts = dict[str, Any]
 

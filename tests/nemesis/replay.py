@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from drill.private_clients import SAID
 from nemesis.client import SENT
 
 from pluralllm.common.errors.grpc_status import from_rpc_error
@@ -24,6 +25,7 @@ from pluralllm.v1 import federation_pb2_grpc, resources_pb2
 
 DEADLINE_S = 5.0
 TASKS_AT_ONCE = 3
+MESSAGES_AT_ONCE = 8
 IDENTICAL = "identical receipt"
 
 
@@ -69,6 +71,9 @@ def replay(home: Path, address: str, number: int, replays: Replays) -> None:
         thief.poll()
         for path in chosen:
             thief.send(json.loads(path.read_text()), path.with_suffix(".bytes"))
+        said = sorted(path for path in (home / SAID).glob("*") if not path.suffix)
+        for path in draw.sample(said, min(MESSAGES_AT_ONCE, len(said))):
+            thief.say(pb.PutRoundStepRequest.FromString(path.read_bytes()))
 
 
 @dataclass
@@ -89,7 +94,7 @@ class _Thief:
         order = self.draw.choice((steps, steps * 2, [self.draw.choice(steps) for _ in range(4)], steps[::-1]))
         for step in order:
             self._step(step, facts, content, manifest)
-        response = self._try(self.stub.CommitUpdate, pb.CommitUpdateRequest(task=facts["task"], digest=manifest.digest))
+        response = self._try(self.stub.CommitUpdate, _commit(facts, manifest))
         if response is None:  # while the task is open, other bytes may replace the owner's update
             return
         self.replays.note_receipt(facts["task"], response.receipt, manifest.digest)
@@ -102,6 +107,15 @@ class _Thief:
         for step in steps:
             if self._step(step, facts, bytes(other), forged) is not None:
                 self.replays.problems.append(f"{facts['task']}: {step} with other bytes was accepted after the receipt")
+
+    def say(self, request: pb.PutRoundStepRequest) -> None:
+        """Sends a message of a private round again, and then one that its member has not signed."""
+        self._try(self.stub.PutRoundStep, request)
+        forged, kind = pb.PutRoundStepRequest.FromString(request.SerializeToString()), request.WhichOneof("body")
+        signed = forged.shares.boxes[0] if kind == "shares" else getattr(forged, kind or "keys")
+        signed.signature = signed.signature[:-1] + bytes([signed.signature[-1] ^ 1])
+        if self._try(self.stub.PutRoundStep, forged) is not None:
+            self.replays.problems.append(f"{request.task}: {kind} with another signature was accepted")
 
     def _step(self, step: str, facts: dict[str, Any], content: bytes, manifest: Manifest) -> Any:
         task = facts["task"]
@@ -121,7 +135,7 @@ class _Thief:
             case "put":
                 response = self._try(self.put_chunks, self._chunks(task, content, manifest))
             case _:
-                response = self._try(self.stub.CommitUpdate, pb.CommitUpdateRequest(task=task, digest=manifest.digest))
+                response = self._try(self.stub.CommitUpdate, _commit(facts, manifest))
                 if response is not None:
                     self.replays.note_receipt(task, response.receipt, manifest.digest)
         return response
@@ -143,3 +157,8 @@ class _Thief:
                 self.replays.note(f"refused: {type(refusal).__name__}")
             return None
         return response
+
+
+def _commit(facts: dict[str, Any], manifest: Manifest) -> pb.CommitUpdateRequest:
+    statement = bytes.fromhex(facts["statement"])
+    return pb.CommitUpdateRequest(task=facts["task"], digest=manifest.digest, statement=statement)

@@ -15,12 +15,14 @@ from nemesis.trial import Outcome
 class Record:
     """A file of verdicts with a JSON object in each line, so that a run over many seeds can be continued."""
 
-    def __init__(self, path: Path | None, stores: str) -> None:
-        self._path, self._stores = path, stores
+    def __init__(self, path: Path | None, stores: str, *, private: bool = False) -> None:
+        """Reads the file, if there is one. private: whether the seeds of this process have private rounds."""
+        self._path, self._stores, self._rounds = path, stores, "private" if private else "plain"
         self._commit = _commit() if path is not None else ""
         lines = path.read_text().splitlines() if path is not None and path.exists() else []
         rows = [json.loads(line) for line in lines]
-        self._seeds = {row["seed"] for row in rows if (row["commit"], row["stores"]) == (self._commit, stores)}
+        own = (self._commit, stores, self._rounds)
+        self._seeds = {row["seed"] for row in rows if (row["commit"], row["stores"], row.get("rounds", "plain")) == own}
 
     def has(self, seed: int) -> bool:
         """Returns whether the file has a verdict on this seed, for the commit of this checkout."""
@@ -32,6 +34,7 @@ class Record:
         row = {
             "commit": self._commit,
             "stores": self._stores,
+            "rounds": self._rounds,
             "seed": outcome.schedule.seed,
             "verdict": "does not hold" if outcome.problems else "holds",
             "problems": [problem[:300] for problem in outcome.problems],
@@ -70,7 +73,8 @@ class Total:
         self.abandoned += 0 if outcome.record is None else outcome.record.abandoned
         self.took_s.append(outcome.took_s)
         if outcome.problems:
-            self.failed.append(f"seed {outcome.schedule.seed} ({outcome.schedule.stores}): {outcome.problems[0][:300]}")
+            plan = outcome.schedule
+            self.failed.append(f"seed {plan.seed} ({plan.stores}, {plan.scenario}): {outcome.problems[0][:300]}")
 
     def line(self, outcome: Outcome) -> str:
         """Returns the report line of one seed."""

@@ -1,7 +1,8 @@
 """The faults of a run of real processes and their moments: a pure function of the seed.
 
 A fault strikes some milliseconds after a moment of a round: it opened, its first update was recorded, averaging began, or its
-version was published. Processes have no common clock, so the order of events differs between two runs of a seed; the strikes
+version was published. A private round has three more moments: its members, its dealers and its sum were fixed. Processes have no
+common clock, so the order of events differs between two runs of a seed; the strikes
 are the same.
 """
 
@@ -13,7 +14,9 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 
 CLIENTS = ("ann", "ben", "cem")
+MEMBERS = (*CLIENTS, "dan")  # of private rounds: with fewer, none may drop out
 ROUNDS = 6
+PRIVATE = "private "  # the scenarios with private rounds begin with it
 SECOND_STRIKE = 0.5  # the share of rounds that have two strikes
 DAY_S = 86_400.0
 
@@ -60,8 +63,12 @@ class Moment(StrEnum):
     UPDATE = "first update recorded"
     AVERAGING = "averaging"
     PUBLISHED = "published"
+    MEMBERS_FIXED = "members fixed"
+    DEALERS_FIXED = "dealers fixed"
+    SUM_FIXED = "sum fixed"
 
 
+PLAIN_MOMENTS = (Moment.OPENED, Moment.UPDATE, Moment.AVERAGING, Moment.PUBLISHED)
 K = Kind
 OF_LINKS = (K.LINK_CUT, K.LINK_CUT_IN_MID, K.LINK_SLOW, K.LINK_HELD, K.LINK_ONE_WAY, K.LINK_BLACK_HOLE, K.LINK_FLAPS)
 OF_SERVED_STORES = (K.DATABASE_CUT, K.DATABASE_HELD, K.BUCKET_CUT, K.BUCKET_HELD, K.COORDINATOR_OVERTAKEN)
@@ -122,6 +129,11 @@ class Schedule:
     strikes: tuple[Strike, ...]
 
     @property
+    def is_private(self) -> bool:
+        """Whether the run has private rounds."""
+        return self.scenario.startswith(PRIVATE)
+
+    @property
     def sha256(self) -> str:
         """The hash of the schedule, which is the same in every process."""
         return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()
@@ -142,23 +154,26 @@ def kinds_for(stores: str, unavailable: Iterable[Kind] = ()) -> tuple[Kind, ...]
     return tuple(kind for kind in Kind if kind not in left_out)
 
 
-def schedule(seed: int, stores: str, kinds: Sequence[Kind]) -> Schedule:
-    """Returns a strike for every round, and in some rounds a second one of another kind."""
-    draw = random.Random(f"nemesis {seed} {stores}")
+def schedule(seed: int, stores: str, kinds: Sequence[Kind], *, private: bool = False) -> Schedule:
+    """Returns a strike for every round, and in some rounds a second one of another kind.
+
+    private: whether the run has private rounds.
+    """
+    prefix = PRIVATE if private else ""
+    draw = random.Random(f"nemesis {prefix}{seed} {stores}")
     standby = stores != "sqlite+local" and draw.random() < 0.5
     possible = [kind for kind in kinds if standby or kind is not K.COORDINATOR_OVERTAKEN]
-    scenario = draw.choice(("everybody", "everybody", "quorum"))
+    scenario = prefix + draw.choice(("everybody", "everybody", "quorum"))
     strikes: list[Strike] = []
     for number in range(1, ROUNDS + 1):
         how_many = 2 if len(possible) > 1 and draw.random() < SECOND_STRIKE else 1
-        strikes += [_strike(draw, number, kind) for kind in draw.sample(possible, how_many)]
+        strikes += [_strike(draw, number, kind, private=private) for kind in draw.sample(possible, how_many)]
     return Schedule(seed, stores, scenario, standby, tuple(strikes))
 
 
-def _strike(draw: random.Random, number: int, kind: Kind) -> Strike:
-    moment = ONLY_AT.get(kind) or draw.choice(tuple(Moment))
+def _strike(draw: random.Random, number: int, kind: Kind, *, private: bool) -> Strike:
+    moment = ONLY_AT.get(kind) or draw.choice(tuple(Moment) if private else PLAIN_MOMENTS)
     delay_s = 0.0 if kind in ONLY_AT else draw.choice((0.0, draw.uniform(0.0, 0.4)))
     lasts_s = draw.uniform(*LASTS[kind]) if kind in LASTS else 0.0
-    return Strike(
-        number, moment, round(delay_s, 3), kind, draw.choice(CLIENTS), round(lasts_s, 2), draw.getrandbits(32)
-    )
+    client = draw.choice(MEMBERS if private else CLIENTS)
+    return Strike(number, moment, round(delay_s, 3), kind, client, round(lasts_s, 2), draw.getrandbits(32))

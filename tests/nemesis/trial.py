@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from drill.pairs import Embedded, StorePair
+from drill.private_sums import revealed_twice, wrong_sums
 from nemesis import disk
 from nemesis.federation import SPECS, Federation, federation
 from nemesis.schedule import OF_SPOILT_FILES, Kind, Schedule, kinds_for, schedule
@@ -20,6 +21,7 @@ from support.process_harness import LOOK_EVERY_S
 
 RUN_LIMIT_S = 120.0  # the limit while faults strike
 HEALED_LIMIT_S = 40.0  # the limit from the last fault to the run's end
+PRIVATE_HEALED_LIMIT_S = 90.0  # a private round has five steps, and each member computes each version again
 STOPPED_IN_ORDER = 0
 
 
@@ -44,7 +46,10 @@ class Outcome:
     @property
     def again(self) -> str:
         """The command that repeats the seed."""
-        return f"PYTHONPATH=tests python -m nemesis --seed {self.schedule.seed} --stores {self.schedule.stores}"
+        private = " --private" if self.schedule.is_private else ""
+        return (
+            f"PYTHONPATH=tests python -m nemesis --seed {self.schedule.seed} --stores {self.schedule.stores}{private}"
+        )
 
     def report(self) -> str:
         """Returns a report for a person who looks for the cause."""
@@ -63,15 +68,18 @@ class Outcome:
 class Trials:
     """The trials on one pair of stores. Undisturbed runs are made on demand, over SQLite and files; the bits are the same."""
 
-    def __init__(self, pair: StorePair, folder: Path | None = None, only: Sequence[Kind] = ()) -> None:
-        self._pair = pair
+    def __init__(
+        self, pair: StorePair, folder: Path | None = None, only: Sequence[Kind] = (), *, private: bool = False
+    ) -> None:
+        """Stores the arguments. private: whether the runs have private rounds."""
+        self._pair, self._private = pair, private
         self._folder = folder
         self._undisturbed: dict[str, Record] = {}
         self.unavailable = disk.unavailable()
         self._kinds = [kind for kind in kinds_for(pair.name, self.unavailable) if not only or kind in only]
 
     def schedule(self, seed: int) -> Schedule:
-        return schedule(seed, self._pair.name, self._kinds)
+        return schedule(seed, self._pair.name, self._kinds, private=self._private)
 
     def undisturbed(self, scenario: str) -> Record:
         if scenario not in self._undisturbed:
@@ -118,7 +126,7 @@ def _run(running: Federation, plan: Schedule, undisturbed: Record | None, outcom
     outcome.log, outcome.fired, outcome.replays = nemesis.log, nemesis.fired, nemesis.replays.outcomes
     try:
         running.begin()
-        _until_over(running, nemesis, outcome)
+        _until_over(running, nemesis, outcome, PRIVATE_HEALED_LIMIT_S if plan.is_private else HEALED_LIMIT_S)
     finally:
         nemesis.heal()
     codes = running.stop_coordinators()
@@ -129,16 +137,20 @@ def _run(running: Federation, plan: Schedule, undisturbed: Record | None, outcom
     outcome.record = read_record(running.verify_config)
     may_differ = SPECS[plan.scenario].round.min_clients < len(running.clients) or bool(
         sum(nemesis.fired[kind] for kind in OF_SPOILT_FILES)
+        or (plan.is_private and outcome.record.abandoned)  # with its reason, which the verdict asks for
     )
     may_end_early = nemesis.fired[Kind.MODEL_SPOILT] > 0
     outcome.problems += [*nemesis.problems, *nemesis.replays.problems]
     outcome.problems += problems(
         running, outcome.record, undisturbed, may_differ=may_differ, may_end_early=may_end_early
     )
+    if plan.is_private:
+        homes = [running.folder / name for name in running.clients]
+        outcome.problems += [*wrong_sums(running.verify_config, running.folder), *revealed_twice(homes)]
 
 
-def _until_over(running: Federation, nemesis: Nemesis, outcome: Outcome) -> None:
-    """Waits until the run ends, with the faults and, if necessary, after them."""
+def _until_over(running: Federation, nemesis: Nemesis, outcome: Outcome, healed_limit_s: float) -> None:
+    """Waits until the run ends, with the faults and, if necessary, after them: for at most `healed_limit_s`."""
     end_s, healed = time.monotonic() + RUN_LIMIT_S, False
     standstill = Standstill(time.monotonic(), outcome.problems)
     while not running.is_over:
@@ -150,7 +162,7 @@ def _until_over(running: Federation, nemesis: Nemesis, outcome: Outcome) -> None
             nemesis.heal()
             running.links.heal()
             nemesis.log.append("all faults are over")
-            healed, end_s = True, now_s + HEALED_LIMIT_S
+            healed, end_s = True, now_s + healed_limit_s
         if healed and now_s > end_s:
             if running.is_over:  # the last client has just heard of it
                 return

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -73,13 +73,17 @@ def problems(
     """
     yield from record.findings
     yield from broken_promises(federation, record)
+    for number, row in record.rounds.items():
+        if row.outcome is RoundOutcome.ABANDONED and not row.reason:
+            yield f"round {number} was abandoned without a reason"
     for each in federation.kept:
         yield from _unexpected(each.name, facts_in(each.process.log), each.process.log.read_text())
     ended = {facts["outcome"] for name in federation.clients for facts in _logged(federation, name, "run.over")}
     if ended != {"completed"} and not (may_end_early and ended == {"aborted"}):
         yield f"the clients were told that the run is {ended}"
     if undisturbed is not None:
-        yield from differences(record, undisturbed, may_differ=may_differ)
+        differing = private_differences if federation.is_private else differences
+        yield from differing(record, undisturbed, may_differ=may_differ)
 
 
 def _logged(federation: Federation, client: str, event: str) -> list[Facts]:
@@ -124,13 +128,47 @@ def differences(record: Record, undisturbed: Record, *, may_differ: bool) -> Ite
     for key, digest in record.receipts.items():
         if undisturbed.receipts.get(key, digest) != digest:
             yield f"round {key[0]}: the update of {key[1]} is another one than undisturbed"
+    yield from _differing_versions(record, undisturbed, _updates, _all_bits, may_differ=may_differ)
+
+
+def private_differences(record: Record, undisturbed: Record, *, may_differ: bool) -> Iterator[str]:
+    """Compares the versions of private rounds, as long as they are sums of the same members: then their bits must be the same.
+
+    The masks differ in each run, and so do the digests of the updates, and the records that hold them.
+    """
+    yield from _differing_versions(record, undisturbed, _names, _model_bits, may_differ=may_differ)
+
+
+def _updates(version: VersionRecord) -> object:
+    return version.updates
+
+
+def _names(version: VersionRecord) -> object:
+    return [client for client, *_ in version.updates]
+
+
+def _all_bits(version: VersionRecord) -> object:
+    return version.digest, version.moments, version.record_sha256
+
+
+def _model_bits(version: VersionRecord) -> object:
+    return version.digest, version.moments
+
+
+def _differing_versions(
+    record: Record,
+    undisturbed: Record,
+    made_of: Callable[[VersionRecord], object],
+    bits: Callable[[VersionRecord], object],
+    *,
+    may_differ: bool,
+) -> Iterator[str]:
     for version, expected in zip(record.versions, undisturbed.versions, strict=False):
-        if (version.round, version.updates) != (expected.round, expected.updates):
+        if (version.round, made_of(version)) != (expected.round, made_of(expected)):
             if not may_differ:
                 yield f"version {version.version} is made of other updates than undisturbed"
             return
-        bits = (version.digest, version.moments, version.record_sha256)
-        if bits != (expected.digest, expected.moments, expected.record_sha256):
+        if bits(version) != bits(expected):
             yield f"version {version.version} has other bits than undisturbed, of the same updates"
             return
     if len(record.versions) != len(undisturbed.versions) and not may_differ:

@@ -46,6 +46,7 @@ from pluralllm.common.words.ids import ModelVersion, RoundNumber, RunId
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import RunSpec
 from pluralllm.server.aggregation import private_version
+from pluralllm.server.rounds.events import RunPaused, RunResumed
 from pluralllm.v1 import resources_pb2 as rpb
 
 LIMIT_S = 40.0
@@ -192,14 +193,15 @@ async def test_daemons_that_are_restarted_after_any_line_of_their_notebooks_make
         await served.create("r", spec_of(ROUNDS))
         async with members(tmp_path / "clients", served) as some:
             await some.start(*MEMBERS)
-            restarts = dict(zip(MEMBERS, ("keys", "shares", "update", "confirm"), strict=True))
+            steps = ("keys", "shares", "update", "confirm")
             async with asyncio.timeout(LIMIT_S):
-                while restarts and not ended(await served.run("r")):
-                    for name in [one for one, step in restarts.items() if has_line(some.of[one], step)]:
-                        del restarts[name]
-                        await some.of[name].end()
-                        await some.start(name)
-                    await asyncio.sleep(0.01)
+                await asyncio.gather(
+                    paused(served),
+                    *(restarted(served, some, name, step) for name, step in zip(MEMBERS, steps, strict=True)),
+                )
+            await until(served, lambda run: not any(notebooks_of(one) for one in some.of.values()))
+            assert (await served.run("r")).round == 1, "no task of a later round has ended the first one"
+            await served.parts.coordinator.dispatch(served.parts.runs.get("r"), RunResumed(0.0))
             run = await until(served, ended)
             await asyncio.wait_for(asyncio.gather(*(one.task for one in some.of.values())), 20)
             await assert_verified(served, some.of[MEMBERS[0]])
@@ -270,6 +272,25 @@ async def assert_verified(served: Served, member: Member) -> None:
         assert await verified(paths, identity, RunId("r"), RoundNumber(number)) == (number, tuple(sorted(MEMBERS)))
     with pytest.raises(NotFound):
         await verified(paths, identity, RunId("r"), RoundNumber(ROUNDS + 1))
+
+
+async def restarted(served: Served, some: Members, name: str, step: str) -> None:
+    """Restarts a daemon once its notebook of the first round has the line of a step; at the latest after the round."""
+    while not has_line(some.of[name], step) and served.parts.runs.get("r").state.version == 0:  # noqa: ASYNC110
+        await asyncio.sleep(0.005)
+    await some.of[name].end()
+    await some.start(name)
+
+
+async def paused(served: Served) -> None:
+    """Pauses the run when its first round is open: the round goes on, and no other follows."""
+    while (run := served.parts.runs.get("r")).state.round == 0:  # noqa: ASYNC110
+        await asyncio.sleep(0.005)
+    await served.parts.coordinator.dispatch(run, RunPaused(0.0))
+
+
+def notebooks_of(member: Member) -> list[Path]:
+    return list((member.state / "private").glob("*/notebook"))
 
 
 def has_line(member: Member, step: str) -> bool:

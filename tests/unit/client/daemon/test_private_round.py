@@ -15,7 +15,8 @@ from pluralllm.client.daemon.private_round import Heard, PrivateRounds
 from pluralllm.client.keeping.history import History
 from pluralllm.client.private_rounds.notebooks import Notebooks
 from pluralllm.client.private_rounds.pins import save_pins
-from pluralllm.common.errors.private_rounds import TooFewKnown
+from pluralllm.common.errors.private_rounds import TooFewKnown, WrongStep
+from pluralllm.common.errors.tree import LeaseLost, PluralError, RoundClosed, Unreachable
 from pluralllm.common.words.ids import RoundNumber, RunId
 from pluralllm.common.words.names import TaskKind
 
@@ -70,3 +71,41 @@ def test_a_task_ends_the_rounds_before_it(tmp_path: Path, kind: TaskKind, left: 
         notebooks.open(RunId(run), RoundNumber(number)).write_keys(bytes(32), bytes(32), b"keys")
     rounds.close_before(replace(TASK, kind=kind))
     assert notebooks.open_rounds() == [("other", 1), *(("r", number) for number in left)]
+
+
+CLOSED = RoundClosed(run="r", asked=2, current=2)
+GOES_ON = (
+    LeaseLost(task="t"),
+    WrongStep(problem="it is in step 3"),
+    Unreachable(address="a:1", problem="nobody answers"),
+    None,
+)
+
+
+@pytest.mark.parametrize("answer", [CLOSED, *GOES_ON], ids=lambda answer: type(answer).__name__)
+async def test_a_round_ends_only_if_the_coordinator_says_that_it_is_closed(
+    tmp_path: Path, answer: PluralError | None
+) -> None:
+    asked, dropped = [], []
+
+    async def call(method: str, request: Any) -> None:
+        asked.append((method, request.task))
+        if answer is not None:
+            raise answer
+
+    rounds = rounds_in(tmp_path)
+    means: Any = rounds._means
+    means.name, means.transport = "ann", SimpleNamespace(call=call)
+    means.outbox = SimpleNamespace(drop=dropped.append)
+    means.notebooks.open(RunId("r"), RoundNumber(2)).write_keys(bytes(32), bytes(32), b"keys")
+    await rounds.close_ended()
+    task = "runs/r/rounds/2/tasks/train-ann"
+    assert asked == [("GetRoundStep", task)]
+    ended = answer is CLOSED
+    assert dropped == ([task] if ended else [])
+    assert means.notebooks.open_rounds() == ([] if ended else [("r", 2)])
+    await rounds.close_ended()
+    assert len(asked) == (1 if ended else 2)
+    if ended:
+        with pytest.raises(RoundClosed):
+            means.notebooks.open(RunId("r"), RoundNumber(2))

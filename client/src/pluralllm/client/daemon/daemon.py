@@ -201,9 +201,11 @@ class Daemon:
         await self._renewal.note_addresses(greeting.addresses)
 
     async def ask(self) -> Answer:
-        """Polls, and compares the head of the audit log with the heads before."""
+        """Polls, and compares the head of the audit log with the heads before. Without work, it first ends closed rounds."""
         await asyncio.to_thread(mend_folders, self._state)
         held = self._work.task.name if self._work is not None and self.is_working else None
+        if held is None:
+            await self._private.close_ended()
         following = {*self._runs, *self._unfinished, *(entry.run for entry in self._outbox.pending())}
         answer = await self._transport.poll(held, sorted(following), self._private.heard.phase if held else 0)
         await self._audit.look(self._transport.audit_head)

@@ -47,13 +47,14 @@ from pluralllm.client.work.orders import TrainedUpdate
 from pluralllm.client.work.worker_limits import WorkerLimits
 from pluralllm.client.work.worker_process import Progress
 from pluralllm.common.errors.private_rounds import PeerKeyDiffers, RoundSecretsLost, TooFewKnown, WrongStep
-from pluralllm.common.errors.tree import InvalidConfig, RoundClosed
+from pluralllm.common.errors.tree import InvalidConfig, PluralError, RoundClosed
 from pluralllm.common.private_rounds.round_terms import terms_of
 from pluralllm.common.private_rounds.round_view import RoundView
 from pluralllm.common.wire import round_steps as wire
-from pluralllm.common.words.ids import RoundNumber, RunId
-from pluralllm.common.words.names import TaskKind
+from pluralllm.common.words.ids import ClientId, RoundNumber, RunId, TaskId
+from pluralllm.common.words.names import TaskKind, TaskName
 from pluralllm.common.words.noise import NoiseStatement
+from pluralllm.v1 import federation_pb2 as pb
 
 log = structlog.get_logger()
 
@@ -145,6 +146,23 @@ class PrivateRounds:
         notebooks = self._means.notebooks
         if any(run == task.run and number <= last for run, number in notebooks.open_rounds()):
             notebooks.close(task.run, last)
+
+    async def close_ended(self) -> None:
+        """Ends each round of which the coordinator says that it is closed. Call this while there is no work, before each poll.
+
+        An answer without a task does not say so: a member also waits while its slot in a round that goes on is free, after a
+        silence or after a restart of either side, and then needs its notebook again.
+        """
+        means = self._means
+        for run, number in means.notebooks.open_rounds():
+            task = TaskId(str(TaskName(run, number, TaskKind.TRAIN, ClientId(means.name))))
+            try:
+                await means.transport.call("GetRoundStep", pb.GetRoundStepRequest(task=task, phase=wire.KEYS_PHASE))
+            except RoundClosed:
+                await asyncio.to_thread(means.notebooks.close, run, number)
+                await asyncio.to_thread(means.outbox.drop, task)
+            except PluralError as error:
+                log.debug("private.round_kept", run=run, round=number, reason=str(error))
 
     def close_run(self, run: RunId) -> None:
         """Ends all rounds of a run that is over."""
