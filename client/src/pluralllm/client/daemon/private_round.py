@@ -47,14 +47,13 @@ from pluralllm.client.work.orders import TrainedUpdate
 from pluralllm.client.work.worker_limits import WorkerLimits
 from pluralllm.client.work.worker_process import Progress
 from pluralllm.common.errors.private_rounds import PeerKeyDiffers, RoundSecretsLost, TooFewKnown, WrongStep
-from pluralllm.common.errors.tree import InvalidConfig, PluralError, RoundClosed
+from pluralllm.common.errors.tree import InvalidConfig, RoundClosed
 from pluralllm.common.private_rounds.round_terms import terms_of
 from pluralllm.common.private_rounds.round_view import RoundView
 from pluralllm.common.wire import round_steps as wire
 from pluralllm.common.words.ids import ClientId, RoundNumber, RunId, TaskId
 from pluralllm.common.words.names import TaskKind, TaskName
 from pluralllm.common.words.noise import NoiseStatement
-from pluralllm.v1 import federation_pb2 as pb
 
 log = structlog.get_logger()
 
@@ -156,13 +155,9 @@ class PrivateRounds:
         means = self._means
         for run, number in means.notebooks.open_rounds():
             task = TaskId(str(TaskName(run, number, TaskKind.TRAIN, ClientId(means.name))))
-            try:
-                await means.transport.call("GetRoundStep", pb.GetRoundStepRequest(task=task, phase=wire.KEYS_PHASE))
-            except RoundClosed:
+            if await RoundCalls(means.transport).is_closed(task):
                 await asyncio.to_thread(means.notebooks.close, run, number)
                 await asyncio.to_thread(means.outbox.drop, task)
-            except PluralError as error:
-                log.debug("private.round_kept", run=run, round=number, reason=str(error))
 
     def close_run(self, run: RunId) -> None:
         """Ends all rounds of a run that is over."""

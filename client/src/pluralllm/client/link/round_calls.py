@@ -3,16 +3,26 @@
 from collections.abc import AsyncIterator
 from typing import Any, Protocol
 
+import structlog
+
 from pluralllm.client.link.transport import deadline_of, retries
 from pluralllm.common.errors.membership import TooManyCalls
-from pluralllm.common.errors.tree import AnswerInvalid, InvalidArgument, NoAnswer, StorageFull
+from pluralllm.common.errors.tree import (
+    AnswerInvalid,
+    InvalidArgument,
+    NoAnswer,
+    PluralError,
+    RoundClosed,
+    StorageFull,
+)
 from pluralllm.common.private_rounds.round_view import RoundView
 from pluralllm.common.weights.pieces import transfer_s
-from pluralllm.common.wire.round_steps import StepBody, step_request, view_of
+from pluralllm.common.wire.round_steps import KEYS_PHASE, StepBody, step_request, view_of
 from pluralllm.common.words.ids import RoundNumber, RunId, TaskId
 from pluralllm.v1 import federation_pb2 as pb
 
 STREAM_SETUP_S = 60.0
+log = structlog.get_logger()
 
 
 class Calls(Protocol):
@@ -45,6 +55,16 @@ class RoundCalls:
             return view_of(answer)
         except InvalidArgument as error:
             raise AnswerInvalid(call="GetRoundStep", field=error.field, problem=error.problem) from error
+
+    async def is_closed(self, task: TaskId) -> bool:
+        """Returns whether the coordinator says that a task's round is closed. Asks once; no answer is no closed round."""
+        try:
+            await self._transport.call("GetRoundStep", pb.GetRoundStepRequest(task=task, phase=KEYS_PHASE))
+        except RoundClosed:
+            return True
+        except PluralError as error:
+            log.debug("private.round_kept", task=task, reason=str(error))
+        return False
 
     async def put(self, task: TaskId, terms_sha256: bytes, message: StepBody) -> None:
         """Sends this client's message of a step; durable when the method returns. Raises the errors of `view`."""
