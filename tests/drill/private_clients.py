@@ -19,6 +19,7 @@ from pluralllm.client.private_rounds.membership import Myself
 from pluralllm.client.private_rounds.notebook import Notebook
 from pluralllm.client.work.masking import mask_update
 from pluralllm.client.work.orders import Mask, Masked
+from pluralllm.common.private_rounds import dealing
 from pluralllm.common.private_rounds.dealing import HeldShares, RoundSecrets
 from pluralllm.common.private_rounds.messages import Shares
 
@@ -94,17 +95,17 @@ class Dealing(StrEnum):
 
 def cheat(plans: Mapping[str, Mapping[int, str]]) -> None:
     """Makes the clients of this process deal as their plans say. plans: by client and round."""
-    honest_send, honest_deal, dealing = steps.send_shares, steps.deal, threading.local()
+    honest_send, current = steps.send_shares, threading.local()
 
     def send(notebook: Notebook, me: Myself, *rest: Any) -> Shares:
-        dealing.way = plans.get(me.name, {}).get(me.terms.round)
+        current.way = plans.get(me.name, {}).get(me.terms.round)
         return honest_send(notebook, me, *rest)
 
     def deal(secrets: RoundSecrets, *rest: Any, **named: Any) -> tuple[Shares, HeldShares]:
-        if dealing.way == Dealing.OTHER_SECRETS:
+        if current.way == Dealing.OTHER_SECRETS:
             secrets = RoundSecrets.of(hashlib.sha256(b"another secret").digest(), b"other terms")
-        shares, own = honest_deal(secrets, *rest, **named)
-        return (_with_bad_box(shares, *rest) if dealing.way == Dealing.BAD_BOX else shares), own
+        shares, own = dealing.deal(secrets, *rest, **named)
+        return (_with_bad_box(shares, *rest) if current.way == Dealing.BAD_BOX else shares), own
 
     replacements: Mapping[str, Callable[..., Any]] = {"send_shares": send, "deal": deal}
     for name, replacement in replacements.items():

@@ -1,4 +1,4 @@
-"""What must hold after private rounds: each version is the sum without masks, and nobody has revealed a secret in both kinds.
+"""Checks after private rounds: each version is the sum without masks, and nobody has revealed a secret in both kinds.
 
 The clients have kept the numbers of their updates without masks, and a copy of each message that they have sent.
 """

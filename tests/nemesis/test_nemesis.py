@@ -27,6 +27,7 @@ from support.private_members import member_key
 
 from pluralllm.common.private_rounds.messages import Reveal
 from pluralllm.common.wire.round_steps import step_request
+from pluralllm.common.words.ids import Digest
 
 SAMPLE = {Served.name: (100,)}  # the drills of tests/faults are on the other pair
 SEEDS = {Embedded.name: range(100), Served.name: range(100, 200)}
@@ -176,7 +177,7 @@ def test_a_receipt_that_is_not_on_record_or_does_not_count_is_named(plain: Recor
 
 def test_private_versions_are_compared_by_their_members_and_bits(plain: Record) -> None:
     masked = [
-        replace(version, updates=tuple((client, "f" * 64, 0) for client, *_ in version.updates))
+        replace(version, updates=tuple((client, Digest("f" * 64), 0) for client, *_ in version.updates))
         for version in plain.versions
     ]
     again = replace(plain, versions=tuple(masked), receipts={})

@@ -86,7 +86,8 @@ GOES_ON = (
 async def test_a_round_ends_only_if_the_coordinator_says_that_it_is_closed(
     tmp_path: Path, answer: PluralError | None
 ) -> None:
-    asked, dropped = [], []
+    asked: list[tuple[str, str]] = []
+    dropped: list[str] = []
 
     async def call(method: str, request: Any) -> None:
         asked.append((method, request.task))
