@@ -17,7 +17,7 @@ from pluralllm.client.private_rounds.notebooks import Notebooks
 from pluralllm.client.private_rounds.pins import save_pins
 from pluralllm.common.errors.private_rounds import TooFewKnown, WrongStep
 from pluralllm.common.errors.tree import LeaseLost, PluralError, RoundClosed, Unreachable
-from pluralllm.common.words.ids import RoundNumber, RunId
+from pluralllm.common.words.ids import Digest, RoundNumber, RunId
 from pluralllm.common.words.names import TaskKind
 
 TASK = task_of(process_spec(), round_number=3)
@@ -110,3 +110,29 @@ async def test_a_round_ends_only_if_the_coordinator_says_that_it_is_closed(
     if ended:
         with pytest.raises(RoundClosed):
             means.notebooks.open(RunId("r"), RoundNumber(2))
+
+
+@pytest.mark.parametrize(
+    ("in_sum", "is_known"), [(("ann", "bob"), True), (("bob", "cat"), False)], ids=["in the sum", "left out"]
+)
+def test_a_receipt_proves_nothing_any_more_once_a_complaint_has_taken_the_update_out_of_the_sum(
+    tmp_path: Path, in_sum: tuple[str, ...], is_known: bool
+) -> None:
+    history, digest = History(tmp_path), Digest("d" * 64)
+    with history.handing_in(TASK, digest, 1):
+        pass
+    means = cast(Any, SimpleNamespace(history=history, sums="sums", transport=None))
+    played = private_round.PrivateRound(means, Heard(), TASK, cast(Any, None))
+    notebook, me = SimpleNamespace(line=lambda kind: SimpleNamespace(digest=digest)), SimpleNamespace(name="ann")
+    view = SimpleNamespace(updates=[SimpleNamespace(name=name) for name in in_sum])
+    calls = []
+
+    def step(*arguments: Any, has_receipt: bool) -> str:
+        calls.append((arguments, has_receipt))
+        return "signed"
+
+    assert played._signed_sum(step, cast(Any, notebook), cast(Any, me), cast(Any, view)) == "signed"
+    assert calls == [((notebook, me, view, "sums"), True)], (
+        "the step itself knows of the receipt, and checks the complaint"
+    )
+    assert [one.acknowledged for one in history.seen(TASK.run).own_updates[TASK.round]] == [is_known]

@@ -189,6 +189,16 @@ async def test_an_update_without_a_receipt_may_be_missing(tmp_path: Path) -> Non
     await follow(of_client(tmp_path), without_own_update(2))
 
 
+async def test_an_update_whose_receipt_was_withdrawn_may_be_missing(tmp_path: Path) -> None:
+    history = of_client(tmp_path)
+    hand_in(history, 1)
+    hand_in(history, 2)
+    history.withdraw_receipt(RUN, RoundNumber(2))
+    noted = history.seen(RUN).own_updates
+    assert {number: update.acknowledged for number, (update,) in noted.items()} == {1: True, 2: False}
+    await follow(history, without_own_update(2))
+
+
 async def test_an_update_that_was_made_again_may_count_in_either_form(tmp_path: Path) -> None:
     history, task = of_client(tmp_path), train_task(chain_of(1)[1])
     for one in (digest("first try"), own_update(2)[0]):

@@ -15,7 +15,6 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -227,14 +226,25 @@ class PrivateRound:
             case wire.UPDATE_PHASE:
                 await self._take_boxes(notebook, me, view)
             case wire.CONFIRMATION_PHASE:
-                confirm = partial(steps.confirm, has_receipt=self._has_receipt(notebook))
-                confirmation = await self._durably(confirm, notebook, me, view, means.sums)
+                confirmation = await self._durably(self._signed_sum, steps.confirm, notebook, me, view)
                 await self._calls.put(task.name, me.terms.sha256, confirmation)
             case wire.REVEAL_PHASE:
-                reveal = partial(steps.reveal, has_receipt=self._has_receipt(notebook))
-                shown = await self._durably(reveal, notebook, me, view, means.sums)
+                shown = await self._durably(self._signed_sum, steps.reveal, notebook, me, view)
                 await self._calls.put(task.name, me.terms.sha256, shown)
                 means.stage(REVEALED)
+
+    def _signed_sum(self, step: Callable[..., Result], notebook: Notebook, me: Myself, view: RoundView) -> Result:
+        """Confirms a sum, or reveals for it. Returns the message.
+
+        A member's complaint about a box takes its dealer out of the sum, also after the receipt. The step has checked that
+        complaint; the receipt then proves nothing any more against a version without the update.
+        """
+        means, task, has_receipt = self._means, self._task, self._has_receipt(notebook)
+        message = step(notebook, me, view, means.sums, has_receipt=has_receipt)
+        if has_receipt and all(update.name != me.name for update in view.updates):
+            log.warning("private.update_left_out", run=task.run, round=task.round, reason="a member complains of a box")
+            means.history.withdraw_receipt(task.run, task.round)
+        return message
 
     async def _myself(self, view: RoundView, *, checked: bool) -> Myself:
         """Returns this client with its own knowledge of the terms. The round's head of the roster must be one that it has had."""

@@ -206,10 +206,14 @@ class History:
             except InvalidConfig:
                 continue  # the daemon reports it, and refuses the run's tasks
             made = {version.round for version in seen.versions.values()}
-            for number, updates in seen.own_updates.items():
-                for update in updates:
-                    if number not in made and update.acknowledged:
-                        self._note_update(run, number, replace(update, acknowledged=False))
+            for number in seen.own_updates.keys() - made:
+                self.withdraw_receipt(run, number)
+
+    def withdraw_receipt(self, run: RunId, number: RoundNumber) -> None:
+        """Withdraws the receipt of a round whose version will rightly lack this client's update. Raises InvalidConfig."""
+        for update in self.seen(run).own_updates.get(number, ()):
+            if update.acknowledged:
+                self._note_update(run, number, replace(update, acknowledged=False))
 
     # Parts
 
