@@ -49,6 +49,16 @@ def text_of(message: str | Messages) -> str:
     return "".join(part.get("text", "") for part in content or () if isinstance(part, dict))
 
 
+def check_text(name: str, message: Any) -> None:
+    """Checks that a value can be the message of `text_of`. Raises ValueError if it is neither a text nor a conversation."""
+    if isinstance(message, str):
+        return
+    if not isinstance(message, list | tuple) or not all(isinstance(turn, dict) for turn in message):
+        raise ValueError(
+            f"{name} is a {type(message).__name__}; give a text, or a list of messages with role and content"
+        )
+
+
 def read_answer(completion: str, options: Sequence[str]) -> NDArray[np.float64] | None:
     """Returns the share that a completion gives to each option, or None if it names no option, or more than one as its choice.
 

@@ -15,6 +15,7 @@ from pluralllm.align.answers import Reader
 from pluralllm.align.context_check import warn
 from pluralllm.align.plural_predictor import PluralConfig, PluralPredictor
 from pluralllm.align.rollouts import COLUMNS, Columns, Judging, Rollout, Scored, Text, judge, read_rollouts
+from pluralllm.align.stated import folded
 from pluralllm.client.data.answers import read_answers
 from pluralllm.client.work.train import pick_device
 from pluralllm.common.errors.tree import InvalidArgument
@@ -27,6 +28,7 @@ from pluralllm.common.words.questions import Question
 DEFAULT_CACHE = Path("~/.cache/pluralllm")
 NO_OPTION = "names no option"
 Key = tuple[str, Question]  # group, question
+Identity = tuple[str, tuple[str, ...]]  # of a question: its text, and its options in any order
 
 
 class GroupReward:
@@ -90,10 +92,12 @@ class GroupReward:
         self._embedder = Embedder(self._model.contract, path, _folder_of(cache), chosen)
         self._embedder.check_probes()
         least = self._model.config.min_context
+        questions = {name: _questions(context) for name, context in contexts.items()}
         self._predictors = {
-            name: GroupPredictor(self._model.predictor, self._embedder, name, _questions(context), chosen, least)
-            for name, context in contexts.items()
+            name: GroupPredictor(self._model.predictor, self._embedder, name, context, chosen, least)
+            for name, context in questions.items()
         }
+        self._known = {name: frozenset(map(identity_of, context)) for name, context in questions.items()}
         self.unscored: Counter[str] = Counter()  # completions that got None, by reason
         # A trainer uses this name in its logs.
         self.__name__ = "group_reward" if self._group is None else f"reward_{self._group.lower().replace(' ', '_')}"
@@ -142,6 +146,10 @@ class GroupReward:
             raise InvalidArgument(field="group", problem=f"is not given; one of: {', '.join(self._predictors)}")
         return self._group
 
+    def context_of(self, group: str) -> frozenset[Identity]:
+        """Returns the questions of a group's context, as `identity_of` names them."""
+        return self._known[group]
+
     def predict(self, keys: Sequence[Key]) -> dict[Key, PredictedAnswer]:
         """Returns the predicted answer for each key, a pair of a group and a question.
 
@@ -182,6 +190,11 @@ class GroupReward:
             if name not in self._predictors:
                 raise InvalidArgument(field=self._group_column, problem=_unknown(name, self._predictors))
         return list(named)
+
+
+def identity_of(question: Question) -> Identity:
+    """Returns what makes a question the same one whatever the order of its options and the spelling of its letters."""
+    return folded(question.text).strip(), tuple(sorted(folded(option).strip() for option in question.options))
 
 
 def _folder_of(cache: str | Path) -> Path:

@@ -4,7 +4,7 @@ import contextlib
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pluralllm.align.group_reward import GroupReward
+from pluralllm.align.answers import check_text
+from pluralllm.align.group_reward import GroupReward, identity_of
 from pluralllm.align.rollouts import Scored
 from pluralllm.client.data.preference_data import candidates_of, ranked_pairs
 from pluralllm.common.errors.tree import InvalidArgument, InvalidData
@@ -24,6 +25,7 @@ from pluralllm.common.text.reading import Unreadable, byte_lines, json_value
 from pluralllm.common.words.questions import Question
 
 ROWS_AT_ONCE = 256
+SHOWN_PROBLEMS = 3  # different ones, of a file without a row that can be scored
 Seen = Callable[[int], None]  # reports progress: bytes of the source that have been scored
 
 
@@ -43,32 +45,37 @@ class Line:
 def score_rows(reward: GroupReward, source: Path, out: Path, seen: Seen) -> dict[str, Any]:
     """Scores each row of `source` and writes the row to `out` with the fields `predicted_shares` and `spreads`.
 
-    A row with a `completion` also gets a `reward`. Returns counts of the rows, and the alignment score if rows hold true shares.
+    A row with a `completion` also gets a `reward`. Returns counts of the rows, and the alignment score if rows hold true shares;
+    questions of the context are left out of it, because the predictor has read their answers.
     seen: is called with the number of bytes scored so far.
-    Raises InvalidData if the source cannot be read at all, and StorageFull if the disk is full.
+    Raises InvalidData if the source cannot be read, or if no row of it can be scored, and StorageFull if the disk is full.
     """
-    counts = Counter(rows=0, not_scored=0, completions_without_reward=0)
+    counts = Counter(rows=0, not_scored=0, completions_without_reward=0, rows_of_context=0)
     alignment = Alignment()
+    problems = Problems(source)
 
     def written(lines: Sequence[Line], answers: Sequence[PredictedAnswer | None]) -> Iterator[dict[str, Any]]:
         nonlocal alignment
-        rewards = _rewards(reward, lines)
+        rewards, context_ids = _rewards(reward, lines), reward.context_of(reward.only_group)
         for line, answer, scored in zip(lines, answers, rewards, strict=True):
             counts["rows"] += 1
             row = dict(line.row)
             if answer is None or line.question is None:
                 counts["not_scored"] += 1
+                problems.note(line.problem)
                 yield {**row, "predicted_shares": None, "spreads": None, "problem": line.problem}
                 continue
             row |= {"predicted_shares": _numbers(answer.shares), "spreads": _numbers(answer.spreads)}
-            if line.has_shares:
+            if identity_of(line.question) in context_ids:
+                counts["rows_of_context"] += 1
+            elif line.has_shares:
                 alignment = alignment.add(answer.shares, line.question.shares, line.question.scale)
             if "completion" in row:
                 row["reward"] = None if scored is None else scored.reward
                 counts["completions_without_reward"] += scored is None
             yield row
 
-    _rewrite(reward, source, out, seen, written)
+    _rewrite(reward, source, out, seen, written, lambda: problems.check(counts))
     scores = (alignment.score, alignment.score_base2) if alignment.questions else (None, None)
     return {"file": str(out), **counts, "alignment_score": scores[0], "alignment_score_base2": scores[1]}
 
@@ -80,22 +87,48 @@ def write_pairs(reward: GroupReward, source: Path, out: Path, margin: float, eve
     margin: least difference between the predicted shares of the two options of a pair. every: whether all pairs of a
     question's options are compared, not only the best option with the worst.
     seen: is called with the number of bytes scored so far.
-    Raises InvalidData if the source cannot be read at all, and StorageFull if the disk is full.
+    Raises InvalidData if the source cannot be read, or if no row of it can be scored, and StorageFull if the disk is full.
     """
     counts = Counter(rows=0, not_scored=0, pairs=0)
+    problems = Problems(source)
 
     def written(lines: Sequence[Line], answers: Sequence[PredictedAnswer | None]) -> Iterator[dict[str, Any]]:
         for line, answer in zip(lines, answers, strict=True):
             counts["rows"] += 1
             if answer is None or line.question is None:
                 counts["not_scored"] += 1
+                problems.note(line.problem)
                 continue
             for record in ranked_pairs(line.question, answer.shares, margin, every=every):
                 counts["pairs"] += 1
                 yield record
 
-    _rewrite(reward, source, out, seen, written)
+    _rewrite(reward, source, out, seen, written, lambda: problems.check(counts))
     return {"file": str(out), **counts}
+
+
+class Problems:
+    """The first different problems of a file's rows, for a file in which no row can be scored."""
+
+    def __init__(self, source: Path) -> None:
+        self._source, self._shown = source, dict[str, None]()
+
+    def note(self, problem: str) -> None:
+        if len(self._shown) < SHOWN_PROBLEMS:
+            self._shown[problem] = None
+
+    def check(self, counts: Mapping[str, int]) -> None:
+        """Raises InvalidData if no row can be scored: a file of another form would else leave with success and nothing done."""
+        if counts["rows"] > counts["not_scored"]:
+            return
+        what = (
+            "  the file has no rows"
+            if not counts["rows"]
+            else f"  none of {counts['rows']} rows can be scored, such as:"
+        )
+        raise InvalidData(
+            file=str(self._source), problems="\n".join([what, *(f"  {problem}" for problem in self._shown)])
+        )
 
 
 def _rewrite(
@@ -104,11 +137,12 @@ def _rewrite(
     out: Path,
     seen: Seen,
     written: Callable[[Sequence[Line], Sequence[PredictedAnswer | None]], Iterator[dict[str, Any]]],
+    check: Callable[[], None],
 ) -> None:
     """Reads the file `source` in batches of rows, and writes new rows to the file `out`.
 
-    written: gets the rows of a batch and their predicted answers, and yields the rows to write. If an error occurs, the file
-    `out` stays as it was.
+    written: gets the rows of a batch and their predicted answers, and yields the rows to write. check: is called when all rows
+    are written, and raises an error if they are of no use. If an error occurs, the file `out` stays as it was.
     """
     if out.is_dir() or is_special(out):
         what = "a folder" if out.is_dir() else "a device or a pipe"
@@ -123,6 +157,7 @@ def _rewrite(
                     for row in written(lines, _answers(reward, lines)):
                         file.write(json.dumps(row, ensure_ascii=False) + "\n")
                     seen(done)
+            check()
             publish(temporary, out)
         except BaseException:  # Ctrl-C as well
             with contextlib.suppress(OSError):
@@ -168,6 +203,8 @@ def _line(raw: bytes) -> Line:
         return Line({}, None, problem="not a JSON object; one object a line")
     try:
         question, has_shares = candidates_of(row)
+        if "completion" in row:
+            check_text("completion", row["completion"])
     except (ValueError, TypeError, RecursionError) as error:
         return Line(row, None, problem=str(error))
     return Line(row, question, has_shares)

@@ -145,7 +145,8 @@ SCORES = Form(
         "rows": "number of rows of the source",
         "not_scored": "number of rows that could not be scored",
         "completions_without_reward": "number of completions from which no answer could be read",
-        "alignment_score": "0 to 1 (Jensen-Shannon, natural logarithm); null if no row has true shares",
+        "rows_of_context": "number of rows whose question is in the context; they are not in the alignment score",
+        "alignment_score": "0 to 1 (Jensen-Shannon, natural logarithm); null if no other row has true shares",
         "alignment_score_base2": "the same with logarithms to base 2",
     },
 )
