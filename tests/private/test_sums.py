@@ -25,7 +25,7 @@ from pluralllm.common.process.clock import SystemClock
 from pluralllm.common.sums.solver import SummedAnswers, members_digest, next_values, summed
 from pluralllm.common.weights.layout import flat_values, read_layout, write_weights
 from pluralllm.common.weights.update_format import update_format
-from pluralllm.common.words.ids import RoundNumber, RunId
+from pluralllm.common.words.ids import ModelVersion, RoundNumber, RunId
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.v1 import resources_pb2 as rpb
 
@@ -104,6 +104,32 @@ async def test_a_run_of_sums_ends_with_the_bits_of_its_terms_without_masks_and_e
     exact = played(workers, as_answered)
     for private, plain in zip(versions[1:], exact[1:], strict=True):
         assert np.linalg.norm(private - plain) < 1e-5 * np.linalg.norm(plain)
+
+
+class OneTooLong(SumsWorker):
+    """A worker whose term is longer than the run allows, if it is the first member's."""
+
+    def term(self, values: Floats) -> Floats:
+        answer = super().term(values)
+        return answer * np.float32(501 / np.linalg.norm(answer)) if self.name == MEMBERS[0] else answer
+
+
+async def test_a_client_whose_term_is_too_long_takes_no_part_and_tells_nobody_how_long_it_is(tmp_path: Path) -> None:
+    async with serving(tmp_path / "server", SystemClock(), silence_s=5) as served:
+        await served.create("r", SPEC)
+        with capture_logs() as logs:
+            async with members(tmp_path / "clients", served, OneTooLong) as some:
+                await some.start(*MEMBERS)
+                await until(served, lambda run: run.version >= 1)
+        (failed,) = [line for line in logs if line["event"] == "task.failed"]
+        assert (failed["reason"], failed["permanent"]) == ("TERM_TOO_LONG", True)
+        assert "has the L2 norm 501, the run allows 500" in failed["problem"]
+        (lost,) = [line for line in logs if line["event"] == "run.event" and line["kind"] == "PlaceLost"]
+        assert "501" not in str(lost)
+        assert "longer than the run's bound" in str(lost)
+        record = await served.parts.store.version(RunId("r"), ModelVersion(1))
+        assert record is not None
+        assert [client for client, *_ in record.updates] == sorted(MEMBERS[1:])
 
 
 def rounded(workers: list[Any], number: int, _values: Floats) -> SummedAnswers:

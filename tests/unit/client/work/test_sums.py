@@ -1,5 +1,6 @@
 """A client's answers are the terms of the sums that the solver needs, from the questions that it trains on alone."""
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,6 +40,28 @@ def system() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 def terms(data: GroupData = DATA) -> GroupTerms:
     return GroupTerms(SPEC, data, CPU)
+
+
+@pytest.mark.parametrize("answers", ["as they are", "one option", "two options"])
+def test_no_answer_is_longer_than_the_features_and_the_number_of_questions_allow(answers: str) -> None:
+    """The bounds of the module's docstring, also for answers that are as extreme as shares can be."""
+    shares = DATA.shares.copy()
+    for start, end in itertools.pairwise(DATA.offsets.tolist()):
+        if answers != "as they are":
+            shares[start:end] = 0
+            chosen = slice(start, start + (1 if answers == "one option" else 2))
+            shares[chosen] = 1 / (chosen.stop - start)
+    group = terms(GroupData(DATA.group, DATA.questions, DATA.embeddings, shares, DATA.offsets, DATA.positions))
+    points, questions = group._logs.size, len(USABLE)
+    residual = np.sqrt(65 * questions)
+    assert np.linalg.norm(group._logs) <= residual
+    assert np.linalg.norm(group.of_prior(np.zeros(FEATURES, np.float32))[0]) <= np.sqrt(2 * 1.6 * points) * residual
+    own = group._own_vector(np.zeros(FEATURES, np.float32))
+    assert np.linalg.norm(own) <= np.linalg.norm(group._logs)
+    length = np.linalg.norm(group.of_projection(np.zeros(FEATURES, np.float32), PROJECTION))
+    assert length <= np.linalg.norm(PROJECTION) * float(own @ own) * (1 + 1e-6)
+    extreme = np.log1p(np.linspace(0, 100, 100_001)[1:]) ** 2 / np.linspace(0, 100, 100_001)[1:]
+    assert extreme.max() < 0.65, "so the square length of one question's logarithms is at most 65"
 
 
 def write_version(path: Path, **tensors: NDArray[np.float32]) -> Path:
