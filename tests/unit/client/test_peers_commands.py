@@ -1,19 +1,25 @@
 """The owner sees the roster with its whole digest, and pins members by the one line of the walk."""
 
+import asyncio
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
 
+from pluralllm.client import peers_commands
 from pluralllm.client.__main__ import app
 from pluralllm.client.doctor import PROBES
+from pluralllm.client.link.tasks import RosterPage
+from pluralllm.client.link.transport import Transport
 from pluralllm.client.private_rounds.pins import load_pins, save_pins
 from pluralllm.client.private_rounds.roster_watch import FILE, SeenRoster
 from pluralllm.client.process.config import ClientConfig
 from pluralllm.common.errors.private_rounds import RosterDiverged
-from pluralllm.common.errors.tree import InvalidArgument
+from pluralllm.common.errors.tree import InvalidArgument, Unreachable
 from pluralllm.common.private_rounds.roster import Roster, RosterChange, RosterEntry
 from pluralllm.common.trust.certificates import spoken
 
@@ -70,6 +76,23 @@ def test_a_pinned_member_with_another_key_is_shown_until_it_is_pinned_again(stat
     assert "pinned ann; another key than before: ann" in pinned.output
     assert "2 members are pinned" in pinned.output
     assert load_pins(state / "peers.toml") == {"ann": KEYS["ann"], "cat": "c" * 64}
+
+
+def test_the_log_of_a_command_that_asks_the_coordinator_is_not_among_its_json(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Silent:
+        async def roster(self, after: int) -> RosterPage:
+            raise Unreachable(address="127.0.0.1:1", problem="it is away")
+
+        async def close(self) -> None: ...
+
+    configured: list[tuple[str, str]] = []
+    monkeypatch.setattr(peers_commands, "configure_logs", lambda *, form, level: configured.append((form, level)))
+    monkeypatch.setattr(Transport, "of_member", lambda _: Silent())
+    identity: Any = SimpleNamespace(membership=SimpleNamespace(name="ann"), folder=state)
+    assert "it is away" in asyncio.run(peers_commands._follow(identity, state))
+    assert configured == [("console", "WARNING")]
 
 
 def test_a_roster_that_has_diverged_is_said_and_pins_nobody(state: Path) -> None:

@@ -19,6 +19,7 @@ from pluralllm.common.private_rounds.roster import Roster
 from pluralllm.common.process.configuration import load_config
 from pluralllm.common.process.console import Json, print_json, say, terminal
 from pluralllm.common.process.json_forms import PEERS
+from pluralllm.common.process.logs import configure_logs
 from pluralllm.common.trust.certificates import spoken
 from pluralllm.common.trust.identity import Identity, load_identity, peer_key
 
@@ -105,6 +106,7 @@ async def _follow(identity: Identity, state: Path) -> str:
     """Asks the coordinator for the newest roster, checks it, and stores it. Returns why there is no answer; "" if one came."""
     from pluralllm.client.link.transport import Transport  # noqa: PLC0415 - gRPC takes a moment; help does not need it
 
+    configure_logs(form="console", level="WARNING")  # to stderr, so that no line of the log is among the JSON
     transport = Transport.of_member(identity)
     try:
         watch = RosterWatch.of(state, identity.membership.name, identity.folder, transport.roster)

@@ -17,6 +17,7 @@ from pluralllm.client.process.config import JoinConfig
 from pluralllm.common.errors.tree import NotFound
 from pluralllm.common.process.configuration import load_config
 from pluralllm.common.process.console import say
+from pluralllm.common.process.logs import configure_logs
 from pluralllm.common.trust.identity import Identity, load_identity
 from pluralllm.common.weights.server_optimizer import first_moments
 from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber, RunId
@@ -36,6 +37,7 @@ def verify(
     paths = load_config(JoinConfig, config, {"state_dir": state_dir})
     folder = paths.identity or paths.state_dir / "identity"
     identity = load_identity(folder, COMMAND).at(paths.coordinator, paths.enrolment).through(paths.proxies)
+    configure_logs(form="console", level="WARNING")
     version, names = asyncio.run(verified(paths, identity, RunId(run), RoundNumber(number)))
     say(f"version {version} of run {run} is the sum of {len(names)} updates, byte for byte: {', '.join(names)}")
 
