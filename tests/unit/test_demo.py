@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import json
 import os
 import signal
 import subprocess
@@ -13,6 +14,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 from support.documented import ROOT
+
+from pluralllm.client.data.sample_survey import sample_groups, with_counts
+from pluralllm.client.disclosure.policy import load_policy
+from pluralllm.common.words.ids import GroupName
+from pluralllm.common.words.spec import spec_from_toml
 
 RUN = {"version": 3, "received_bytes": 1, "sent_bytes": 1}
 
@@ -65,6 +71,33 @@ def test_without_a_group_that_reports_both_scores_the_demo_has_failed() -> None:
 def test_a_mean_that_does_not_rise_is_a_failure() -> None:
     with pytest.raises(DEMO.DemoFailed, match="did not rise"):
         printed(score("Northmark", 0, 0.7), score("Northmark", 3, 0.6))
+
+
+def test_the_demo_runs_private_rounds_and_its_partners_demand_them(tmp_path: Path) -> None:
+    groups = dict.fromkeys(("Foundry", "Goldcrest", "Greenhill", "Harbourland"), ())
+    spec = spec_from_toml(DEMO._spec(DEMO.Federation(groups, {}, 12, 1.0, "")), "run.toml")
+    assert spec.private_rounds is not None
+    assert spec.private_rounds.clip_norm == spec.aggregation.max_delta_norm
+    assert (spec.round.min_clients, spec.round.target_clients) == (4, 4)
+    questions = [with_counts(question, 1000) for question in sample_groups(2, 5, seed=0)[GroupName("Harbourland")]]
+    DEMO._write_private_file(tmp_path, questions)
+    policy = load_policy(tmp_path / "state" / "policy.toml")
+    assert (policy.private_rounds.rounds, policy.private_rounds.trust) == ("required", "pinned")
+    assert policy.privacy is not None
+
+
+def test_partners_that_see_different_rosters_pin_nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    typed: list[tuple[str, ...]] = []
+    rosters = iter("ab")
+
+    def run(_module: str, *arguments: str) -> str:
+        typed.append(arguments)
+        return json.dumps({"digest": next(rosters)})
+
+    monkeypatch.setattr(DEMO, "_run", run)
+    with pytest.raises(DEMO.DemoFailed, match="2 different rosters"):
+        DEMO.pin([DEMO.Partner(name, (), "train") for name in ("A", "B")], tmp_path)
+    assert not any("pin" in arguments for arguments in typed)
 
 
 @pytest.mark.parametrize("number", DEMO.STOP_SIGNALS)
