@@ -7,8 +7,8 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,16 +35,22 @@ FOUND = TypeVar("FOUND")
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A fault that strikes the coordinator once; without a name nothing happens."""
+    """A fault that strikes the coordinator once, or a list of kills, one in each process; without a name nothing happens."""
 
     name: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
     attach: Callable[[Path], list[str]] | None = None  # the command for a state directory; the pid is appended
     code: int = -signal.SIGKILL  # the exit code of the coordinator that the fault ends
+    then: tuple[str, ...] = ()  # further points to kill at, as in `kill_at`, each in the process after the one before
 
     @classmethod
     def kill_at(cls, point: str, number: int) -> "Fault":
         return cls(f"{point}:{number}", {KILL_AT: f"{point}:{number}"})
+
+    @classmethod
+    def kills_at(cls, points: Sequence[str]) -> "Fault":
+        """Returns the fault that kills the coordinator at each point in turn. points: each is "POINT:NUMBER"."""
+        return cls(" ".join(points), {KILL_AT: points[0]}, then=tuple(points[1:]))
 
     @classmethod
     def signal_at(cls, point: str, number: int, name: str, code: int) -> "Fault":
@@ -62,6 +68,7 @@ class Fleet:
         self.address = f"127.0.0.1:{free_port()}"
         self.fault_fired = False
         self._fault: Fault = fault
+        self._kills_left = list(fault.then)
         self._remote: Remote | None = None
         self.processes: list[Process] = []
         config = {
@@ -148,7 +155,10 @@ class Fleet:
         assert code == self._fault.code, f"the coordinator ended with {code}\n{self.logs()}"
         assert self._fault.name, f"it was killed by something else\n{self.logs()}"
         assert not self.fault_fired, f"it was killed again\n{self.logs()}"
-        self.fault_fired = True
+        if self._kills_left:
+            self._fault = replace(self._fault, environment={KILL_AT: self._kills_left.pop(0)})
+        else:
+            self.fault_fired = True
 
     def _keep_alive(self) -> None:
         popen = self._coordinator.popen
@@ -205,12 +215,12 @@ class Fleet:
 
     # The end
 
-    def finish(self, revoked: str = "") -> str:
-        """Waits for the end of the run and of the clients, stops everything, and verifies the state.
+    def finish(self, revoked: str = "", limit_s: float = LIMIT_S) -> str:
+        """Waits for the end of the run, for at most `limit_s`, and of the clients, stops everything, and verifies the state.
 
         Returns the digest of the newest version.
         """
-        run = self.insist("the run ends", lambda remote: _if(remote.get_run("r"), "phase", "ended"))
+        run = self.insist("the run ends", lambda remote: _if(remote.get_run("r"), "phase", "ended"), limit_s)
         self.insist("the clients hear that the run is over", lambda _: not self._clients.running)
         assert self._clients.popen is not None
         assert self._clients.popen.returncode == 0, self.logs()

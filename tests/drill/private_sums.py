@@ -14,7 +14,7 @@ from drill.private_clients import SAID, UNMASKED
 
 from pluralllm.common.predictor.architecture import layout_for
 from pluralllm.common.private_rounds.messages import Reveal
-from pluralllm.common.private_rounds.sum_files import PrivateSum, ring_of, write_from_sum
+from pluralllm.common.private_rounds.sum_files import sum_of, write_from_sum
 from pluralllm.common.process.configuration import load_config
 from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.weights.chunks import manifest_of
@@ -58,7 +58,7 @@ async def _bits_without_masks(
     blobs: Blobs, spec: RunSpec, base: VersionRecord, version: VersionRecord, folder: Path
 ) -> tuple[str, ...]:
     """Returns the digests of the version and of its moments, made from the numbers that its clients have kept."""
-    members = len((await read_transcript(blobs, version)).members)
+    fixed = (await read_transcript(blobs, version)).fixed
     files = [folder / client / UNMASKED / digest for client, digest, _ in version.updates]
     updates = [StoredWeights(file, manifest_of(file).digest) for file in files]
     first = first_moments(spec.aggregation)
@@ -67,7 +67,7 @@ async def _bits_without_masks(
         manifests, _ = write_from_sum(
             start,
             kept or first,
-            PrivateSum(updates, (), ring_of(spec, members), spec.aggregation.max_examples),
+            sum_of(spec, fixed, (), updates),  # without masks, no streams are left over
             layout_for(spec),
             server_optimizer(spec.aggregation),
             [Path(drafts) / str(number) for number in range(1 + len(first))],

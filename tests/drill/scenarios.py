@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from drill.client import Behaviour
-from drill.fleet import Fleet
+from drill.fleet import LIMIT_S, Fleet
 from drill.private_clients import Dealing
 from support.process_harness import process_spec
 
@@ -47,6 +47,8 @@ def private_spec(rounds: int, **policy: int) -> RunSpec:
 
 
 PRIVATE = private_spec(2, min_clients=4, target_clients=4)
+LONG_LIMIT_S = 400.0  # an idle machine needs less than a minute
+LONG = private_spec(14, min_clients=4, target_clients=4)
 CHEATED = private_spec(2, min_clients=4, target_clients=6)
 BATCHES = [write_rollouts([Candidates(str(number), ("this", "that"), (3, 1))]) for number in (1, 2)]
 
@@ -130,10 +132,15 @@ def rewarded(fleet: Fleet) -> str:
     return fleet.finish()
 
 
-def private(fleet: Fleet) -> str:
-    """Plays two private rounds with four members."""
-    begin(fleet, PRIVATE, {name: {} for name in ("ann", "ben", "cat", "dan")})
-    return fleet.finish()
+def private(fleet: Fleet, spec: RunSpec = PRIVATE, limit_s: float = LIMIT_S) -> str:
+    """Plays private rounds with four members, two if the spec does not say another number."""
+    begin(fleet, spec, {name: {} for name in ("ann", "ben", "cat", "dan")})
+    return fleet.finish(limit_s=limit_s)
+
+
+def long_private(fleet: Fleet) -> str:
+    """Plays so many private rounds that the coordinator can be killed again and again."""
+    return private(fleet, LONG, LONG_LIMIT_S)
 
 
 def cheated(fleet: Fleet) -> str:
@@ -161,3 +168,5 @@ SCENARIOS = (
     Scenario("rewarded", rewarded),
 )
 PRIVATE_SCENARIOS = (Scenario("private", private), Scenario("cheated", cheated))
+KILLS = 8  # of one long run
+LONG_PRIVATE = Scenario("long private", long_private, {"keep_updates": "100"})

@@ -9,7 +9,7 @@ from drill.pairs import Embedded, Served, StorePair
 from drill.points import AFTER, BEFORE, all_points, all_steps
 from drill.private_clients import UNMASKED
 from drill.private_sums import wrong_sums
-from drill.scenarios import PRIVATE_SCENARIOS
+from drill.scenarios import KILLS, LONG_PRIVATE, PRIVATE_SCENARIOS
 from drill.trial import ALL, SAMPLE_ONLY, Undisturbed, drill
 
 from pluralllm.server.rounds.events import (
@@ -95,6 +95,14 @@ def test_a_coordinator_killed_there_goes_on_as_if_nothing_had_been(
 SURE = (KeysArrived, SharesArrived, UpdateArrived, ConfirmationArrived, RevealArrived, ModelAveraged)
 # A round passes all of these points, whatever chance decides.
 STORED = ("inbox.put", "blobs.put", "blobs.delete", "uploads.put", "uploads.finish", "files.publish", "files.sync_file")
+# The points of every round, in a drawn order: one run passes each of them again and again.
+OFTEN = [
+    f"{step}.{side}"
+    for step in (*STORED, "averaging.write_private", *(f"store.apply.{kind.__name__}" for kind in SURE))
+    for side in (BEFORE, AFTER)
+]
+OFTEN += [f"{step}.{side}" for step in ("uploads.begin", "files.rename") for side in (BEFORE, AFTER)]
+random.Random(SEED).shuffle(OFTEN)
 
 
 def test_a_private_round_whose_coordinator_dies_at_a_step_is_exact(tmp_path: Path) -> None:
@@ -117,6 +125,19 @@ def test_private_rounds_pass_every_point_of_their_own_and_those_of_the_stores(un
     passed = undisturbed.reached_in_rounds()
     own = {*OF_PRIVATE_ROUNDS, *STORED, *(f"store.apply.{kind.__name__}" for kind in SURE)}
     assert {f"{step}.{side}" for step in own for side in (BEFORE, AFTER)} <= passed <= set(all_points())
+
+
+@pytest.mark.skipif(not ALL, reason=SAMPLE_ONLY)
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("turn", range(len(OFTEN) // KILLS))
+@pytest.mark.parametrize("pair", PAIRS, indirect=True, scope="session")
+def test_a_coordinator_that_is_killed_again_and_again_in_private_rounds_makes_the_same_sums(
+    tmp_path: Path, pair: StorePair, undisturbed: Undisturbed, turn: int
+) -> None:
+    draw = random.Random(f"{SEED} {turn}")
+    kills = [f"{point}:{draw.randint(1, 3)}" for point in OFTEN[turn * KILLS : (turn + 1) * KILLS]]
+    ending = drill(tmp_path / "fleet", pair, LONG_PRIVATE, Fault.kills_at(kills), undisturbed.of(LONG_PRIVATE).digest)
+    assert ending.fired, "the run has ended before the last kill"
 
 
 @pytest.mark.skipif(not ALL, reason=SAMPLE_ONLY)
