@@ -24,7 +24,7 @@ from pluralllm.client.data.private_file import PrivateFile
 from pluralllm.client.data.sample_survey import sample_groups
 from pluralllm.client.disclosure.measurements import MeasuredScores, MeasuredTraining
 from pluralllm.client.disclosure.own_scores import KEPT_BACK, OWN_SCORES, OwnScoresFolder, in_sum_of
-from pluralllm.client.disclosure.policy import RoundPrivacy
+from pluralllm.client.disclosure.policy import Policy, RoundPrivacy
 from pluralllm.client.joining.partner import load_partner
 from pluralllm.client.link.transport import Transport
 from pluralllm.client.private_rounds import verification
@@ -54,6 +54,7 @@ ROUNDS = 2
 GAMMA = 2.0
 MOMENTUM = SPEC.aggregation.momentum
 MEMBERS = NAMES[:4]
+POLICY = open_policy(private_rounds=RoundPrivacy(hidden_among=2))
 QUESTIONS = next(iter(sample_groups(2, 60, 0).values()))
 
 
@@ -97,7 +98,9 @@ class Worker:
 class Member:
     """One daemon as a task of this process."""
 
-    def __init__(self, folder: Path, identity: Identity, pins: Mapping[str, str], worker: Worker) -> None:
+    def __init__(
+        self, folder: Path, identity: Identity, pins: Mapping[str, str], worker: Worker, policy: Policy = POLICY
+    ) -> None:
         folder.mkdir(exist_ok=True)
         data, state = folder / "answers.jsonl", folder / "state"
         if not data.is_file():
@@ -115,7 +118,6 @@ class Member:
         assert partner.identity is not None
         self.state, self.worker = state, worker
         self.transport = Transport.of_member(partner.identity)
-        policy = open_policy(private_rounds=RoundPrivacy(hidden_among=2))
         self.daemon = Daemon(config, partner, policy, PrivateFile(data, state), self.transport, cast(Any, self.worker))
         self.stop = asyncio.Event()
         self.task = asyncio.create_task(self.daemon.run(self.stop))
@@ -134,13 +136,13 @@ class Members:
         self.pins: dict[str, str] = {}
         self.of: dict[str, Member] = {}
 
-    async def start(self, *names: str, alone: str = "") -> None:
+    async def start(self, *names: str, alone: str = "", policy: Policy = POLICY) -> None:
         """Starts daemons. alone: the member that has pinned nobody."""
         identities = {name: await self._served.member(name, MemberRole.CLIENT, f"group of {name}") for name in names}
         self.pins |= {name: fingerprint(public_der(peer_key(one.folder))) for name, one in identities.items()}
         for name, identity in identities.items():
             worker = self.of[name].worker if name in self.of else self._worker(name, {})
-            self.of[name] = Member(self._folder / name, identity, {} if name == alone else self.pins, worker)
+            self.of[name] = Member(self._folder / name, identity, {} if name == alone else self.pins, worker, policy)
 
     def never_checks(self, name: str) -> None:
         """Lets a started member's coin never fall for the check of a version."""

@@ -31,6 +31,7 @@ from pluralllm.common.predictor.architecture import layout_for
 from pluralllm.common.private_rounds.messages import Confirmation, Reveal, Share, UpdateStatement, digest_of_members
 from pluralllm.common.private_rounds.peer_keys import endorsed, public_der
 from pluralllm.common.private_rounds.ring import Ring
+from pluralllm.common.private_rounds.round_view import RoundView
 from pluralllm.common.private_rounds.statements import RoundTerms, dealers_digest
 from pluralllm.common.private_rounds.transcript import Transcript
 from pluralllm.common.process.files import publish
@@ -83,6 +84,7 @@ class Member:
     def __init__(self, hand: HandClient, folder: Path) -> None:
         self.hand, self.name, self.folder = hand, hand.name, folder
         self.task = pb.Task()
+        self.view: RoundView | None = None  # as it was shown last
         self.client: SmallClient | None = None
 
     async def go(self, phase: int) -> None:
@@ -97,9 +99,9 @@ class Member:
 
     async def answer(self) -> StepBody | UpdateStatement:
         phase = self.task.phase
-        view = view_of(await self.hand.call("GetRoundStep", pb.GetRoundStepRequest(task=self.task.name, phase=phase)))
-        client = self.ready(view.terms)
-        return client.answer(phase, view)
+        request = pb.GetRoundStepRequest(task=self.task.name, phase=phase)
+        self.view = view_of(await self.hand.call("GetRoundStep", request))
+        return self.ready(self.view.terms).answer(phase, self.view)
 
     def ready(self, terms: RoundTerms) -> SmallClient:
         if self.client is None or self.client.me.terms != terms:

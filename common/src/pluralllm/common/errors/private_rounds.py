@@ -92,7 +92,8 @@ class SumImplausible(Refused):
     problem: str
     why = "The sum of the private round is implausible: {problem}."
     fix = (
-        "The model stays as it was. If it happens again, one member sends wrong updates: run smaller rounds to name it."
+        "The model stays as it was. If it happens again, one of those that took part in both rounds sends wrong updates:"
+        " ask them, or run rounds without one of them after the other."
     )
 
 

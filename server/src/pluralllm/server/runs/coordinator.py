@@ -40,6 +40,7 @@ from pluralllm.server.rounds.state import Phase
 from pluralllm.server.runs.assignments import Assignments, change_slots
 from pluralllm.server.runs.bell import Bell, ClientBells
 from pluralllm.server.runs.client_rows import ClientRows
+from pluralllm.server.runs.implausible_sums import ImplausibleSums
 from pluralllm.server.runs.inbox import Inbox
 from pluralllm.server.runs.leases import Leases
 from pluralllm.server.runs.live_run import LiveRun, Step, recover
@@ -121,6 +122,7 @@ class Coordinator:
         self._assignments = Assignments(leases, client_bells, clock)
         self._wake, self._hurry = Bell(), Bell()
         self._averaging: dict[RunId, asyncio.Task[None]] = {}
+        self._implausible = ImplausibleSums()
         self._started_s = clock.now_s()
         self._creating = asyncio.Lock()
         self._removed: set[ClientId] = set()  # revoked members
@@ -397,13 +399,18 @@ class Coordinator:
                     self._clock.now_s(), effect.round, digest, tuple(moments), transcript, made.chosen, made.tail
                 )
                 await self.dispatch(run, averaged)
+                self._implausible.forget(run.id)
                 self._manifests.keep_record(run.newest)  # at once: the clients of the next round ask for it together
 
     async def _abandon_averaging(
         self, run: LiveRun, effect: ev.Average, error: BaseLost | UpdateLost | SumImplausible
     ) -> None:
-        log.error("round.averaging_failed", run=run.id, round=effect.round, problem=str(error))
-        failed = ev.AveragingFailed(self._clock.now_s(), effect.round, str(error), isinstance(error, BaseLost))
+        problem = str(error)
+        if isinstance(error, SumImplausible):
+            again = self._implausible.note(run.id, (receipt.client for receipt in effect.receipts))
+            problem += f" The sum before was implausible, too: {', '.join(again)} took part in both." if again else ""
+        log.error("round.averaging_failed", run=run.id, round=effect.round, problem=problem)
+        failed = ev.AveragingFailed(self._clock.now_s(), effect.round, problem, isinstance(error, BaseLost))
         await self.dispatch(run, failed)
 
     def _collect_soon(self) -> None:
