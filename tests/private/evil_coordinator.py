@@ -36,6 +36,7 @@ from pluralllm.common.private_rounds.peer_keys import fingerprint, public_der
 from pluralllm.common.private_rounds.round_sum import FixedRound, Unmasking, check_reveal, leftover_streams, open_round
 from pluralllm.common.private_rounds.round_view import DealtBox, MemberComplaint, MemberConfirmation, RoundView
 from pluralllm.common.private_rounds.statements import RoundTerms, derived
+from pluralllm.common.private_rounds.thresholds import score_demand
 from pluralllm.common.process.files import publish
 from pluralllm.common.weights.chunks import manifest_of
 from pluralllm.common.weights.layout import layout_of, write_weights
@@ -46,6 +47,7 @@ from pluralllm.common.words.private_rounds import threshold
 KEYS, SHARES, UPDATE, CONFIRM, REVEAL = STEPS = (1, 2, 3, 4, 5)
 Message = Keys | Shares | UpdateStatement | Complaint | Confirmation | Reveal
 VALUES, CLIP_NORM, MOST_WEIGHT = 4096, 40.0, 400
+SCORE = 0.7  # of each client that adds one to the sum
 LAYOUT = layout_of([("w", (VALUES,))])
 MASKED = update_format(LAYOUT, "ring32")
 MessageT = TypeVar("MessageT", Keys, Shares, UpdateStatement, Complaint, Confirmation, Reveal)
@@ -68,6 +70,7 @@ class Client:
         self.name, self.folder, self.me = name, folder, me
         self.has_receipt = False
         self.seed = name  # its update follows from it
+        self.score: float | None = None  # in its tail
         self.outbox = folder / "masked.safetensors"
         self.restart()
 
@@ -96,6 +99,7 @@ class Client:
         if (complaint := steps.send_complaint(self.notebook, self.me, holding)) is not None:
             return complaint
         if self.notebook.line(UpdateLine) is None or not self.outbox.is_file():
+            self.score = SCORE if holding.dealers.members.adds_score else None
             self._mask(masking_secrets(self.notebook, self.me, holding), len(view.members))
         return steps.send_update(self.notebook, self.me, holding, bytes.fromhex(manifest_of(self.outbox).digest))
 
@@ -118,7 +122,7 @@ class Client:
             distance_weight=len(self.name),
             loss=1.5,
             base_distance=None,
-            score=None,
+            score=self.score,
             streams=tuple((key.hex(), sign) for key, sign in secrets.streams),
             rounding=secrets.rounding.hex(),
         )
@@ -269,23 +273,27 @@ def new_round(
     colluders: int = 1,
     hidden_among: int = 3,
     unchecked: Iterable[str] = (),
+    scoring: Iterable[str] = (),
 ) -> Coordinator:
     """Returns a coordinator with new clients, whose state is below `folder`.
 
     pinned: by client, the members that it has pinned; all for a client that is not named.
-    unchecked: clients that have not computed the base version again.
+    unchecked: clients that have not computed the base version again. scoring: clients that would add their scores.
     """
     names = NAMES[:size]
     clients = {}
     for name in names:
+        pinned_names = tuple((pinned or {}).get(name, names))
+        demand = score_demand(unpinned=size - len(pinned_names), colluders=colluders, hidden_among=hidden_among)
         me = Myself(
             name=name,
             key=member_key(name),
             terms=terms,
-            pins=pins_of((pinned or {}).get(name, names)),
+            pins=pins_of(pinned_names),
             colluders=colluders,
             hidden_among=hidden_among,
             checked=name not in unchecked,
+            score_among=(name in scoring) * demand,
         )
         clients[name] = Client(name, folder / name, me)
     return Coordinator(clients, terms)

@@ -1157,6 +1157,7 @@ class RoundKeys(_message.Message):
     COMMITMENT_FIELD_NUMBER: _builtins.int
     CHECKED_FIELD_NUMBER: _builtins.int
     SIGNATURE_FIELD_NUMBER: _builtins.int
+    SCORE_AMONG_FIELD_NUMBER: _builtins.int
     mask_public: _builtins.bytes
     box_public: _builtins.bytes
     commitment: _builtins.bytes
@@ -1164,6 +1165,10 @@ class RoundKeys(_message.Message):
     checked: _builtins.bool
     """Whether the member has computed the base version again from what is public."""
     signature: _builtins.bytes
+    score_among: _builtins.int
+    """Above 0, the member adds its score of the base version to the sum if enough others do: at least this number of members with
+    scores must be in each sum that the round may have.
+    """
     def __init__(
         self,
         *,
@@ -1172,10 +1177,11 @@ class RoundKeys(_message.Message):
         commitment: _builtins.bytes = ...,
         checked: _builtins.bool = ...,
         signature: _builtins.bytes = ...,
+        score_among: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["box_public", b"box_public", "checked", b"checked", "commitment", b"commitment", "mask_public", b"mask_public", "signature", b"signature"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["box_public", b"box_public", "checked", b"checked", "commitment", b"commitment", "mask_public", b"mask_public", "score_among", b"score_among", "signature", b"signature"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -13,11 +13,12 @@ from pluralllm.client.daemon.evaluating import Evaluating
 from pluralllm.client.daemon.work_under_way import JoinedRun
 from pluralllm.client.disclosure.budgets import Budgets
 from pluralllm.client.disclosure.measurements import MeasuredScores
-from pluralllm.client.disclosure.own_scores import KEPT_BACK, OwnScores, OwnScoresFolder, in_sum_of
+from pluralllm.client.disclosure.own_scores import KEPT_BACK, REPORTED, OwnScores, OwnScoresFolder, in_sum_of
 from pluralllm.client.keeping.record_chain import SeenRun, SeenVersion
 from pluralllm.client.link.tasks import Task
 from pluralllm.client.work.worker_limits import WorkerLimits
 from pluralllm.common.words.ids import Digest, ModelVersion, RoundNumber, RunId
+from pluralllm.common.words.not_reported import NotReported
 
 SPEC = process_spec(
     private_rounds={},
@@ -26,6 +27,7 @@ SPEC = process_spec(
 )
 MEASURED = MeasuredScores(0.712345, None, 30, 0, 0.02)
 DIGEST = Digest("b" * 64)
+RUN = JoinedRun(SPEC, SPEC.canonical_json())
 
 
 class Making:
@@ -33,6 +35,8 @@ class Making:
 
     def __init__(self, measured: MeasuredScores | Exception) -> None:
         self.result, self.asked = measured, 0
+
+    async def prepare(self, *_: Any) -> None: ...
 
     async def measured(self, *_: Any) -> MeasuredScores:
         self.asked += 1
@@ -68,11 +72,27 @@ class Client:
         versions = {ModelVersion(v): SeenVersion("", DIGEST, RoundNumber(r), 3) for v, r in self.made_in.items()}
         return SeenRun(versions)
 
+    async def evaluate(self, version: int) -> Any:
+        """Answers the coordinator's question for the scores of a version."""
+
+        async def fetch() -> Path:
+            return Path("weights")
+
+        return await self.evaluating.answer(self.joined(version, 1), RUN, fetch, lambda *_: None)
+
     async def score(self, version: int, number: int) -> float | None:
+        """Returns the score for the sum of a round; the coordinator has asked for it before."""
+        assert await self.evaluate(version) is NotReported.KEPT_BACK
+        task = self.joined(version, number)
+        score = await self.evaluating.for_sum(task, RUN)
+        if score is not None:
+            await self.evaluating.note_given(task)
+        return score
+
+    def joined(self, version: int, number: int) -> Task:
         task = training(version, number)
         self.budgets.join(task.run, task.spec_sha256)
-        run = JoinedRun(SPEC, SPEC.canonical_json())
-        return await self.evaluating.for_sum(task, run, Path("weights"), lambda *_: None)
+        return task
 
 
 def training(version: int, number: int) -> Task:
@@ -89,7 +109,6 @@ async def test_a_base_version_is_scored_when_the_spec_asks_for_its_evaluation(
 ) -> None:
     client = Client(tmp_path)
     assert await client.score(version, number) == (0.712 if is_due else None)
-    assert client.making.asked == is_due
 
 
 async def test_a_version_is_measured_once_and_counts_once(tmp_path: Path) -> None:
@@ -113,7 +132,6 @@ async def test_a_score_beyond_the_budget_stays_and_is_shown_to_the_partner(tmp_p
     "change",
     [
         {"private_rounds": {"evaluation": "none"}},
-        {"private_rounds": {"evaluation": "own"}},
         {"allow_evaluation": False},
         {"allowed_metrics": ["loss"]},
         {"min_questions_behind": 31},
@@ -126,10 +144,22 @@ async def test_a_score_that_the_policy_does_not_allow_is_in_no_sum(tmp_path: Pat
     assert client.budgets.spent(RunId("r")) is None
 
 
-async def test_scores_of_noised_answers_leave_alone_and_are_in_no_sum(tmp_path: Path) -> None:
+@pytest.mark.parametrize("noised", [False, True])
+async def test_scores_that_leave_alone_are_in_no_sum(tmp_path: Path, noised: bool) -> None:
+    client = Client(tmp_path, private_rounds={"evaluation": "sum" if noised else "own"})
+    client.noised = noised
+    reported = await client.evaluate(0)
+    assert reported.alignment_score == (0.712 if noised else 0.71)
+    assert await client.evaluating.for_sum(training(0, 1), RUN) is None
+    assert [(one.noised, one.left) for one in client.own.of(RunId("r"))] == [(noised, REPORTED)]
+    client.noised = not noised
+    assert await client.evaluating.for_sum(training(0, 1), RUN) is None, "a score of other answers than those in use"
+
+
+async def test_a_version_that_was_never_measured_is_in_no_sum(tmp_path: Path) -> None:
     client = Client(tmp_path)
-    client.noised = True
-    assert await client.score(0, 1) is None
+    assert await client.evaluating.for_sum(client.joined(0, 1), RUN) is None
+    assert client.making.asked == 0
 
 
 async def test_a_score_that_cannot_be_computed_is_left_out_and_the_training_goes_on(tmp_path: Path) -> None:

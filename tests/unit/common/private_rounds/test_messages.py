@@ -82,10 +82,14 @@ def test_keys_are_signed_for_one_round_and_name_with_every_field() -> None:
         {"box_public": BOB.keys.box_public},
         {"commitment": BOB.keys.commitment},
         {"checked": False},
+        {"score_among": 4},
     ]
     for change in changes:
         assert not replace(keys, **change).is_signed(SPKI, TERMS.sha256, "ann")
         assert replace(keys, **change).sha256 != keys.sha256
+    for demand in (-1, m.MOST_DEMAND + 1):
+        with pytest.raises(InvalidArgument, match="score_among"):
+            replace(keys, score_among=demand)
     with pytest.raises(InvalidArgument, match="same key"):
         replace(keys, box_public=keys.mask_public)
 

@@ -2,7 +2,11 @@
 
 import itertools
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from pluralllm.common.private_rounds import thresholds
+from pluralllm.common.private_rounds.thresholds import adding_scores
 from pluralllm.common.words.private_rounds import threshold
 
 
@@ -61,3 +65,29 @@ def test_three_partners_alone_need_all_three_or_believe_that_nobody_colludes() -
         assert not thresholds.is_hidden(pinned_in_sum=2, colluders=colluders, hidden_among=hidden_among)
     assert not thresholds.may_deal(members=3, pinned=2, threshold=3, colluders=2)
     assert not thresholds.is_hidden(pinned_in_sum=3, colluders=1, hidden_among=3)  # the default
+
+
+@given(data=st.data())
+def test_a_member_that_adds_its_score_has_its_demand_met_in_every_possible_sum(data: st.DataObject) -> None:
+    members = data.draw(st.integers(3, 9))
+    colluders = data.draw(st.integers(0, (members - 1) // 2))
+    needed = threshold(members, colluders)
+    names = [f"m{number}" for number in range(members)]
+    demands = {name: data.draw(st.integers(0, members)) for name in names}
+    adding = adding_scores(demands, threshold=needed)
+    assert adding <= {name for name, demand in demands.items() if demand}
+    for name in adding:
+        least = max(
+            needed, demands[name]
+        )  # a sum has at least as many updates, because each member demands so many, too
+        outside = members - least  # in the worst case, all of them would have added their scores
+        assert len(adding) - outside >= demands[name]
+    if all(demands.values()):
+        assert adding == frozenset(names)
+
+
+def test_one_member_that_leaves_its_score_out_takes_others_with_it() -> None:
+    demands = {"ann": 2, "ben": 3, "cat": 3, "dan": 0, "eve": 4}
+    assert adding_scores(demands, threshold=5) == {"ann", "ben", "cat", "eve"}
+    assert adding_scores({**demands, "eve": 5}, threshold=5) == {"ann", "ben", "cat"}
+    assert adding_scores({**demands, "eve": 5, "cat": 0}, threshold=5) == frozenset()

@@ -1,6 +1,7 @@
 """Messages of private rounds over the wire: they arrive as they were sent, and nothing else is read."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from support.private_members import TERMS, dealt_round, digest, person
@@ -17,7 +18,7 @@ R2, R3 = digest("R2"), digest("R3")
 COMPLAINT = m.Complaint("bob", digest("box")).signed(ANN.key, R2, "ann")
 CONFIRMATION = m.Confirmation(R3).signed(ANN.key)
 BODIES: list[StepBody] = [
-    ANN.keys,
+    replace(ANN.keys, score_among=5),
     SHARES,
     COMPLAINT,
     CONFIRMATION,

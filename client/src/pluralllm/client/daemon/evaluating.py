@@ -57,28 +57,29 @@ class Evaluating:
                 scores = await self._scores(task, run, await fetch(), on_progress, noised=noised)
         return scores
 
-    async def for_sum(self, task: Task, run: JoinedRun, weights: Path, on_progress: Progress) -> float | None:
-        """Returns the score of a training's base version that goes into the sum of its round; None if none does.
+    async def for_sum(self, task: Task, run: JoinedRun) -> float | None:
+        """Returns the score of a training's base version that may go into the sum of its round; None if none may.
 
-        weights: file of the base version. The worker has prepared the run. The score counts against the budgets, once for each
-        version, and it is the same after a restart.
+        The score was measured when the coordinator asked for it. It counts against the budgets, once for each version, and is the
+        same after a restart.
         """
-        spec, noised = run.spec, self.data.is_noised
+        noised = self.data.is_noised
         if not self.policy.allow_evaluation or not self._is_due(task, run):
             return None
-        if not keeps_scores(self.policy, spec, is_noised=noised) or self.policy.private_rounds.evaluation != "sum":
+        if not keeps_scores(self.policy, run.spec, is_noised=noised) or self.policy.private_rounds.evaluation != "sum":
             return None
         measured = await asyncio.to_thread(self._known, task, noised)
-        if measured is None:
-            measured = await self._measured_or_none(task, run, weights, on_progress, noised=noised)
         score = None if measured is None else score_in_sum(self.policy, measured)
         if measured is None or score is None:
             return None
         if not await asyncio.to_thread(self.budgets.add_to_sum, task, measured.questions):
             log.warning("evaluation.not_in_sum", task=task.name, key=self.budgets.spent(task.run))
             return None
-        await asyncio.to_thread(self.own.mark, task.run, task.base_version, in_sum_of(task.round))
         return score
+
+    async def note_given(self, task: Task) -> None:
+        """Notes for the partner that the score of a training's base version is in the masked update of its round."""
+        await asyncio.to_thread(self.own.mark, task.run, task.base_version, in_sum_of(task.round))
 
     def _is_due(self, task: Task, run: JoinedRun) -> bool:
         """Returns whether the run spec asks for an evaluation of a training's base version. Its record is checked already.

@@ -34,7 +34,7 @@ from pluralllm.client.private_rounds import steps
 from pluralllm.client.private_rounds.holding import Holding
 from pluralllm.client.private_rounds.lines import ComplaintLine, ConfirmLine, KeysLine, UpdateLine
 from pluralllm.client.private_rounds.masking import masking_secrets
-from pluralllm.client.private_rounds.membership import Myself
+from pluralllm.client.private_rounds.membership import Myself, demand_of
 from pluralllm.client.private_rounds.notebook import Notebook
 from pluralllm.client.private_rounds.notebooks import Notebooks
 from pluralllm.client.private_rounds.own_factors import OwnFactors
@@ -62,7 +62,6 @@ HANDING_IN, HOLDING_ON, REVEALED = "handing in", "holding on", "revealed"
 
 Result = TypeVar("Result")
 Trained = tuple[TrainedUpdate, dict[str, float]]
-Scored = tuple[Trained, float | None]  # with the score of the base version that goes into the sum
 
 
 class Heard:
@@ -170,7 +169,8 @@ class PrivateRound:
     def __init__(self, means: Means, heard: Heard, task: Task, run: JoinedRun) -> None:
         self._means, self._heard, self._task, self._run = means, heard, task, run
         self._calls = RoundCalls(means.transport)
-        self._training: asyncio.Task[Scored] | None = None
+        self._training: asyncio.Task[Trained] | None = None
+        self._score: float | None = None  # of the base version, if it may go into the sum
         self._delivering: asyncio.Task[None] | None = None
         self._me: Myself | None = None
 
@@ -178,6 +178,7 @@ class PrivateRound:
         """Takes each step that the coordinator asks for. Ends by an error, or when it is cancelled."""
         notebook = await self._durably(self._open)
         checked = await self._means.verification.is_checked(self._task, self._run.spec)
+        self._score = await self._means.evaluating.for_sum(self._task, self._run)
         try:
             done = 0
             while True:
@@ -251,7 +252,7 @@ class PrivateRound:
         if self._me is not None and self._me.terms.roster_head == view.terms.roster_head:
             return self._me
         means, task = self._means, self._task
-        await means.peers.follow(view.terms.roster_head)
+        roster = await means.peers.follow(view.terms.roster_head)
         terms = terms_of(
             self._run.spec,
             federation=means.federation,
@@ -266,7 +267,16 @@ class PrivateRound:
         pins = await asyncio.to_thread(load_pins, means.pins)
         rules = means.rules
         self._me = Myself(
-            means.name, means.peers.key, terms, pins, rules.colluders, rules.hidden_among, checked=checked
+            name=means.name,
+            key=means.peers.key,
+            terms=terms,
+            pins=pins,
+            colluders=rules.colluders,
+            hidden_among=rules.hidden_among,
+            checked=checked,
+            score_among=0
+            if self._score is None
+            else demand_of(roster, means.name, pins, colluders=rules.colluders, hidden_among=rules.hidden_among),
         )
         return self._me
 
@@ -278,7 +288,7 @@ class PrivateRound:
         if self._training is None and notebook.line(KeysLine) is not None and not is_over:
             self._training = self._started(self._trained(steps.training_seed(notebook, me)))
 
-    async def _trained(self, seed: int) -> Scored:
+    async def _trained(self, seed: int) -> Trained:
         means, task, run = self._means, self._task, self._run
         await asyncio.to_thread(means.history.check_repetition, task)
         async with means.limits.task_time():
@@ -286,9 +296,8 @@ class PrivateRound:
             on_progress = means.progress(task)
             await means.making.prepare(run, on_progress)
             trained = await means.making.update(task, weights, on_progress, seed)
-            score = await means.evaluating.for_sum(task, run, weights, on_progress)
         means.stage(HOLDING_ON)
-        return trained, score
+        return trained
 
     async def _take_boxes(self, notebook: Notebook, me: Myself, view: RoundView) -> None:
         """Takes the boxes. Complains of a bad one, or begins to deliver the update."""
@@ -346,10 +355,11 @@ class PrivateRound:
         await asyncio.to_thread(means.outbox.drop, task.name)  # a file without a line: nobody has seen it
         self._train(notebook, me)
         assert self._training is not None
-        trained, score = await asyncio.shield(self._training)
+        trained = await asyncio.shield(self._training)
         factor = await self._factor(trained)
         secrets = await self._durably(masking_secrets, notebook, me, holding)
         members = len(holding.dealers.members.names)
+        score = self._score if holding.dealers.members.adds_score else None
         masked = await means.making.masked(
             self._run.spec, trained, members, secrets, factor, score, means.progress(task)
         )
@@ -366,6 +376,8 @@ class PrivateRound:
         await self._durably(means.outbox.put, entry, means.drafts.masked)
         await self._durably(steps.send_update, notebook, me, holding, bytes.fromhex(masked.digest))
         means.drafts.delta.unlink(missing_ok=True)
+        if score is not None:
+            await means.evaluating.note_given(task)
 
     async def _factor(self, trained: Trained) -> float:
         """Returns the factor of the update's weight, which follows from this client's own distance and the members' mean."""

@@ -5,11 +5,24 @@ from dataclasses import dataclass, field, fields
 
 from pluralllm.common.errors.private_rounds import BadView, HiddenAmongTooFew, PeerKeyDiffers, TooFewKnown, WrongStep
 from pluralllm.common.errors.tree import InvalidArgument
-from pluralllm.common.private_rounds.messages import Keys, RoundMember, check_members, digest_of_members
+from pluralllm.common.private_rounds.messages import (
+    MOST_DEMAND,
+    Keys,
+    RoundMember,
+    check_members,
+    digest_of_members,
+)
 from pluralllm.common.private_rounds.peer_keys import fingerprint, public_der
+from pluralllm.common.private_rounds.roster import Roster
 from pluralllm.common.private_rounds.round_view import RoundView
 from pluralllm.common.private_rounds.statements import PrivateKey, RoundTerms
-from pluralllm.common.private_rounds.thresholds import least_in_sum, may_deal, pinned_needed
+from pluralllm.common.private_rounds.thresholds import (
+    adding_scores,
+    least_in_sum,
+    may_deal,
+    pinned_needed,
+    score_demand,
+)
 from pluralllm.common.words.private_rounds import threshold
 
 COORDINATOR = "the coordinator"  # in errors, where no member is to blame
@@ -26,6 +39,8 @@ class Myself:
     colluders: int  # number of pinned members that may collude with the coordinator, as the policy says
     hidden_among: int  # least number of honest updates in a sum, its own included, as the policy says
     checked: bool  # whether this client has computed the base version again from what is public
+    # Above 0: this client has a score of the base version for the sum, and this is how many members must add theirs.
+    score_among: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +53,9 @@ class Members:
     threshold: int  # number of members that must confirm and reveal a sum
     pinned: frozenset[str]  # names, this client's own included
     least: int  # fewest updates of a sum that this client's update may be part of
+    adds_score: bool = (
+        False  # whether in each such sum enough pinned members add their scores, and this client adds its own
+    )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -47,6 +65,16 @@ class Members:
     def key_of(self, name: str) -> bytes:
         """Returns a member's peer key (SubjectPublicKeyInfo, DER). Raises KeyError if there is no such member."""
         return next_of(self.members, name).peer_key_der
+
+
+def demand_of(roster: Roster, name: str, pins: Mapping[str, str], *, colluders: int, hidden_among: int) -> int:
+    """Returns how many members of a round must add their scores, so that this client adds its own.
+
+    Any member of the roster that this client has not pinned may be in the round.
+    """
+    unpinned = sum(other not in pins for other in roster.members if other != name)
+    demand = score_demand(unpinned=unpinned, colluders=colluders, hidden_among=hidden_among)
+    return min(demand, MOST_DEMAND)
 
 
 def next_of(members: tuple[RoundMember, ...], name: str) -> RoundMember:
@@ -91,7 +119,20 @@ def check_round(me: Myself, view: RoundView, own_keys: Keys, dealt_to: bytes | N
             raise BadView(member=member.name, problem="it has not signed its keys for this round")
     pinned = frozenset({me.name, *(member.name for member in view.members if _is_pinned(me, member))})
     quorum, least = _checked_numbers(me, len(names), len(pinned))
-    return Members(view.members, digest, 1 + names.index(me.name), quorum, pinned, least)
+    _check_demand(me, own_keys, len(names) - len(pinned))
+    adding = adding_scores({member.name: member.keys.score_among for member in view.members}, threshold=quorum)
+    return Members(view.members, digest, 1 + names.index(me.name), quorum, pinned, least, me.name in adding)
+
+
+def _check_demand(me: Myself, own_keys: Keys, unpinned: int) -> None:
+    """Checks that the demand that this client has signed for its score allows for the members that it does not know.
+
+    The others rely on it that a client whose demand is met adds its score. Raises HiddenAmongTooFew: the client deals nothing.
+    """
+    needed = score_demand(unpinned=unpinned, colluders=me.colluders, hidden_among=me.hidden_among)
+    if 0 < own_keys.score_among < needed:
+        problem = f"{unpinned} members are not pinned, more than the roster had when this client has sent its keys"
+        raise HiddenAmongTooFew(problem=problem)
 
 
 def _is_pinned(me: Myself, member: RoundMember) -> bool:

@@ -65,7 +65,11 @@ def send_keys(notebook: Notebook, me: Myself, view: RoundView) -> Keys:
     random = notebook.begin(terms)
     if (line := notebook.line(KeysLine)) is not None:
         return Keys.from_json(notebook.message(line))
-    keys = RoundSecrets.of(random, terms).keys(me.name, checked=me.checked).signed(me.key, terms, me.name)
+    keys = (
+        RoundSecrets.of(random, terms)
+        .keys(me.name, checked=me.checked, score_among=me.score_among)
+        .signed(me.key, terms, me.name)
+    )
     notebook.write_keys(terms, random, keys.to_json())
     return keys
 

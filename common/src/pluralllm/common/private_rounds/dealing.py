@@ -37,10 +37,15 @@ class RoundSecrets:
         )
         return cls(terms_sha256, mask, own, box, training)
 
-    def keys(self, name: str, *, checked: bool) -> Keys:
-        """Returns the public keys of this round, not signed yet. checked: the member has computed the base version again."""
+    def keys(self, name: str, *, checked: bool, score_among: int = 0) -> Keys:
+        """Returns the public keys of this round, not signed yet.
+
+        checked: the member has computed the base version again. score_among: as in Keys.
+        """
         commitment = commitment_of(self.terms_sha256, name, self.own)
-        return Keys(HybridKey.of(self.mask).public, HybridKey.of(self.box).public, commitment, checked)
+        return Keys(
+            HybridKey.of(self.mask).public, HybridKey.of(self.box).public, commitment, checked, score_among=score_among
+        )
 
 
 def commitment_of(terms_sha256: bytes, name: str, own: bytes) -> bytes:

@@ -28,6 +28,7 @@ from pluralllm.common.private_rounds.statements import (
 )
 
 MIN_MEMBERS = 3
+MOST_DEMAND = 3 * CELL  # of score_among: hidden_among, colluders and unpinned members of a round, each at most CELL
 SHARE_BOX_BYTES = 2 * SHARE_BYTES + OVERHEAD_BYTES
 PAIR_KEY_BYTES = 32
 PAIR_BOX_BYTES = PAIR_KEY_BYTES + OVERHEAD_BYTES
@@ -59,19 +60,27 @@ class Keys(Body):
     commitment: bytes  # H("commitment", terms, name, b)
     checked: bool  # the member has computed the base version again from what is public
     signature: bytes = b""
+    # Above 0, the member adds its score of the base version to its tail if enough others do: thresholds.adding_scores.
+    score_among: int = 0
 
     def __post_init__(self) -> None:
         check_size("mask_public", self.mask_public, PUBLIC_BYTES)
         check_size("box_public", self.box_public, PUBLIC_BYTES)
         check_size("commitment", self.commitment, HASH_BYTES)
         check_signature(self.signature)
+        check_number("score_among", self.score_among, 0, MOST_DEMAND)
         if self.mask_public == self.box_public:
             raise InvalidArgument(field="box_public", problem="is the same key as mask_public")
 
     @property
     def sha256(self) -> bytes:
         """The hash of the keys that R1 names."""
-        return keys_digest(self.mask_public, self.box_public, self.commitment, int(self.checked))
+        return keys_digest(self.mask_public, self.box_public, self.commitment, self._flags)
+
+    @property
+    def _flags(self) -> int:
+        """The two statements as one number: bit 0 is `checked`, the bits above are `score_among`."""
+        return int(self.checked) + 2 * self.score_among
 
     def signed(self, key: PrivateKey, terms_sha256: bytes, name: str) -> "Keys":
         return replace(self, signature=sign(key, self.kind, *self._parts(terms_sha256, name)))
@@ -81,7 +90,7 @@ class Keys(Body):
         return verify(spki_der, self.signature, self.kind, *self._parts(terms_sha256, name))
 
     def _parts(self, terms_sha256: bytes, name: str) -> tuple[bytes | str | int, ...]:
-        keys = (self.mask_public, self.box_public, self.commitment, int(self.checked))
+        keys = (self.mask_public, self.box_public, self.commitment, self._flags)
         return (terms_sha256, name, *keys)
 
 

@@ -123,9 +123,12 @@ class RoundTerms:
         )
 
 
-def keys_digest(mask_public: bytes, box_public: bytes, commitment: bytes, checked: int) -> bytes:
-    """Returns the hash of one member's keys. checked: 1 if the member has computed the base version again, otherwise 0."""
-    return hashed("keys", mask_public, box_public, commitment, checked)
+def keys_digest(mask_public: bytes, box_public: bytes, commitment: bytes, flags: int) -> bytes:
+    """Returns the hash of one member's keys.
+
+    flags: 1 if the member has computed the base version again, plus 2 * score_among of the message.
+    """
+    return hashed("keys", mask_public, box_public, commitment, flags)
 
 
 def members_digest(terms_sha256: bytes, members: Iterable[tuple[str, bytes, bytes]]) -> bytes:

@@ -6,6 +6,8 @@ believes may collude with the coordinator (policy), `threshold` the number of me
 (words.private_rounds.threshold, by the run spec's colluders).
 """
 
+from collections.abc import Mapping
+
 
 def may_deal(*, members: int, pinned: int, threshold: int, colluders: int) -> bool:
     """Returns whether a client may deal shares: no two different sums can both get `threshold` answers.
@@ -51,3 +53,27 @@ def is_far_enough(*, pinned_in_difference: int, colluders: int, hidden_among: in
 def is_base_vouched(*, pinned_that_checked: int, colluders: int) -> bool:
     """Returns whether an honest pinned member has computed the base version again, so that the client need not do it."""
     return pinned_that_checked > colluders
+
+
+def score_demand(*, unpinned: int, colluders: int, hidden_among: int) -> int:
+    """Returns the least number of members with scores, in each possible sum, that hides a client's score.
+
+    unpinned: number of members that the client may meet in the round and has not pinned. At least `hidden_among` of the scores
+    are then of honest members, the client's own included. The client signs the number with its keys, before it knows the members.
+    """
+    return hidden_among + colluders + unpinned
+
+
+def adding_scores(demands: Mapping[str, int], *, threshold: int) -> frozenset[str]:
+    """Returns the members that add their scores to the sum: the largest set in which each demand is met, whoever drops out.
+
+    demands: of all members of the round, 0 for a member that adds none. A sum has at least `threshold` updates, and at least as
+    many as each of its members demands of them, so that a set that all members are in meets every demand. All members compute the
+    same set from what each has signed, so that each can rely on the others.
+    """
+    members, adding = len(demands), frozenset(name for name, demand in demands.items() if demand)
+    while True:
+        met = frozenset(name for name in adding if min(members, demands[name] + members - threshold) <= len(adding))
+        if met == adding:
+            return adding
+        adding = met

@@ -152,11 +152,13 @@ def _keys_message(keys: Keys) -> pb.RoundKeys:
         commitment=keys.commitment,
         checked=keys.checked,
         signature=keys.signature,
+        score_among=keys.score_among,
     )
 
 
 def _keys(message: pb.RoundKeys) -> Keys:
-    return Keys(message.mask_public, message.box_public, message.commitment, message.checked, message.signature)
+    public = message.mask_public, message.box_public
+    return Keys(*public, message.commitment, message.checked, message.signature, message.score_among)
 
 
 def _box_message(box: Box) -> pb.Box:
