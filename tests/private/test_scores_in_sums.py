@@ -39,7 +39,7 @@ def test_scores_are_added_if_every_possible_sum_hides_them(
 
 
 def test_members_that_are_not_known_to_somebody_hide_nobodys_score(tmp_path: Path) -> None:
-    known = dict.fromkeys(FIVE[:4], FIVE[:4])
+    pins = dict.fromkeys(FIVE[:4], FIVE[:4])
     some = new_round(tmp_path, pinned=pins, scoring=(*FIVE[:3], "emil"), hidden_among=2)
     assert some.run() == {}
     assert adding(some) == [], "emil knows all four, and the others do not know emil: it would be alone"
