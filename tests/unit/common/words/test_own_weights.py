@@ -86,7 +86,7 @@ def test_without_a_mean_the_factor_is_1_and_without_an_own_distance_it_is_that_o
     examples=st.integers(0, 10**7),
     most=st.integers(1, MAX_WEIGHT),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_no_distance_and_no_mean_moves_a_weight_out_of_its_bounds(
     weighting: Any,
     distance: float | None,
