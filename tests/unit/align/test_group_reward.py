@@ -10,6 +10,7 @@ from support.exported_model import export
 from support.process_harness import process_spec, tiny_embedding_model
 
 from pluralllm.align import GroupReward, PluralPredictor
+from pluralllm.align.ranks import Ranks
 from pluralllm.align.rollouts import Columns, read_rollouts
 from pluralllm.client.data.private_data import write_group
 from pluralllm.client.data.sample_survey import sample_groups
@@ -104,7 +105,7 @@ def test_only_completions_that_are_candidates_themselves_have_no_order() -> None
     listed: dict[str, Any] = {"options": [("A", "B")] * 2}
     sampled: dict[str, Any] = {}
     for columns, positions in ((listed, (0.0, 1.0)), (sampled, (0.0, 0.0))):
-        rollout = read_rollouts(["p", "p"], ["A", "B"], columns, Columns())[0]
+        rollout = read_rollouts(["p", "p"], ["A", "B"], columns, Columns(), Ranks())[0]
         assert rollout.question is not None
         assert rollout.question.positions == positions
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pluralllm.align.group_reward import GroupReward
+from pluralllm.align.ranks import Ranks
 from pluralllm.align.rollouts import Text
 from pluralllm.common.errors.tree import InvalidArgument
 from pluralllm.common.rewards.aggregation import aggregate
@@ -34,6 +35,7 @@ class AggregateReward:
         self._groups = tuple(reward.groups if groups is None else groups)
         if unknown := sorted(set(self._groups) - set(reward.groups)):
             raise InvalidArgument(field="groups", problem=f"there is no context of {', '.join(unknown)}")
+        self._ranks = Ranks()
         self._history: History = ()
         self.weights: Mapping[str, float] = {}  # weight of each group in the newest batch
         self.__name__ = f"{aggregation.rule}_of_groups"
@@ -41,19 +43,20 @@ class AggregateReward:
     def __call__(self, prompts: Sequence[Text], completions: Sequence[Text], **columns: Any) -> list[float | None]:
         """Returns one aggregated reward for each completion; None for a completion that no group could score.
 
+        In a distributed training the completions of all ranks make one batch, so every rank has the same weights and history.
         columns: further columns of the data set, by name, as TRL passes them.
         """
-        if not completions:
-            return []
-        rewards = {
-            group: [
-                None if each is None else each.reward for each in self._scored(group, prompts, completions, columns)
-            ]
+        by_group = [
+            [None if each is None else each.reward for each in self._scored(group, prompts, completions, columns)]
             for group in self._groups
-        }
+        ]
+        batch = self._ranks.gathered(list(zip(*by_group, strict=True)))  # one tuple for each completion
+        if not batch.values:
+            return []
+        rewards = dict(zip(self._groups, map(list, zip(*batch.values, strict=True)), strict=True))
         aggregated = aggregate(self._aggregation, rewards, self._history)
         self._history, self.weights = aggregated.history, aggregated.weights
-        return list(aggregated.rewards)
+        return batch.own(aggregated.rewards)
 
     def _scored(
         self, group: str, prompts: Sequence[Text], completions: Sequence[Text], columns: Mapping[str, Any]

@@ -7,6 +7,7 @@ is, a run whose rounds compute rewards instead of training a model.
 import asyncio
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import structlog
 
 from pluralllm.align.answers import Reader, read_by
 from pluralllm.align.context_check import warn
+from pluralllm.align.ranks import Ranks
 from pluralllm.align.rollouts import COLUMNS, Columns, Judging, Rollout, Text, judge, read_rollouts
 from pluralllm.common.errors.tree import PluralError, Unreachable, WrongPhase
 from pluralllm.common.rewards.rollout_batch import Candidates, write_rollouts
@@ -30,6 +32,15 @@ log = structlog.get_logger()
 
 BUSY_RETRY_S = 1.0
 ALONE = "the only candidate for its prompt"  # there is no other candidate to compare it with
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The result of a batch, which the first rank gets and all ranks use."""
+
+    shares: dict[Question, list[float]]  # of each question's candidates
+    groups: dict[str, float]  # the groups in it, with their weights
+    error: Exception | None = None
 
 
 class FederatedReward:
@@ -67,6 +78,7 @@ class FederatedReward:
         self._run, self._columns, self._timeout_s = run, columns, timeout_s
         self._judging = Judging(form, 0.0, no_option, read)
         self._accepts_no_gain, self._is_checked = accept_no_context_gain, False
+        self._ranks = Ranks()
         self.unscored: Counter[str] = Counter()  # completions that got None, by reason
         self.groups: dict[str, float] = {}  # groups whose rewards the newest batch contains, with their weights
         self.__name__ = f"federated_{run}".replace("-", "_")
@@ -79,17 +91,30 @@ class FederatedReward:
         Every reward is None if too few groups answered. columns: further columns of the data set, by name, as TRL passes them.
         Raises the coordinator's error if the coordinator refuses the batch of completions. Raises Unreachable if the batch
         takes longer than the timeout that the constructor got. Raises InvalidModel if the predictions of the run's model do not
-        depend on the group.
+        depend on the group. In a distributed training the completions of all ranks make one batch, which the first rank asks for.
         """
-        await self._check_model()
-        rollouts = read_rollouts(prompts, completions, columns, self._columns)
-        asked = _asked(rollouts, self._judging.read)
-        shares = await self._shares(asked) if asked else {}
+        rollouts = read_rollouts(prompts, completions, columns, self._columns, self._ranks)
+        batch = await asyncio.to_thread(self._ranks.gathered, rollouts)
+        outcome = await self._outcome(batch.values) if self._ranks.is_first else None
+        outcome = await asyncio.to_thread(self._ranks.from_first, outcome)
+        assert outcome is not None
+        if outcome.error is not None:
+            raise outcome.error
+        shares, self.groups = outcome.shares, outcome.groups
         rewards = [self._judge(rollout, shares) for rollout in rollouts]
         if (log_metric := columns.get("log_metric")) is not None:
             log_metric(f"{self.__name__}/unscored", sum(reward is None for reward in rewards) / max(1, len(rewards)))
             log_metric(f"{self.__name__}/groups", float(len(self.groups)))
         return rewards
+
+    async def _outcome(self, rollouts: Sequence[Rollout]) -> Outcome:
+        """Asks for the shares of a batch. Returns an error instead of raising it, so that the other ranks hear of it as well."""
+        try:
+            await self._check_model()
+            asked = _asked(rollouts, self._judging.read)
+            return Outcome(await self._shares(asked) if asked else {}, self.groups)
+        except Exception as error:  # noqa: BLE001 - every rank raises it; else the others would wait for an answer
+            return Outcome({}, {}, error)
 
     async def _check_model(self) -> None:
         """Checks the context gain of the run's model, once. Raises InvalidModel if its predictions do not depend on the group."""

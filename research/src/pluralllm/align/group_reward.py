@@ -14,6 +14,7 @@ import numpy as np
 from pluralllm.align.answers import Reader
 from pluralllm.align.context_check import warn
 from pluralllm.align.plural_predictor import PluralConfig, PluralPredictor
+from pluralllm.align.ranks import Ranks
 from pluralllm.align.rollouts import COLUMNS, Columns, Judging, Rollout, Scored, Text, judge, read_rollouts
 from pluralllm.align.stated import folded
 from pluralllm.client.data.answers import read_answers
@@ -62,7 +63,8 @@ class GroupReward:
             there are several, the example's column `group_column` names the group.
         columns: names of the data set's columns. If an example has options, its completion names one option, a ranking of the
             options, or shares. If an example has no options, the candidates are the distinct completions of the same prompt
-            in one call, as GRPO and RLOO sample them. A single candidate gets its predicted mean, which can be compared only
+            in one call, as GRPO and RLOO sample them. In a distributed training every rank must make the same calls, because
+            the candidates of all ranks count. A single candidate gets its predicted mean, which can be compared only
             with other calls for the same prompt.
         form: name of the reward form, which turns an answer to given options into a reward; see reward_forms. For sampled
             completions the reward is always the predicted share.
@@ -98,6 +100,7 @@ class GroupReward:
             for name, context in questions.items()
         }
         self._known = {name: frozenset(map(identity_of, context)) for name, context in questions.items()}
+        self._ranks = Ranks()
         self.unscored: Counter[str] = Counter()  # completions that got None, by reason
         # A trainer uses this name in its logs.
         self.__name__ = "group_reward" if self._group is None else f"reward_{self._group.lower().replace(' ', '_')}"
@@ -123,7 +126,7 @@ class GroupReward:
         scored for. None means the group that the constructor got; if the constructor got no group, each example names its
         group.
         """
-        rollouts = read_rollouts(prompts, completions, columns, self._columns)
+        rollouts = read_rollouts(prompts, completions, columns, self._columns, self._ranks)
         groups = self._groups(len(rollouts), columns) if of_group is None else [of_group] * len(rollouts)
         keys = {(group, r.question) for group, r in zip(groups, rollouts, strict=True) if r.question is not None}
         answers = self.predict(sorted(keys, key=lambda key: (key[0], key[1].id)))

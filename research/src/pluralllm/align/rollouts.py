@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pluralllm.align.answers import Messages, Reader, read_by, text_of
+from pluralllm.align.ranks import Ranks
 from pluralllm.align.reward_forms import FORMS
 from pluralllm.common.errors.tree import InvalidArgument
 from pluralllm.common.words.questions import Question
@@ -64,12 +65,12 @@ class Scored:
 
 
 def read_rollouts(
-    prompts: Sequence[Text], completions: Sequence[Text], columns: Mapping[str, Any], names: Columns
+    prompts: Sequence[Text], completions: Sequence[Text], columns: Mapping[str, Any], names: Columns, ranks: Ranks
 ) -> list[Rollout]:
     """Returns one rollout (a completion with the question that it answers) for each completion, in order.
 
     columns: further columns of the data set, by name. names: the names of the columns that are read.
-    If a prompt has no options, its candidates are the distinct completions of the same prompt in this call.
+    If a prompt has no options, its candidates are the distinct completions of the same prompt in this call, on all ranks.
     """
     asked = [text_of(text).strip() for text in columns.get(names.question, prompts)]
     texts = [text_of(text).strip() for text in completions]
@@ -77,7 +78,7 @@ def read_rollouts(
         [*columns[name]] if name in columns else [None] * len(texts) for name in (names.options, names.scale)
     )
     sampled: dict[str, dict[str, None]] = {}
-    for question, completion in zip(asked, texts, strict=True):
+    for question, completion in ranks.gathered(list(zip(asked, texts, strict=True))).values:
         if completion:
             sampled.setdefault(question, {})[completion] = None
     rollouts = []

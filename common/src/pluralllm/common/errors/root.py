@@ -28,9 +28,17 @@ class PluralError(Exception):
         """The values that describe this error, by field name."""
         return {name: getattr(self, name) for name in fields_of(type(self))}
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Lets an error travel between processes: facts are keyword arguments, which pickle does not pass by itself."""
+        return _again, (type(self), self.facts)
+
     def __str__(self) -> str:
         why = self.why.format(**self.facts)
         return f"{why} {self.fix.format(**self.facts)}" if self.fix else why
+
+
+def _again(leaf: type[PluralError], facts: dict[str, Any]) -> PluralError:
+    return leaf(**facts)
 
 
 def reason_of(leaf: type[PluralError]) -> str:
