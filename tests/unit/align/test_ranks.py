@@ -1,8 +1,8 @@
 """Rewards in a distributed training: the completions of one prompt may be on several ranks."""
 
 import asyncio
+import copy
 import multiprocessing
-import pickle
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -123,7 +123,7 @@ def test_an_error_of_the_first_rank_reaches_every_rank(tmp_path: Path) -> None:
 
 
 def test_one_process_is_a_rank_alone_and_ranks_travel_between_processes() -> None:
-    ranks = pickle.loads(pickle.dumps(Ranks()))
+    ranks = copy.deepcopy(Ranks())  # as pickle makes it
     batch = ranks.gathered(["a", "b"])
     assert (batch.values, batch.own([1, 2])) == (["a", "b"], [1, 2])
     assert ranks.is_first
