@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from pluralllm.align.answers import Reader
 from pluralllm.align.context_check import warn
@@ -93,13 +94,9 @@ class GroupReward:
         path = None if embedding_model_path is None else Path(embedding_model_path)
         self._embedder = Embedder(self._model.contract, path, _folder_of(cache), chosen)
         self._embedder.check_probes()
-        least = self._model.config.min_context
         questions = {name: _questions(context) for name, context in contexts.items()}
-        self._predictors = {
-            name: GroupPredictor(self._model.predictor, self._embedder, name, context, chosen, least)
-            for name, context in questions.items()
-        }
-        self._known = {name: frozenset(map(identity_of, context)) for name, context in questions.items()}
+        self._predictors = {name: self._predictor(name, answers, chosen) for name, answers in questions.items()}
+        self._known = {name: frozenset(map(identity_of, answers)) for name, answers in questions.items()}
         self._ranks = Ranks()
         self.unscored: Counter[str] = Counter()  # completions that got None, by reason
         # A trainer uses this name in its logs.
@@ -171,6 +168,11 @@ class GroupReward:
             predicted = predictor.predict_features(features[[*itertools.chain(*rows)]], asked)
             answers |= {(group, question): answer for question, answer in zip(asked, predicted, strict=True)}
         return answers
+
+    def _predictor(self, group: str, context: Sequence[Question], device: torch.device) -> GroupPredictor:
+        return GroupPredictor(
+            self._model.predictor, self._embedder, group, context, device, self._model.config.min_context
+        )
 
     def _judge(self, rollout: Rollout, group: str, answers: Mapping[Key, PredictedAnswer]) -> Scored | None:
         scored = None
