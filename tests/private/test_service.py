@@ -8,6 +8,7 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+import sqlalchemy as sa
 from numpy.typing import NDArray
 from private.evil_coordinator import CONFIRM, KEYS, REVEAL, SHARES, STEPS, UPDATE, Client, pins_of
 from support.coordinator_harness import HandClient, Served, serving, small_spec
@@ -223,6 +224,12 @@ async def test_a_private_round_makes_the_mean_of_updates_that_the_coordinator_ha
         assert [client for client, *_ in record.updates] == sorted(MEMBERS)
         assert not await served.parts.store.round_messages(RunId("r"))
         assert await clean(served, tmp_path) == 1
+        store = served.parts.store
+        assert isinstance(store, SqlStore)
+        async with store.writing() as connection:
+            await connection.execute(sa.text("UPDATE rounds SET tail = '[2]'"))
+        report = await verify_state(store, SqlMembership(store), served.parts.blobs, tmp_path)
+        assert {finding.invariant for finding in report.findings} == {6, 9}, "another tail than the sum's"
 
 
 async def test_a_member_that_goes_after_it_has_dealt_is_left_out_and_the_others_mean_is_exact(tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ class _NotReportedEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_NotReport
     NOT_REPORTED_BUDGET_SPENT: _NotReported.ValueType  # 2
     """The client has reported as many evaluations of this run as its policy allows."""
     NOT_REPORTED_KEPT_BACK: _NotReported.ValueType  # 3
-    """The client's policy keeps the scores of a run with private rounds on its machine."""
+    """The client's policy keeps the scores of a run with private rounds on its machine. They may be in the sum of the next round."""
 
 class NotReported(_NotReported, metaclass=_NotReportedEnumTypeWrapper):
     """Reason why a client does not report the numbers of an evaluation."""
@@ -156,7 +156,7 @@ NOT_REPORTED_TOO_FEW_QUESTIONS: NotReported.ValueType  # 1
 NOT_REPORTED_BUDGET_SPENT: NotReported.ValueType  # 2
 """The client has reported as many evaluations of this run as its policy allows."""
 NOT_REPORTED_KEPT_BACK: NotReported.ValueType  # 3
-"""The client's policy keeps the scores of a run with private rounds on its machine."""
+"""The client's policy keeps the scores of a run with private rounds on its machine. They may be in the sum of the next round."""
 Global___NotReported: _TypeAlias = NotReported  # noqa: Y015
 
 class _ParticipantState:

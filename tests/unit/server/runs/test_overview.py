@@ -14,7 +14,7 @@ from pluralllm.common.words.ids import ClientId, Digest, GroupName, ModelVersion
 from pluralllm.common.words.private_rounds import PrivateRounds
 from pluralllm.common.words.spec import GroupRole, RoundPolicy
 from pluralllm.server.rounds import events as ev
-from pluralllm.server.rounds.state import Phase
+from pluralllm.server.rounds.state import Outcome, Phase
 from pluralllm.server.runs.checkpoints import Remembered
 from pluralllm.server.runs.live_run import LiveRun, Progress, first_state
 from pluralllm.server.runs.overview import (
@@ -180,6 +180,27 @@ def test_status_says_that_clients_compute_fair_weights_in_private_rounds(
         now = dataclasses.replace(run, progress=dataclasses.replace(run.progress, state=state))
         said = what_next(now, "", 0, 10.0).endswith("and only the sum of the weights is known")
         assert said == (is_said and phase is not Phase.EVALUATING)
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_said"),
+    [
+        ({"phase": Phase.EVALUATING, "round": 3}, True),
+        ({"phase": Phase.EVALUATING, "round": 2}, False),
+        ({"phase": Phase.ENDED, "round": 3, "outcome": Outcome.COMPLETED}, True),
+        ({"phase": Phase.ENDED, "round": 3, "outcome": Outcome.CANCELLED}, False),
+        ({"phase": Phase.ENDED, "outcome": Outcome.COMPLETED, "private": None}, False),
+        ({"phase": Phase.ENDED, "outcome": Outcome.COMPLETED, "private": PrivateRounds(closing_scores=False)}, False),
+    ],
+)
+def test_status_says_that_no_closing_round_collects_the_scores_of_the_last_version(
+    changes: dict[str, Any], is_said: bool
+) -> None:
+    run = collecting_run()
+    facts: dict[str, Any] = {"private": PrivateRounds(), "version": ModelVersion(3), "rounds": 3, **changes}
+    state = dataclasses.replace(run.state, **facts)
+    now = dataclasses.replace(run, progress=dataclasses.replace(run.progress, state=state))
+    assert ("closing_scores has no effect yet" in what_next(now, "", 0, 10.0)) == is_said
 
 
 def session(**facts: Any) -> Session:

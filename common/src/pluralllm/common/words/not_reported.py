@@ -8,7 +8,9 @@ class NotReported(StrEnum):
 
     TOO_FEW_QUESTIONS = "too_few_questions"  # fewer questions are behind the scores than the client's policy demands
     BUDGET_SPENT = "budget_spent"  # the client has reported as many evaluations of the run as its policy allows
-    KEPT_BACK = "kept_back"  # the client's policy keeps the scores of a run with private rounds on its machine
+    KEPT_BACK = (
+        "kept_back"  # the client's policy keeps its own scores of a run with private rounds, which a sum may have
+    )
 
 
 def not_reported_text(reason: str) -> str:

@@ -96,7 +96,7 @@ async def write_again(
         raise AggregateDiffers(
             run=record.run, version=record.version, problem="the sum has another tail", evidence=str(path)
         )
-    return NextVersion(weights)
+    return NextVersion(weights, tail=tail)
 
 
 async def write_sum(

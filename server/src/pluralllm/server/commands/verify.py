@@ -417,6 +417,9 @@ async def _check_aggregate(
         differing = [name for name, *both in zip(names, stored, again, strict=False) if both[0] != both[1]]
         what = " and ".join(differing) or "the number of moments"
         problems.append((5, f"version {version.version}: aggregating again gives other bits of {what}"))
+    row = tables.rounds.get(version.round)
+    if row is not None and row.tail not in ((), made.tail):  # an earlier release has recorded none
+        problems.append((9, f"round {version.round}: the tail on record is not that of the sum"))
     if made.chosen and made.chosen != version.weights:
         problems.append((4, f"round {version.round}: the rule chooses other updates than those on record"))
     return problems

@@ -14,7 +14,7 @@ from pluralllm.common.words.ids import ClientId, GroupName
 from pluralllm.common.words.noise import NoiseStatement
 from pluralllm.common.words.spec import GroupRole
 from pluralllm.server.rounds.events import Receipt
-from pluralllm.server.rounds.state import EXCHANGING, WITH_OPEN_ROUND, Phase, Run
+from pluralllm.server.rounds.state import EXCHANGING, WITH_OPEN_ROUND, Outcome, Phase, Run
 from pluralllm.server.rounds.weighting import shares_of
 from pluralllm.server.runs.leases import Lease
 from pluralllm.server.runs.live_run import LiveRun
@@ -33,6 +33,7 @@ TRAINING = (*SENT, Phase.COLLECTING)  # phases of a round in which clients have 
 WEIGHTS_OF_CLIENTS = (
     "each client computes its own weight from its own distance, and only the sum of the weights is known"
 )
+NO_CLOSING_SCORES = "private_rounds.closing_scores has no effect yet: scores that clients keep back are known up to the version before the last"
 COMES_AND_GOES = "comes and goes too often, gets no task for some minutes"
 
 
@@ -218,7 +219,14 @@ def what_next(run: LiveRun, trouble: str, idle_trainers: int, now_s: float) -> s
     hides_weights = (
         state.private is not None and state.aggregation.is_fair and state.phase in (Phase.WAITING, *TRAINING)
     )
-    return _next_step(run, idle_trainers, now_s) + (f"; {WEIGHTS_OF_CLIENTS}" if hides_weights else "")
+    lacks_scores = (
+        state.private is not None
+        and state.private.closing_scores
+        and state.version > 0
+        and (state.outcome is Outcome.COMPLETED or (state.phase is Phase.EVALUATING and state.round >= state.rounds))
+    )
+    notes = {WEIGHTS_OF_CLIENTS: hides_weights, NO_CLOSING_SCORES: lacks_scores}
+    return "; ".join((_next_step(run, idle_trainers, now_s), *(note for note, is_due in notes.items() if is_due)))
 
 
 def _next_step(run: LiveRun, idle_trainers: int, now_s: float) -> str:
