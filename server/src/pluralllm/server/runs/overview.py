@@ -33,7 +33,9 @@ TRAINING = (*SENT, Phase.COLLECTING)  # phases of a round in which clients have 
 WEIGHTS_OF_CLIENTS = (
     "each client computes its own weight from its own distance, and only the sum of the weights is known"
 )
-NO_CLOSING_SCORES = "private_rounds.closing_scores has no effect yet: scores that clients keep back are known up to the version before the last"
+NO_CLOSING_SCORES = (
+    "private_rounds.closing_scores has no effect yet: no sum has the scores of the last version that clients keep back"
+)
 COMES_AND_GOES = "comes and goes too often, gets no task for some minutes"
 
 
