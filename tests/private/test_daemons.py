@@ -33,7 +33,7 @@ from pluralllm.client.process.config import ClientConfig, JoinConfig
 from pluralllm.client.verify_command import verified
 from pluralllm.client.work.masking import mask_update
 from pluralllm.client.work.orders import EVALUATE, MASK, PREPARE, Mask, Prepared, Train, TrainedUpdate
-from pluralllm.common.errors.tree import NotFound
+from pluralllm.common.errors.tree import LeaseLost, NotFound
 from pluralllm.common.private_rounds.peer_keys import fingerprint, public_der
 from pluralllm.common.private_rounds.ring import DISTANCE, Ring
 from pluralllm.common.private_rounds.transcript import Transcript
@@ -42,7 +42,7 @@ from pluralllm.common.trust.identity import Identity, peer_key
 from pluralllm.common.weights.layout import write_weights
 from pluralllm.common.weights.server_optimizer import ServerOptimizer, server_optimizer
 from pluralllm.common.words.aggregation import Aggregation
-from pluralllm.common.words.ids import ModelVersion, RoundNumber, RunId
+from pluralllm.common.words.ids import ModelVersion, RoundNumber, RunId, TaskId
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import RunSpec
 from pluralllm.server.aggregation import private_version
@@ -195,6 +195,7 @@ async def test_daemons_that_are_restarted_after_any_line_of_their_notebooks_make
         await served.create("r", spec_of(ROUNDS))
         async with members(tmp_path / "clients", served) as some:
             await some.start(*MEMBERS)
+            loses_its_lease_once(some.of[MEMBERS[3]])
             steps = ("keys", "shares", "update", "confirm")
             async with asyncio.timeout(LIMIT_S):
                 await asyncio.gather(
@@ -274,6 +275,19 @@ async def assert_verified(served: Served, member: Member) -> None:
         assert await verified(paths, identity, RunId("r"), RoundNumber(number)) == (number, tuple(sorted(MEMBERS)))
     with pytest.raises(NotFound):
         await verified(paths, identity, RunId("r"), RoundNumber(ROUNDS + 1))
+
+
+def loses_its_lease_once(member: Member) -> None:
+    """Lets a member's first upload fail as after a silence; the member then has its slot again, and sends the same file."""
+    push, lost = member.transport.push_update, []
+
+    async def push_update(task: TaskId, *rest: Any) -> None:
+        if not lost:
+            lost.append(task)
+            raise LeaseLost(task=task)
+        await push(task, *rest)
+
+    member.transport.push_update = push_update  # type: ignore[method-assign]
 
 
 async def restarted(served: Served, some: Members, name: str, step: str) -> None:

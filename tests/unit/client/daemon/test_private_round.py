@@ -39,7 +39,12 @@ async def test_a_step_is_news_once_and_wakes_whoever_waits_for_another_step() ->
 
 def rounds_in(folder: Path) -> PrivateRounds:
     notebooks = Notebooks(folder / "private", History(folder / "history"))
-    return PrivateRounds(cast(Any, SimpleNamespace(pins=folder / "peers.toml", notebooks=notebooks, transport=None)))
+    dropped: list[str] = []
+    means = SimpleNamespace(
+        name="ann", pins=folder / "peers.toml", notebooks=notebooks, transport=None, dropped=dropped
+    )
+    means.outbox = SimpleNamespace(drop=dropped.append)
+    return PrivateRounds(cast(Any, means))
 
 
 async def test_pins_that_change_after_a_refusal_take_it_back_once(
@@ -70,6 +75,8 @@ def test_a_task_ends_the_rounds_before_it(tmp_path: Path, kind: TaskKind, left: 
     for run, number in (("r", 2), ("r", 3), ("other", 1)):
         notebooks.open(RunId(run), RoundNumber(number)).write_keys(bytes(32), bytes(32), b"keys")
     rounds.close_before(replace(TASK, kind=kind))
+    ended = [number for number in (2, 3) if number not in left]
+    assert cast(Any, rounds._means).dropped == [f"runs/r/rounds/{number}/tasks/train-ann" for number in ended]
     assert notebooks.open_rounds() == [("other", 1), *(("r", number) for number in left)]
 
 
@@ -87,7 +94,6 @@ async def test_a_round_ends_only_if_the_coordinator_says_that_it_is_closed(
     tmp_path: Path, answer: PluralError | None
 ) -> None:
     asked: list[tuple[str, str]] = []
-    dropped: list[str] = []
 
     async def call(method: str, request: Any) -> None:
         asked.append((method, request.task))
@@ -96,14 +102,13 @@ async def test_a_round_ends_only_if_the_coordinator_says_that_it_is_closed(
 
     rounds = rounds_in(tmp_path)
     means: Any = rounds._means
-    means.name, means.transport = "ann", SimpleNamespace(call=call)
-    means.outbox = SimpleNamespace(drop=dropped.append)
+    means.transport = SimpleNamespace(call=call)
     means.notebooks.open(RunId("r"), RoundNumber(2)).write_keys(bytes(32), bytes(32), b"keys")
     await rounds.close_ended()
     task = "runs/r/rounds/2/tasks/train-ann"
     assert asked == [("GetRoundStep", task)]
     ended = answer is CLOSED
-    assert dropped == ([task] if ended else [])
+    assert means.dropped == ([task] if ended else [])
     assert means.notebooks.open_rounds() == ([] if ended else [("r", 2)])
     await rounds.close_ended()
     assert len(asked) == (1 if ended else 2)

@@ -325,7 +325,7 @@ class Daemon:
     async def _end_try(self, task: Task, error: Exception, outcome: Outcome) -> None:
         match outcome:
             case Outcome.DROPPED:
-                self._outbox.drop(task.name)
+                self._private.drop_result(task)
                 log.info("task.dropped", task=task.name, reason=str(error))
                 TASKS.labels(task.kind, "dropped").inc()
             case Outcome.INTERRUPTED:
@@ -334,7 +334,7 @@ class Daemon:
             case Outcome.FAILED:
                 await self._give_up(task, error, permanent=False)
             case Outcome.REFUSED:  # otherwise the next try of this task uses its finished update
-                self._outbox.drop(task.name)
+                self._private.drop_result(task)
                 await self._give_up(task, error, permanent=True)
 
     def _admit(self, task: Task, spec: RunSpec) -> None:

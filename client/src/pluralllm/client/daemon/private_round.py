@@ -140,9 +140,9 @@ class PrivateRounds:
     def close_before(self, task: Task) -> None:
         """Ends the earlier rounds of a task's run. An evaluation comes after its round, a training belongs to its round."""
         last = task.round if task.kind is TaskKind.EVALUATE else RoundNumber(task.round - 1)
-        notebooks = self._means.notebooks
-        if any(run == task.run and number <= last for run, number in notebooks.open_rounds()):
-            notebooks.close(task.run, last)
+        for run, number in self._means.notebooks.open_rounds():
+            if run == task.run and number <= last:
+                self._close(run, number)
 
     async def close_ended(self) -> None:
         """Ends each round of which the coordinator says that it is closed. Call this while there is no work, before each poll.
@@ -150,12 +150,24 @@ class PrivateRounds:
         An answer without a task does not say so: a member also waits while its slot in a round that goes on is free, after a
         silence or after a restart of either side, and then needs its notebook again.
         """
-        means = self._means
-        for run, number in means.notebooks.open_rounds():
-            task = TaskId(str(TaskName(run, number, TaskKind.TRAIN, ClientId(means.name))))
-            if await RoundCalls(means.transport).is_closed(task):
-                await asyncio.to_thread(means.notebooks.close, run, number)
-                await asyncio.to_thread(means.outbox.drop, task)
+        for run, number in self._means.notebooks.open_rounds():
+            if await RoundCalls(self._means.transport).is_closed(self._task_of(run, number)):
+                await asyncio.to_thread(self._close, run, number)
+
+    def drop_result(self, task: Task) -> None:
+        """Deletes the result of a task that is not wanted now, but for a masked update whose round is not closed.
+
+        A member that has lost its slot may come back in the same round. It sends the masked file then: nothing is masked twice.
+        """
+        if (task.run, task.round) not in self._means.notebooks.open_rounds():
+            self._means.outbox.drop(task.name)
+
+    def _close(self, run: RunId, number: RoundNumber) -> None:
+        self._means.notebooks.close(run, number)
+        self._means.outbox.drop(self._task_of(run, number))
+
+    def _task_of(self, run: RunId, number: RoundNumber) -> TaskId:
+        return TaskId(str(TaskName(run, number, TaskKind.TRAIN, ClientId(self._means.name))))
 
     def close_run(self, run: RunId) -> None:
         """Ends all rounds of a run that is over."""

@@ -57,11 +57,14 @@ class RoundCalls:
             raise AnswerInvalid(call="GetRoundStep", field=error.field, problem=error.problem) from error
 
     async def is_closed(self, task: TaskId) -> bool:
-        """Returns whether the coordinator says that a task's round is closed. Asks once; no answer is no closed round."""
+        """Returns whether the coordinator says that a task's round is closed. Asks once; no answer is no closed round.
+
+        A coordinator that has been overtaken, and does not know it yet, may not have heard of the round: then it is not closed.
+        """
         try:
             await self._transport.call("GetRoundStep", pb.GetRoundStepRequest(task=task, phase=KEYS_PHASE))
-        except RoundClosed:
-            return True
+        except RoundClosed as error:
+            return error.current >= error.asked
         except PluralError as error:
             log.debug("private.round_kept", task=task, reason=str(error))
         return False
