@@ -63,9 +63,9 @@ SPECS: Mapping[str, RunSpec] = {
     # Every member is in every sum, or the round is abandoned.
     f"{PRIVATE}everybody": process_spec(
         rounds=ROUNDS,
-        round={"min_clients": 4, "target_clients": 4, "gather_s": 60, "deadline_s": 15, **IMPATIENCE},
+        round={"min_clients": 4, "target_clients": 4, "gather_s": 60, "deadline_s": 25, **IMPATIENCE},
         predictor=MODEL,
-        private_rounds={"colluders": 1, "step_s": 8.0, "closing_scores": False},
+        private_rounds={"colluders": 1, "step_s": 20.0, "closing_scores": False},
         aggregation={"max_examples": 100, "optimizer": "fedyogi", "server_learning_rate": 0.003},
     ),
     # One of the four may drop out at any step.

@@ -87,6 +87,7 @@ class Trials:
             outcome = self._play(nothing, Embedded(), None)
             assert outcome.record is not None, outcome.report()
             assert not outcome.problems, outcome.report()
+            assert "quorum" in scenario or not outcome.record.abandoned, f"the machine is too slow\n{outcome.report()}"
             self._undisturbed[scenario] = outcome.record
         return self._undisturbed[scenario]
 
