@@ -7,7 +7,7 @@ private round until its owner has compared the roster with the other partners an
 import asyncio
 import datetime
 import json
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -67,7 +67,7 @@ class RosterWatch:
         state: the state directory. name, key: this member and its peer key. fetch: asks the coordinator for entries.
         first_use_pins: the file to which each key that is seen first is added; None if only the partner pins.
         """
-        self._state, self._name, self.key, self._fetch = state, name, key, fetch
+        self._state, self.name, self.key, self._fetch = state, name, key, fetch
         self._first_use_pins = first_use_pins
         self.roster, self._seen = read_roster(state)
 
@@ -78,11 +78,15 @@ class RosterWatch:
         """Returns the watch of the member whose identity is in `folder`. Makes the peer key if there is none yet."""
         return cls(state, name, peer_key(folder), fetch, first_use_pins)
 
+    def with_own(self, pins: Mapping[str, str]) -> dict[str, str]:
+        """Returns the fingerprints of pinned members together with that of this client's own key."""
+        return {**pins, self.name: fingerprint(public_der(self.key))}
+
     def claim(self, identity: Identity | None) -> PeerKeyClaim:
         """Returns the claim of the peer key, which Hello states. identity: with the present certificate; None in plain text."""
         if identity is None:
-            return claim_of(self.key, "", self._name, None)
-        return claim_of(self.key, identity.membership.federation, self._name, key_from_pem(identity.key_pem))
+            return claim_of(self.key, "", self.name, None)
+        return claim_of(self.key, identity.membership.federation, self.name, key_from_pem(identity.key_pem))
 
     def check(self, spec: RunSpec) -> None:
         """Raises RosterDiverged for a run with private rounds if this client has seen a roster that does not continue another."""
@@ -160,16 +164,16 @@ class RosterWatch:
 
     def _check_own_key(self, roster: Roster, *, is_registered: bool) -> None:
         """Raises RosterDiverged if this member has another key there, or none although the coordinator has accepted it."""
-        own, present = fingerprint(public_der(self.key)), roster.fingerprint_of(self._name)
+        own, present = fingerprint(public_der(self.key)), roster.fingerprint_of(self.name)
         if present not in (None, own):
-            raise RosterDiverged(problem=f"it gives {self._name}, this client, the key {present} instead of its own")
+            raise RosterDiverged(problem=f"it gives {self.name}, this client, the key {present} instead of its own")
         if present is None and is_registered:
-            raise RosterDiverged(problem=f"it has no key of {self._name}, this client, which was accepted")
+            raise RosterDiverged(problem=f"it has no key of {self.name}, this client, which was accepted")
 
     def _pin_first_seen(self, file: Path) -> None:
         pins = load_pins(file)
         news = {
-            name: entry.fingerprint for name, entry in self.roster.members.items() if name not in (*pins, self._name)
+            name: entry.fingerprint for name, entry in self.roster.members.items() if name not in (*pins, self.name)
         }
         if news:
             save_pins(file, pins | news)

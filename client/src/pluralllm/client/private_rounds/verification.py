@@ -78,10 +78,13 @@ class Verification:
         self._folder, self._evidence = work or knowledge.state / "verification", knowledge.state / "evidence"
         self._true: set[tuple[RunId, ModelVersion]] = set()
         self._distances: dict[RunId, tuple[ModelVersion, float | None]] = {}  # of the version that was checked last
+        self._known: dict[RunId, tuple[ModelVersion, frozenset[str]]] = {}  # members of its sum that this client knows
 
     async def is_checked(self, task: Task, spec: RunSpec) -> bool:
         """Returns whether this client has computed a task's base version again, and it is the one that the task states.
 
+        The sum must have an update of an honest member that this client knows (`_is_vouched`): the base version of a sum that the
+        coordinator has made with members of its own invention may be any weights.
         The records up to the version are checked already (`History.follow`). Raises AggregateDiffers, again and again, from the
         moment on when a version of the run was another one.
         """
@@ -102,6 +105,10 @@ class Verification:
             await self.check(run, version, spec, task.spec_sha256)
         except NotFound as error:
             log.warning("private.not_verified", run=run, version=version, problem=str(error))
+            return False
+        if not self._is_vouched(run, version):
+            problem = "nobody that this client knows has an update in its sum, or only as many as may collude"
+            log.warning("private.not_verified", run=run, version=version, problem=problem)
             return False
         self._true.add((run, version))
         return True
@@ -156,7 +163,7 @@ class Verification:
         await asyncio.to_thread(make_folder, folder)
         try:
             transcript = await self._transcript(record, folder)
-            await self._check_transcript(transcript, before, record, spec, spec_sha256)
+            known = await self._check_transcript(transcript, before, record, spec, spec_sha256)
             if adds:
                 await self._fetch(transcript, before, spec, folder)
                 await asyncio.to_thread(self._check_sum, transcript, before, record, spec, folder)
@@ -170,6 +177,7 @@ class Verification:
         finally:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
         self._distances[run] = version, tail.distance
+        self._known[run] = version, known
         return transcript
 
     def forget(self, run: RunId) -> None:
@@ -209,10 +217,13 @@ class Verification:
 
     async def _check_transcript(
         self, transcript: Transcript, before: VersionRecord, record: VersionRecord, spec: RunSpec, spec_sha256: str
-    ) -> None:
-        """Compares a transcript with the own chain, roster and pins. Raises one of DISHONEST."""
+    ) -> frozenset[str]:
+        """Compares a transcript with the own chain, roster and pins. Raises one of DISHONEST.
+
+        Returns the members whose updates are in the sum and whose keys are pinned, this client included.
+        """
         terms = transcript.terms
-        await self._knowledge.peers.follow(terms.roster_head)
+        roster = await self._knowledge.peers.follow(terms.roster_head)
         own = terms_of(
             spec,
             federation=self._knowledge.federation,
@@ -228,11 +239,23 @@ class Verification:
             raise InvalidArgument(field="terms", problem="are not those of this client's own spec and chain of records")
         if [(one.name, one.digest.hex()) for one in transcript.updates] != [one[:2] for one in record.updates]:
             raise InvalidArgument(field="updates", problem="are not those of the version's record")
-        pins = await asyncio.to_thread(load_pins, self._knowledge.pins)
-        for member in transcript.members:
-            pin, presented = pins.get(member.name), fingerprint(member.peer_key_der)
-            if pin is not None and pin != presented:
-                raise PeerKeyDiffers(name=member.name, known=pin, got=presented)
+        pins = self._knowledge.peers.with_own(await asyncio.to_thread(load_pins, self._knowledge.pins))
+        presented = {member.name: fingerprint(member.peer_key_der) for member in transcript.members}
+        for name, key in presented.items():
+            pin = pins.get(name)
+            # A member may have had another key then: it counts as a stranger, and its key is in the roster that all have seen.
+            if pin not in (None, key) and roster.owner_of(key) != name:
+                raise PeerKeyDiffers(name=name, known=pin, got=key)
+        return frozenset(name for name in transcript.fixed.in_sum if pins.get(name) == presented.get(name))
+
+    def _is_vouched(self, run: RunId, version: ModelVersion) -> bool:
+        """Returns whether an honest member that this client knows has an update in the sum of the version checked last.
+
+        Such a member takes part only in sums that are large enough, and masks only on a base version that is itself vouched for.
+        So all versions before it are sums, too, although this client has not computed them.
+        """
+        checked, known = self._known.get(run, (None, frozenset()))
+        return checked == version and (self._knowledge.peers.name in known or len(known) > self._knowledge.colluders)
 
     async def _fetch(self, transcript: Transcript, before: VersionRecord, spec: RunSpec, folder: Path) -> None:
         """Fetches the masked updates, and the base version unless it is here."""
