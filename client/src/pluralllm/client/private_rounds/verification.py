@@ -163,7 +163,7 @@ class Verification:
         await asyncio.to_thread(make_folder, folder)
         try:
             transcript = await self._transcript(record, folder)
-            known = await self._check_transcript(transcript, before, record, spec, spec_sha256)
+            pinned = await self._check_transcript(transcript, before, record, spec, spec_sha256)
             if adds:
                 await self._fetch(transcript, before, spec, folder)
                 await asyncio.to_thread(self._check_sum, transcript, before, record, spec, folder)
@@ -177,7 +177,7 @@ class Verification:
         finally:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
         self._distances[run] = version, tail.distance
-        self._known[run] = version, known
+        self._known[run] = version, pinned
         return transcript
 
     def forget(self, run: RunId) -> None:
