@@ -45,7 +45,6 @@ from pluralllm.operator.remote import Remote
 
 PAPER = Path(__file__).parents[1] / "benchmarks" / "experiments" / "paper.toml"
 RUN = "demo"
-CLIP_NORM = 16.0  # as long as max_delta_norm of the preset: one and a half times its longest update
 START_LIMIT_S = 60.0
 STOP_LIMIT_S = 15.0
 LOOK_EVERY_S = 0.5
@@ -302,7 +301,7 @@ def _spec(federation: Federation) -> str:
     groups = f"train = {json.dumps(list(federation.train))}\nheld_out = {json.dumps(list(federation.held_out))}"
     count = len(federation.train)
     # The scores of answers with noise leave by themselves, so no further round collects those of the last version.
-    private = f"[private_rounds]\ncolluders = 1\nclip_norm = {CLIP_NORM}\nclosing_scores = false\n\n"
+    private = "[private_rounds]\ncolluders = 1\nclosing_scores = false\n\n"
     return (
         f'preset = "default"\ntitle = "demo"\nrounds = {federation.rounds}\n\n[groups]\n{groups}\n\n'
         f"[round]\nmin_clients = {count}\ntarget_clients = {count}\nevaluate_every = {3 if federation.rounds <= 12 else 5}\n\n"
@@ -420,14 +419,13 @@ class Partner:
 def _write_private_file(home: Path, questions: tuple[Question, ...]) -> None:
     """Writes what a partner has before it joins: its answers, the list of what was asked, and its policy.
 
-    The policy is the usual one, with private rounds only. It states that all people weigh the same, because a file of shares
+    The policy is the usual one. It states that all people weigh the same, because a file of shares
     does not show it.
     """
     write_group(home / "answers.jsonl", questions)
     keep_codebook(home / "answers.jsonl", questions)
     (home / "state").mkdir(exist_ok=True)
-    policy = new_policy(noise=True).replace('rounds = "allowed" ', 'rounds = "required"')
-    (home / "state" / "policy.toml").write_text(policy + "max_weight = 1.0\n")
+    (home / "state" / "policy.toml").write_text(new_policy(noise=True) + "max_weight = 1.0\n")
 
 
 def _run(module: str, *arguments: str) -> str:

@@ -165,7 +165,7 @@ def run_spec_page() -> str:
     comments: dict[tuple[str, str], str] = {}
     for module in (spec, aggregation, noise, predictors, private_rounds, reward_weights):
         comments |= field_comments(Path(str(module.__file__)))
-    presets = {name: spec.preset_values(name) for name in spec.PRESETS}
+    presets = {name: spec.preset_values(name, has_private_rounds=True) for name in spec.PRESETS}
     sections = "\n".join(_spec_part(spec.RunSpec, (), comments, presets))
     return f"{MADE}{RUN_SPEC}{sections}"
 

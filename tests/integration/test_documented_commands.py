@@ -19,6 +19,7 @@ from support.synthetic_results import SMALL, write_results
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 LIMIT_S = 540.0
+PARTNERS = ("northmark", "harbourland", "old-valley", "foundry", "goldcrest")  # of the README
 VENV = Path(sys.executable).parents[1]
 # Commands that another test runs, or that no test runs, with the reason.
 ELSEWHERE = {
@@ -59,6 +60,7 @@ TYPED_FROM_THE_PAGE = {
     "joining.md": (
         "The operator, on the coordinator's machine",
         "The partner, beside its data",
+        "The partners together, once",
         "The operator again",
         "When a run asks for more than the policy allows",
     ),
@@ -149,7 +151,12 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
 def write_script(shell: Shell) -> None:
     # Six rounds are enough for the commands that follow.
     new = "pluralllm spec new --clients 5"
-    shell.copy(lines_of("README.md", "By hand"), (new, f"{new} | sed 's/^rounds = 30$/rounds = 6/'"))
+    lines = lines_of("README.md", "By hand")
+    peers = next(number for number, line in enumerate(lines) if line.startswith("pluralllm-client peers "))
+    shell.copy(lines[:peers], (new, f"{new} | sed 's/^rounds = 30$/rounds = 6/'"))
+    logs = " ".join(f"{name}.log" for name in PARTNERS)
+    shell.add(f"until [ $(grep -l client.connected {logs} | wc -l) = 5 ]; do sleep 0.2; done 2> /dev/null")
+    shell.copy(lines[peers:])
     shell.copy(lines_of("joining.md", "Observers and further administrators"), ("join eve", "--identity eve join eve"))
     shell.copy(lines_of("joining.md", "When somebody leaves, or a key is lost"), ("org-a", "northmark"))
     shell.copy(
@@ -193,11 +200,13 @@ def test_the_commands_of_the_pages_work_one_after_the_other(shell: Shell) -> Non
     output = shell.run()
     assert "of 6  completed" in output
     assert re.search(r"northmark +client +northmark +active", output)
+    assert "private rounds: the coordinator reads sums of updates, no single one" in output
+    assert output.count("5 members are pinned in ") == 5
     assert "northmark is revoked" in output
     assert (shell.folder / "model" / "model.safetensors").exists()
     assert (shell.folder / "model" / "README.md").exists()
     assert "2 runs" in output.split("audit --state-dir restored")[-1]
-    for name in ("northmark", "harbourland", "old-valley", "foundry", "goldcrest"):
+    for name in PARTNERS:
         log = f"{name}.log"
         assert '"client.stopped"' in (shell.folder / log).read_text()
 

@@ -57,6 +57,8 @@ SIX = [
 
 
 assert len(SIX) == 6, SIX
+[PEERS, PIN] = [line for block in of_section("joining.md", "The partners together, once") for line in block.commands]
+DIGEST = re.compile(r"(?:[0-9a-f]{4} ){15}[0-9a-f]{4}")
 
 
 def of_page(number: int, *changes: tuple[str, str]) -> tuple[str, ...]:
@@ -161,7 +163,8 @@ def town(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Town]:
 def test_six_commands_make_a_training_partner_and_no_secret_is_said(tmp_path: Path) -> None:
     """The commands are init, serve, invite, join, run and run create --start; four more partners repeat three of them.
 
-    Each partner keeps the policy that `join` wrote. The logs, traces, metrics and support bundles of this run are complete.
+    The rounds are private, so all partners pin each other's keys before the last command. Each partner keeps the policy that
+    `join` wrote. The logs, traces, metrics and support bundles of this run are complete.
     The first partner knows its counts, so its answers are released with noise; the others have shares alone.
     """
     pytest.importorskip("opendp", reason="the extra `noise` is not installed")
@@ -193,20 +196,38 @@ def run_with_five_partners(town: Town, model: Path, spec: str, more: str) -> Non
                 f'embedding_model_path = "{model}"\nthreads = 1\ndata = "{data.name}"\n{more}'
             )
             running.append(town.starts(name, *of_page(5), "--config", "client.toml", "--exit-when-run-over"))
+        pin_each_other(town)
         town.does("host", *of_page(6, ("run.toml", spec)))
+        assert "private rounds: the coordinator reads sums of updates" in town.does("host", CLI, "status")
         until(
             lambda: not any(process.running for process in running[1:]), "the partners hear that the run is over", town
         )
         status = json.loads(town.does("host", CLI, "status", "--json"))
         assert (status["phase"], status["outcome"], status["version"]) == ("ended", "completed", 2)
-        assert all(one["alignment_score"] is not None for one in status["evaluations"]), (
-            "enough questions are behind each"
+        kept = {one["client"]: one["not_reported"] for one in status["evaluations"]}
+        assert kept == {name: "unspecified" if name == PARTNERS[0] else "kept_back" for name in PARTNERS}, (
+            "scores of true answers stay with the partner"
         )
         make_bundles(town)
     finally:
         codes = [process.stop() for process in running]
     assert codes == [0] * (1 + len(PARTNERS))
     assert_bundles_help(town)
+
+
+def pin_each_other(town: Town) -> None:
+    """Types the lines of the call: one partner reads the digest of the roster out, and each pins the members by it."""
+    logs = [town.folder / f"{name}.log" for name in PARTNERS]
+    until(lambda: all('"client.connected"' in log.read_text() for log in logs), "all partners are connected", town)
+    module, *words = shlex.split(PEERS)
+    shown = town.does(PARTNERS[0], MODULES[module], *words)
+    [digest] = DIGEST.findall(shown)
+    for name in PARTNERS:
+        module, *words = shlex.split(PIN.replace("DIGEST", f"'{digest}'"))
+        assert "5 members are pinned" in town.does(name, MODULES[module], *words)
+    keys = [one["peer_key_sha256"][:16] for one in json.loads(town.does("host", CLI, "members", "--json"))["members"]]
+    table = town.does("host", CLI, "members")
+    assert sum(spoken(key) in shown and key in table for key in keys if key) == len(PARTNERS)
 
 
 def test_partners_consent_to_a_run_that_asks_for_more_and_take_part_in_it(tmp_path: Path) -> None:
@@ -233,6 +254,7 @@ def test_partners_consent_to_a_run_that_asks_for_more_and_take_part_in_it(tmp_pa
             asked = town.types(name, MODULES[module], *words)
             assert asked.returncode == 3, "no terminal can answer here"
             assert "training.local_steps" in asked.stdout
+            assert "private_rounds is absent, allowed is private rounds" in asked.stdout, "three clients: plain rounds"
             assert '"update.committed"' not in log.read_text()
             assert "Consent stored" in town.does(name, MODULES[module], *words, "--yes")
         until(lambda: not any(process.running for process in running[1:]), "the partners take part to the end", town)

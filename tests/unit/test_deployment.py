@@ -131,9 +131,7 @@ def test_compose_has_all_parts_and_hardens_ours() -> None:
         "objects",
         "prometheus",
         "grafana",
-        "client-a",
-        "client-b",
-        "client-c",
+        *(f"client-{letter}" for letter in "abcde"),
     } <= services.keys()
     for name, service in services.items():
         if name.startswith(("coordinator", "client")):
@@ -150,7 +148,7 @@ def test_a_client_in_compose_reaches_the_coordinator_and_nothing_outside() -> No
     compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
     internal = {name for name, network in compose["networks"].items() if network.get("internal")}
     services = compose["services"]
-    for name in ("client-a", "client-b", "client-c", "database", "objects", "bucket"):
+    for name in (*(f"client-{letter}" for letter in "abcde"), "database", "objects", "bucket"):
         assert set(services[name]["networks"]) <= internal, name
     assert set(services["client-a"]["networks"]) & set(services["coordinator"]["networks"])
     stores = set(services["database"]["networks"])

@@ -1,11 +1,18 @@
 """The run spec that `pluralllm spec new` prints."""
 
+from pathlib import Path
+
 import pytest
 
-from pluralllm.cli.new_spec import FEWEST_CLIENTS, least_clients, new_spec
-from pluralllm.client.disclosure.policy import Policy
-from pluralllm.common.errors.tree import InvalidSpec
+from pluralllm.cli.default_rounds import colluders_among, least_clients
+from pluralllm.cli.new_spec import new_spec
+from pluralllm.client.disclosure.limits import check_private_rounds
+from pluralllm.client.disclosure.policy import Policy, RoundPrivacy, load_policy
+from pluralllm.common.errors.tree import InvalidSpec, PolicyForbids
+from pluralllm.common.words.private_rounds import READS_SINGLE, READS_SUMS, threshold
 from pluralllm.common.words.spec import PRESETS, spec_from_toml
+
+EXAMPLES = Path(__file__).parents[3] / "deploy" / "examples"
 
 
 @pytest.mark.parametrize(
@@ -16,17 +23,66 @@ def test_a_round_ends_with_more_than_half_of_the_clients_and_never_with_two(clie
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_new_spec_has_the_quorum_that_the_default_policy_asks_for(preset: str) -> None:
-    spec = spec_from_toml(new_spec(preset=preset), "new")
-    assert spec.round.min_clients == spec.round.target_clients == FEWEST_CLIENTS == Policy().min_cohort
-    assert not spec.groups.named
-    assert spec.aggregation.max_examples == 1024
-
-
-def test_a_new_spec_for_five_clients_is_for_any_five() -> None:
-    spec = spec_from_toml(new_spec(clients=5), "new")
+def test_a_new_spec_is_for_any_five_clients_and_their_rounds_are_private(preset: str) -> None:
+    text = new_spec(preset=preset)
+    spec = spec_from_toml(text, "new")
     assert (spec.round.min_clients, spec.round.target_clients) == (4, 5)
     assert not spec.groups.named
+    assert spec.aggregation.max_examples == 1024
+    assert spec.private_rounds is not None
+    assert spec.private_rounds.colluders == 1
+    assert (READS_SUMS in text, READS_SINGLE in text) == (True, False)
+    check_private_rounds(load_policy(EXAMPLES / "policy.toml"), spec)
+
+
+def test_a_preset_has_the_clip_norm_of_its_own_updates_and_plain_runs_have_none() -> None:
+    clips = {}
+    for preset in PRESETS:
+        spec = spec_from_toml(new_spec(preset=preset), "new")
+        assert spec.private_rounds is not None
+        clips[preset] = spec.private_rounds.clip_norm
+        assert spec_from_toml(new_spec(preset=preset, plain_rounds=True), "new").private_rounds is None
+    assert clips.pop("sums") == 4.0, "without effect: terms of sums are not clipped"
+    assert clips == {"default": 16.0, "fourier": 11.5, "attention": 3.8, "paper": 1.4}
+
+
+def test_a_new_spec_for_three_clients_is_plain_and_says_what_follows() -> None:
+    text = new_spec(clients=3)
+    spec = spec_from_toml(text, "new")
+    assert (spec.round.min_clients, spec.round.target_clients, spec.private_rounds) == (3, 3, None)
+    assert spec.round.min_clients == Policy().min_cohort
+    assert f"# Plain rounds: {READS_SINGLE} (3 clients train in a round)." in text
+    assert "consents first: pluralllm-client consent RUN" in text
+    assert "hidden_among = 2" in text
+
+
+def test_three_clients_that_agree_can_have_private_rounds() -> None:
+    text = new_spec(clients=3).replace("[embedding]", "[private_rounds]\ncolluders = 1\n\n[embedding]")
+    spec = spec_from_toml(text, "new")
+    check_private_rounds(Policy(private_rounds=RoundPrivacy(rounds="required", hidden_among=2)), spec)
+    with pytest.raises(PolicyForbids, match="hidden_among"):
+        check_private_rounds(load_policy(EXAMPLES / "policy.toml"), spec)
+
+
+def test_plain_rounds_of_a_new_spec_are_asked_for_and_say_what_the_coordinator_reads() -> None:
+    text = new_spec(clients=8, plain_rounds=True)
+    assert spec_from_toml(text, "new").private_rounds is None
+    assert f"# Plain rounds: {READS_SINGLE} (--plain-rounds). Only partners whose policy.toml says rounds = " in text
+    assert "Three clients" not in text
+
+
+@pytest.mark.parametrize("clients", [4, 5, 7, 8, 16, 32, 64, 100, 128])
+def test_a_new_spec_lets_one_client_in_five_collude_and_its_quorum_is_enough_for_that(clients: int) -> None:
+    spec = spec_from_toml(new_spec(clients=clients), "new")
+    assert spec.private_rounds is not None
+    assert spec.private_rounds.colluders == colluders_among(clients) == max(1, clients // 5)
+    assert spec.round.min_clients == threshold(clients, max(1, clients // 5))
+
+
+def test_more_clients_than_a_private_round_takes_have_plain_ones_with_the_reason() -> None:
+    text = new_spec(clients=129)
+    assert spec_from_toml(text, "new").private_rounds is None
+    assert "round.target_clients to at most 128" in text
 
 
 def test_the_groups_that_train_are_counted() -> None:

@@ -310,6 +310,26 @@ def test_names_written_by_others_are_neither_markup_nor_control_characters(name:
         assert name.replace("\x1b", "\\x1b").replace("\n", " ") in text
 
 
+def test_list_of_members_shows_the_first_digits_of_each_peer_key() -> None:
+    peers = [{**MEMBER, "peer_key_sha256": "cd" * 32}, {**MEMBER, "peer_key_sha256": ""}]
+    lines = shown(members_table(peers, NOW), width=220)
+    assert [line.split()[6:9] for line in lines[1:]] == [["abababab", "cd" * 8, "no"], ["abababab", "-", "no"]]
+
+
+@pytest.mark.parametrize(
+    ("reads", "line"),
+    [
+        ("single", "the coordinator reads single updates"),
+        ("sums", "private rounds: the coordinator reads sums of updates, no single one"),
+        ("unspecified", None),
+        (None, None),
+    ],
+)
+def test_the_screen_of_a_run_says_what_the_coordinator_reads(reads: str | None, line: str | None) -> None:
+    lines = shown(status_screen(run(updates_read=reads), NOW))
+    assert [one for one in lines if "the coordinator reads" in one] == ([] if line is None else [line])
+
+
 def test_list_of_members_shows_the_group_of_a_client_and_the_runs_of_an_observer() -> None:
     observer = {
         **MEMBER,
@@ -319,11 +339,11 @@ def test_list_of_members_shows_the_group_of_a_client_and_the_runs_of_an_observer
         "group_role": None,
         "runs": ["a", "b"],
     }
-    lines = shown(members_table([MEMBER, observer], NOW), width=200)
+    lines = shown(members_table([MEMBER, observer], NOW), width=220)
     assert lines[1].split()[:3] == ["ann", "client", "G"]
     assert ("not stated" in lines[1], "not stated" in lines[2]) == (True, False)
     noise = {"noised": True, "epsilon": 4.0, "delta": 1e-6, "unit": "respondent"}
-    assert " epsilon 4 " in shown(members_table([{**MEMBER, "noise": noise}], NOW), width=200)[1]
+    assert " epsilon 4 " in shown(members_table([{**MEMBER, "noise": noise}], NOW), width=220)[1]
     assert lines[2].split()[:4] == ["eve", "observer", "a,", "b"]
 
 

@@ -62,6 +62,13 @@ def test_the_line_of_the_walk_pins_those_who_were_present(state: Path) -> None:
     assert "not pinned" not in peers(state).output
 
 
+def test_the_digest_alone_can_be_copied(state: Path, tmp_path: Path) -> None:
+    assert peers(state, "--digest").output == f"{DIGEST}\n"
+    empty = peers(tmp_path / "new", "--digest")
+    assert isinstance(empty.exception, InvalidArgument)
+    assert "Start the daemons first" in str(empty.exception)
+
+
 def test_nobody_is_pinned_by_a_part_of_the_digest_or_without_a_key(state: Path) -> None:
     for words in (("--roster", DIGEST[:60], "--names", "ann"), ("--roster", DIGEST, "--names", "ann,cat")):
         assert isinstance(peers(state, "pin", *words).exception, InvalidArgument)
@@ -97,7 +104,7 @@ def test_the_log_of_a_command_that_asks_the_coordinator_is_not_among_its_json(
 
 def test_a_roster_that_has_diverged_is_said_and_pins_nobody(state: Path) -> None:
     seen(state, replace(SeenRoster(ENTRIES), complaint="it goes back", complained="2026-11-29T00:00:00+00:00"))
-    for words in ((), ("--json",), ("pin", "--roster", DIGEST, "--names", "ann")):
+    for words in ((), ("--json",), ("--digest",), ("pin", "--roster", DIGEST, "--names", "ann")):
         shown = peers(state, *words)
         assert isinstance(shown.exception, RosterDiverged)
         assert "it goes back (seen on 2026-11-29" in str(shown.exception)

@@ -18,7 +18,8 @@ from typer.main import get_command
 
 from pluralllm.cli import explain_command, member_commands, model_commands
 from pluralllm.cli.connection import CoordinatorOption, choose_access, remote
-from pluralllm.cli.new_spec import FEWEST_CLIENTS, MODEL, WIDTH, new_spec
+from pluralllm.cli.default_rounds import FEWEST_CLIENTS, FLAG, with_default_rounds
+from pluralllm.cli.new_spec import MODEL, USUAL_CLIENTS, WIDTH, new_spec
 from pluralllm.cli.output import now, show
 from pluralllm.cli.package_commands import ENTRY_POINTS, add_package_commands
 from pluralllm.common.errors.tree import InvalidArgument, InvalidSpec
@@ -32,7 +33,7 @@ from pluralllm.common.words.ids import Digest
 from pluralllm.common.words.names import ModelName
 from pluralllm.common.words.predictors import SUMS_SHOW
 from pluralllm.common.words.reward_weights import RewardOptions
-from pluralllm.common.words.spec import PRESETS, RunSpec, load_spec, parse_spec, spec_from_toml
+from pluralllm.common.words.spec import PRESETS, RunSpec, load_spec, load_spec_values, parse_spec, spec_values
 
 if TYPE_CHECKING:
     from pluralllm.operator.remote import Remote
@@ -54,6 +55,12 @@ app.add_typer(run_app, name="run")
 app.add_typer(model_commands.app, name="model")
 app.add_typer(spec_app, name="spec")
 
+PlainRounds = Annotated[
+    bool,
+    typer.Option(
+        FLAG, help="Make plain rounds, in which the coordinator reads single updates, also for four clients or more."
+    ),
+]
 RunArgument = Annotated[str, typer.Argument(help="The run's name; - is the newest.")]
 
 
@@ -73,17 +80,30 @@ def create(
     embedding_model_path: Annotated[
         Path | None, typer.Option(help="Local folder of the embedding model, to fill in the spec's probe vectors.")
     ] = None,
+    plain_rounds: PlainRounds = False,
     coordinator: CoordinatorOption = None,
     as_json: Json = False,
 ) -> None:
-    """Creates a run and its model version 0. The command may be repeated with the same run spec."""
-    loaded = load_spec(spec) if spec is not None else spec_from_toml(new_spec(), "(default)")
+    """Creates a run and its model version 0. The command may be repeated with the same run spec.
+
+    The rounds are private if at least four clients are to train in each. A file without the table [private_rounds] then gets the
+    keys that it lacks, and the command prints them; it never changes what the file says.
+    """
+    if spec is not None:
+        new = with_default_rounds(load_spec_values(spec), str(spec), plain=plain_rounds)
+    else:
+        new = with_default_rounds(
+            spec_values(new_spec(plain_rounds=plain_rounds), "(default)"), "(default)", plain=plain_rounds
+        )
+    loaded = new.spec
     if embedding_model_path is not None and not loaded.embedding.probes:
         loaded = _with_probes(loaded, embedding_model_path)
     connection = remote(coordinator)
     created = connection.create_run(run, loaded.canonical_json())
     if start_now:
         created = connection.start_run(run)
+    if new.note:
+        say(f"note: {new.note}", err=True)
     if loaded.sums is not None:
         say(f"note: {SUMS_SHOW}; a client that trains takes part only if its policy sets allow_sums = true", err=True)
     if loaded.privacy is not None:
@@ -274,7 +294,7 @@ def spec_new(
     preset: Annotated[str, typer.Option(help=f"Name of a preset: {', '.join(PRESETS)}.")] = "default",
     clients: Annotated[
         int, typer.Option(min=FEWEST_CLIENTS, help="Number of clients that are expected to train.")
-    ] = FEWEST_CLIENTS,
+    ] = USUAL_CLIENTS,
     train: Annotated[
         list[str] | None,
         typer.Option(help="A group that trains; may be repeated. Without groups, any group takes part."),
@@ -288,11 +308,13 @@ def spec_new(
             help="Take noised answers only, which tell at most this (epsilon) about one respondent, as the partners state it.",
         ),
     ] = None,
+    plain_rounds: PlainRounds = False,
 ) -> None:
     """Prints a run spec in TOML, from which you can write your own run spec."""
     if preset not in PRESETS:
         raise InvalidArgument(field="--preset", problem=f"is {preset!r}, allowed: {', '.join(PRESETS)}")
-    say(new_spec(model, width, preset, clients, train or (), held_out or (), respondents_epsilon))
+    groups = train or (), held_out or ()
+    say(new_spec(model, width, preset, clients, *groups, respondents_epsilon, plain_rounds=plain_rounds))
 
 
 @spec_app.command("check")

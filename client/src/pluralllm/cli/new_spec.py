@@ -3,25 +3,42 @@
 import json
 from collections.abc import Sequence
 
+from pluralllm.cli.default_rounds import (
+    FEWEST_CLIENTS,
+    FEWEST_PRIVATE,
+    FLAG,
+    PINS,
+    PRIVATE,
+    colluders_among,
+    least_clients,
+    plain_note,
+    why_plain,
+)
 from pluralllm.common.words.noise import RESPONDENT
-from pluralllm.common.words.spec import preset_values
+from pluralllm.common.words.spec import preset_values, spec_values
 
 # The embedding model of a new spec, and the length of its vectors.
 MODEL, WIDTH = "sentence-transformers/all-MiniLM-L6-v2", 384
 
-FEWEST_CLIENTS = 3  # in each published model; from two, each of them can compute the update of the other
+USUAL_CLIENTS = 5  # with a quorum of four, a private round survives one client that is away
 MAX_EXAMPLES = 1024  # upper bound of one client's weight
 DELTA = 1e-6  # of a demand for noised answers
+THREE = (
+    "Three clients that know each other can have private rounds, too: write [private_rounds] here, and let each partner set "
+    "hidden_among = 2 in its policy.toml."
+)
 
 
 def new_spec(
     model: str = MODEL,
     width: int = WIDTH,
     preset: str = "default",
-    clients: int = FEWEST_CLIENTS,
+    clients: int = USUAL_CLIENTS,
     train: Sequence[str] = (),
     held_out: Sequence[str] = (),
     respondents_epsilon: float | None = None,
+    *,
+    plain_rounds: bool = False,
 ) -> str:
     """Returns the text of a new run spec in TOML.
 
@@ -29,8 +46,9 @@ def new_spec(
     clients: number of clients that are expected to train. train, held_out: the groups that take part; if any group trains, the
     number of these groups counts instead of `clients`. Without groups, any group takes part in the role that its client declares.
     respondents_epsilon: the most that clients' answers may tell about one respondent; None takes answers without noise, too.
+    plain_rounds: whether the rounds are plain, although the clients are enough for private ones.
     """
-    expected = len(train) or clients
+    expected = max(len(train) or clients, FEWEST_CLIENTS)
     dimension = width * len(preset_values(preset)["embedding"]["templates"])
     note = "" if train or held_out else "  # empty: any group, as its client declares"
     demand = ""
@@ -38,20 +56,33 @@ def new_spec(
         demand = (
             f'[privacy]\nrespondents_epsilon = {respondents_epsilon!r}\ndelta = {DELTA!r}\nunit = "{RESPONDENT}"\n\n'
         )
-    return (
+    before = (
         f'preset = "{preset}"\nseed = 0\nrounds = 30\n\n[groups]\ntrain = {_listed(train)}{note}\n'
         f"held_out = {_listed(held_out)}\n\n[round]\nmin_clients = {least_clients(expected)}  # in every published model\n"
-        f"target_clients = {max(expected, FEWEST_CLIENTS)}\ndeadline_s = 600\n\n[aggregation]\nmax_examples = {MAX_EXAMPLES}\n\n"
-        f'{demand}[embedding]\nmodel = "{model}"\ndimension = {dimension}'
+        f"target_clients = {expected}\ndeadline_s = 600\n\n[aggregation]\nmax_examples = {MAX_EXAMPLES}\n\n"
     )
+    after = f'{demand}[embedding]\nmodel = "{model}"\ndimension = {dimension}'
+    return f"{before}{_rounds(before, after, expected, plain=plain_rounds)}\n{after}"
 
 
-def least_clients(clients: int) -> int:
-    """Returns the smallest number of clients with which a round should end, for a number of clients that train.
+def _rounds(before: str, after: str, clients: int, *, plain: bool) -> str:
+    """Returns the table [private_rounds] of a new spec, or comments that say why it has none.
 
-    It is more than half of the clients even if one in five does not follow the protocol, and at least three.
+    before, after: the rest of the spec. clients: number of clients that train in a round.
     """
-    return max(FEWEST_CLIENTS, (clients + clients // 5) // 2 + 1)
+    table = f"# {PRIVATE[0].upper()}{PRIVATE[1:]}. {PINS}.\n[private_rounds]\ncolluders = {colluders_among(clients)}"
+    table += "  # members of a round that, with the coordinator, learn nothing but the sum\n"
+    if plain:
+        reason = FLAG
+    elif clients < FEWEST_PRIVATE:
+        reason = f"{clients} clients train in a round"
+    else:
+        reason = why_plain(spec_values(f"{before}{table}{after}", ""))
+    if not reason:
+        return table
+    text = plain_note(reason, clients)
+    hint = f"# {THREE}\n" if clients < FEWEST_PRIVATE and not plain else ""
+    return f"# {text[0].upper()}{text[1:]}.\n{hint}"
 
 
 def _listed(groups: Sequence[str]) -> str:

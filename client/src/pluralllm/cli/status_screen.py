@@ -17,11 +17,13 @@ from pluralllm.common.words.context_gain import IGNORES_CONTEXT, gain_text, igno
 from pluralllm.common.words.names import MemberName, RoundName, RunName
 from pluralllm.common.words.noise import declared_text
 from pluralllm.common.words.not_reported import not_reported_text
+from pluralllm.common.words.private_rounds import READS_SINGLE, READS_SUMS
 from pluralllm.common.words.score_sums import clipped_text, scores_text
 
 MAX_REFUSALS = 3
 MAX_REASONS = 4
 MAX_STATEMENTS = 3
+PEER_KEY_DIGITS = 16  # of a peer key's fingerprint, as `pluralllm-client peers` shows it
 MEMBER_STYLES = {
     "active": "green",
     "awaiting_approval": "yellow",
@@ -35,7 +37,7 @@ STATE_STYLES = {"done": "green", "working": "cyan", "assigned": "yellow", "lost"
 
 def status_screen(run: Mapping[str, Any], now: datetime.datetime) -> RenderableType:
     """Returns one screen about a run: phase, participants, late clients and their reasons, alignment scores, next step."""
-    lines: list[RenderableType] = [_head(run, now), _groups(run), *_reasons(run)]
+    lines: list[RenderableType] = [_head(run, now), *_reads(run), _groups(run), *_reasons(run)]
     lines += _not_reported(run)
     lines += _noise(run)
     if run["evaluations"]:
@@ -58,6 +60,17 @@ def _head(run: Mapping[str, Any], now: datetime.datetime) -> Text:
         f"version {run['version']} ({run['version_digest'][:12]})  "
         f"received {size(run['received_bytes'])}, sent {size(run['sent_bytes'])} since its start",
     )
+
+
+def _reads(run: Mapping[str, Any]) -> list[Text]:
+    """Returns the line about what the coordinator reads of the updates; no line if the run has none, or if nobody says it."""
+    match run.get("updates_read"):
+        case "single":
+            return [Text(READS_SINGLE, "yellow")]
+        case "sums":
+            return [Text(f"private rounds: {READS_SUMS}", "green")]
+        case _:
+            return []
 
 
 def _groups(run: Mapping[str, Any]) -> Table:
@@ -252,6 +265,7 @@ def members_table(members: Sequence[Mapping[str, Any]], now: datetime.datetime) 
         "state",
         "left",
         "key",
+        "peer key",
         "live",
         "last seen",
         "questions",
@@ -269,6 +283,7 @@ def members_table(members: Sequence[Mapping[str, Any]], now: datetime.datetime) 
             Text(state, style=MEMBER_STYLES.get(member["state"], "")),
             left(member["expire_time"], now),
             member["key_sha256"][:8] or "-",
+            member.get("peer_key_sha256", "")[:PEER_KEY_DIGITS] or "-",
             "yes" if member["live"] else "no",
             f"{age(member['last_seen_time'], now)} ago" if member["last_seen_time"] else "never",
             str(member["training_questions"] or "-"),

@@ -33,7 +33,15 @@ StateDir = Annotated[Path | None, typer.Option(help="The daemon's state director
 
 
 @app.callback(invoke_without_command=True)
-def peers(context: typer.Context, config: ConfigFile = None, state_dir: StateDir = None, as_json: Json = False) -> None:
+def peers(
+    context: typer.Context,
+    config: ConfigFile = None,
+    state_dir: StateDir = None,
+    digest: Annotated[
+        bool, typer.Option("--digest", help="Print the digest only, to read it out or to copy it.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Show the roster of peer keys, which of them this partner has pinned, and the roster's digest.
 
     Before the first private round, all partners compare the digest, all 64 digits of it, in one call or by signed mail. Then each
@@ -48,7 +56,15 @@ def peers(context: typer.Context, config: ConfigFile = None, state_dir: StateDir
     roster, seen = read_roster(state)
     pins = load_pins(pins_file(paths.policy, state))
     shown = _shown(roster, pins)
-    if as_json:
+    if digest and not seen.complaint:
+        if not roster.sequence:
+            raise InvalidArgument(
+                field="--digest", problem="there is none yet: the roster has no key. Start the daemons first"
+            )
+        if problem:
+            say(f"This is the roster as it was seen last: {problem}", err=True)
+        say(roster.head.hex())
+    elif as_json:
         members = [dict(zip(("name", "group", "fingerprint", "pinned"), row, strict=True)) for row in shown]
         print_json(
             PEERS,
@@ -80,11 +96,17 @@ def pin(
     paths = load_config(JoinConfig, config, {"state_dir": state_dir})
     state = paths.state_dir.absolute()
     newest, seen = read_roster(state)
+    identity = _identity(paths)
+    if identity is not None and newest.head.hex() != "".join(
+        roster.split()
+    ):  # others have connected since it looked last
+        asyncio.run(_follow(identity, state))
+        newest, seen = read_roster(state)
     if seen.complaint:
         raise RosterDiverged(problem=f"{seen.complaint} (seen on {seen.complained})")
     wanted = [name.strip() for name in names.split(",") if name.strip()]
     compared = compared_pins(newest, roster, wanted)
-    if (identity := _identity(paths)) is not None:
+    if identity is not None:
         _check_own_key(identity, newest)
     file = pins_file(paths.policy, state)
     before = load_pins(file)

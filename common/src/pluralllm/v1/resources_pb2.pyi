@@ -93,6 +93,30 @@ RUN_PHASE_UNMASKING: RunPhase.ValueType  # 10
 """Private rounds: the members reveal what the sum's masks need."""
 Global___RunPhase: _TypeAlias = RunPhase  # noqa: Y015
 
+class _UpdatesRead:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _UpdatesReadEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UpdatesRead.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    UPDATES_READ_UNSPECIFIED: _UpdatesRead.ValueType  # 0
+    """The run asks for rewards, or the coordinator is of an earlier release."""
+    UPDATES_READ_SINGLE: _UpdatesRead.ValueType  # 1
+    """Plain rounds: the coordinator reads single updates."""
+    UPDATES_READ_SUMS: _UpdatesRead.ValueType  # 2
+    """Private rounds: the coordinator reads sums of updates, no single one."""
+
+class UpdatesRead(_UpdatesRead, metaclass=_UpdatesReadEnumTypeWrapper):
+    """What the coordinator reads of the updates of a run."""
+
+UPDATES_READ_UNSPECIFIED: UpdatesRead.ValueType  # 0
+"""The run asks for rewards, or the coordinator is of an earlier release."""
+UPDATES_READ_SINGLE: UpdatesRead.ValueType  # 1
+"""Plain rounds: the coordinator reads single updates."""
+UPDATES_READ_SUMS: UpdatesRead.ValueType  # 2
+"""Private rounds: the coordinator reads sums of updates, no single one."""
+Global___UpdatesRead: _TypeAlias = UpdatesRead  # noqa: Y015
+
 class _RunOutcome:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -637,6 +661,7 @@ class Run(_message.Message):
     SEQUENCE_FIELD_NUMBER: _builtins.int
     NEWEST_SUM_FIELD_NUMBER: _builtins.int
     SCORED_SUM_FIELD_NUMBER: _builtins.int
+    UPDATES_READ_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """runs/{run}"""
     spec_sha256: _builtins.str
@@ -655,6 +680,7 @@ class Run(_message.Message):
     sent_bytes: _builtins.int
     sequence: _builtins.int
     """Sequence number of the newest event. WatchRun continues from this state with it."""
+    updates_read: Global___UpdatesRead.ValueType
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -713,10 +739,11 @@ class Run(_message.Message):
         sequence: _builtins.int = ...,
         newest_sum: Global___RoundSum | None = ...,
         scored_sum: Global___RoundSum | None = ...,
+        updates_read: Global___UpdatesRead.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "fairness", b"fairness", "newest_sum", b"newest_sum", "phase_deadline", b"phase_deadline", "phase_start_time", b"phase_start_time", "scored_sum", b"scored_sum", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "evaluations", b"evaluations", "fairness", b"fairness", "name", b"name", "newest_sum", b"newest_sum", "next", b"next", "outcome", b"outcome", "outcome_reason", b"outcome_reason", "participants", b"participants", "paused", b"paused", "phase", b"phase", "phase_deadline", b"phase_deadline", "phase_start_time", b"phase_start_time", "previous_evaluations", b"previous_evaluations", "received_bytes", b"received_bytes", "refusals", b"refusals", "round", b"round", "rounds", b"rounds", "scored_sum", b"scored_sum", "sent_bytes", b"sent_bytes", "sequence", b"sequence", "spec_sha256", b"spec_sha256", "update_time", b"update_time", "version", b"version", "version_digest", b"version_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "evaluations", b"evaluations", "fairness", b"fairness", "name", b"name", "newest_sum", b"newest_sum", "next", b"next", "outcome", b"outcome", "outcome_reason", b"outcome_reason", "participants", b"participants", "paused", b"paused", "phase", b"phase", "phase_deadline", b"phase_deadline", "phase_start_time", b"phase_start_time", "previous_evaluations", b"previous_evaluations", "received_bytes", b"received_bytes", "refusals", b"refusals", "round", b"round", "rounds", b"rounds", "scored_sum", b"scored_sum", "sent_bytes", b"sent_bytes", "sequence", b"sequence", "spec_sha256", b"spec_sha256", "update_time", b"update_time", "updates_read", b"updates_read", "version", b"version", "version_digest", b"version_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1007,6 +1034,7 @@ class Member(_message.Message):
     MAX_EXAMPLES_FIELD_NUMBER: _builtins.int
     RUNS_FIELD_NUMBER: _builtins.int
     NOISE_FIELD_NUMBER: _builtins.int
+    PEER_KEY_SHA256_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """members/{name}"""
     role: Global___MemberRole.ValueType
@@ -1024,6 +1052,10 @@ class Member(_message.Message):
     """Name of the task that the daemon holds; empty if it holds none."""
     max_examples: _builtins.int
     """Largest number of training questions that the client may state; 0 for no limit."""
+    peer_key_sha256: _builtins.str
+    """Lower-case hex sha256 of the peer key (SubjectPublicKeyInfo, DER), with which a client signs in private rounds. The other
+    partners pin it. Empty if the member has no peer key.
+    """
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -1062,10 +1094,11 @@ class Member(_message.Message):
         max_examples: _builtins.int = ...,
         runs: _abc.Iterable[_builtins.str] | None = ...,
         noise: Global___NoiseStatement | None = ...,
+        peer_key_sha256: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "last_seen_time", b"last_seen_time", "noise", b"noise"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "group", b"group", "group_role", b"group_role", "key_sha256", b"key_sha256", "last_seen_time", b"last_seen_time", "live", b"live", "max_examples", b"max_examples", "name", b"name", "noise", b"noise", "role", b"role", "runs", b"runs", "serial", b"serial", "software_version", b"software_version", "state", b"state", "task", b"task", "training_questions", b"training_questions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "group", b"group", "group_role", b"group_role", "key_sha256", b"key_sha256", "last_seen_time", b"last_seen_time", "live", b"live", "max_examples", b"max_examples", "name", b"name", "noise", b"noise", "peer_key_sha256", b"peer_key_sha256", "role", b"role", "runs", b"runs", "serial", b"serial", "software_version", b"software_version", "state", b"state", "task", b"task", "training_questions", b"training_questions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -16,6 +16,7 @@ from pluralllm.common.weights.server_optimizer import first_moments, server_opti
 from pluralllm.common.weights.update_format import as_read, update_format
 from pluralllm.common.words.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber, RunId
 from pluralllm.common.words.spec import GroupRole, RunSpec
+from pluralllm.experiment.ring_sums import RingSums
 from pluralllm.experiment.stacked import Flat, Learners
 from pluralllm.experiment.sums import SumsRounds, without_projection
 from pluralllm.server.aggregation.arithmetic import shorten
@@ -128,9 +129,10 @@ class LocalTraining:
         self._model_bytes = values.nbytes
         self._trainers = trainers
         self._usable = {client: data.split(spec.evaluation.holdout_share)[0] for client, data in trainers.items()}
-        form = update_format(layout_for(spec), spec.updates.encoding)
+        self._sums = None if spec.private_rounds is None else RingSums(spec)
+        form = update_format(layout_for(spec), spec.updates.encoding if self._sums is None else "ring32")
         self.update_bytes = form.size_bytes - len(form.header)  # size of one client's update
-        self._residuals = {client: np.zeros_like(values) for client in trainers if form.encoding != "fp32"}
+        self._residuals = {client: np.zeros_like(values) for client in trainers if spec.updates.encoding != "fp32"}
         self._learners: dict[tuple[int, int], Learners] = {}  # by number of the pass, and number of its clients
 
     def moved_bytes(self, number: RoundNumber) -> int:  # noqa: ARG002 - the same in every round
@@ -139,7 +141,11 @@ class LocalTraining:
 
     def next_version(self, base: Flat, average: ev.Average, deltas: dict[ClientId, Flat]) -> Flat:
         """Returns the values of the next model version, and keeps the new moments of the server optimizer."""
-        values, self._moments = aggregate(self._spec, base, self._moments, average, deltas)
+        if self._sums is None:
+            values, self._moments = aggregate(self._spec, base, self._moments, average, deltas)
+            return values
+        mean = self._sums.mean(average.round, average.receipts, deltas)
+        values, self._moments = server_optimizer(self._spec.aggregation)(base, mean, self._moments)
         return values
 
     def train_round(

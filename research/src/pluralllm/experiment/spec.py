@@ -14,7 +14,8 @@ from pluralllm.common.errors.tree import InvalidSpec
 from pluralllm.common.words.ids import Digest
 from pluralllm.common.words.model_files import load_model
 from pluralllm.common.words.predictors import KERNEL_SUMS, architecture_of
-from pluralllm.common.words.spec import Preset, RunSpec, explain, merge, preset_values
+from pluralllm.common.words.problems import explain
+from pluralllm.common.words.spec import Preset, RunSpec, merge, preset_values
 from pluralllm.common.words.spec_part import Name, Positive, Seed, SpecPart
 
 QUICK_ROUNDS, QUICK_STEPS, QUICK_QUESTIONS, QUICK_GROUPS = 2, 12, 30, 3
@@ -304,7 +305,8 @@ class Experiment(SpecPart):
             method.kind == "centralized" and method.steps is not None
         ):  # as in the paper, the rate falls to 0 over the steps
             own["training"] = {"schedule": "cosine", "cosine_steps": method.steps}
-        values = merge(merge(preset_values(method.preset), own), method.spec)
+        usual = preset_values(method.preset, has_private_rounds="private_rounds" in method.spec)
+        values = merge(merge(usual, own), method.spec)
         values["embedding"].setdefault("dimension", self.width * len(values["embedding"]["templates"]))
         try:
             spec = RunSpec.model_validate(values)

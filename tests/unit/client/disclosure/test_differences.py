@@ -260,5 +260,15 @@ def test_training_in_a_plain_run_of_few_clients_needs_consent_where_private_roun
     assert [task_fields("required", clients) for clients in (2, 3, 4)] == [["private_rounds"], ["private_rounds"], []]
     assert task_fields("allowed", 3) == []
     assert task_fields("required", 3, TaskKind.EVALUATE) == []
+    assert task_fields("required", 3, TaskKind.REWARD) == []
     private: dict[str, Any] = {"private_rounds": {"colluders": 1}, "aggregation": {"max_examples": 1_024}}
     assert task_fields("required", 3, **private) == []
+
+
+def test_a_partner_that_is_asked_before_the_first_evaluation_is_asked_about_the_training_too() -> None:
+    asked = {"training": {"local_steps": 7}}
+    assert task_fields("required", 3, TaskKind.EVALUATE, **asked) == ["training.local_steps", "private_rounds"]
+    assert task_fields("required", 4, TaskKind.EVALUATE, **asked) == ["training.local_steps"]
+    assert task_fields("allowed", 3, TaskKind.EVALUATE, **asked) == ["training.local_steps"]
+    held_out = {**asked, "groups": {"train": ["a", "b", "c"], "held_out": ["G"]}}
+    assert "private_rounds" not in task_fields("required", 3, TaskKind.EVALUATE, **held_out)

@@ -315,7 +315,8 @@ def test_plain_rounds_are_refused_where_private_ones_are_required_but_only_for_t
     plain = process_spec(round={"min_clients": 3, "target_clients": 4})
     text = refusal(rounds_policy(rounds="required"), plain)
     assert "[private_rounds] rounds is plain rounds, in which the coordinator reads each update" in text
-    assert "allowed is private rounds: a run spec with the table [private_rounds]" in text
+    assert "allowed is private rounds: a run spec with the table [private_rounds]; for plain ones" in text
+    assert 'rounds must be "allowed"' in text
     check(rounds_policy(rounds="allowed"), plain)
     check(rounds_policy(rounds="required"), plain, TaskKind.EVALUATE)
     check(

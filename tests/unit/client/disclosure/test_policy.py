@@ -5,7 +5,6 @@ from pydantic import ValidationError
 
 from pluralllm.client.disclosure.policy import (
     DEFAULT_POLICY,
-    NEW_INSTALL_ROUNDS,
     NEW_KEYS,
     Policy,
     RoundPrivacy,
@@ -131,10 +130,12 @@ def test_a_policy_cannot_be_changed_and_any_settings_are_allowed_by_a_star(tmp_p
         policy.min_cohort = 1  # type: ignore[misc]
 
 
-def test_a_new_install_says_which_rounds_it_allows_and_an_older_file_goes_on_with_plain_ones(tmp_path: Path) -> None:
+def test_a_new_install_demands_private_rounds_of_pinned_members_and_an_older_file_goes_on_with_plain_ones(
+    tmp_path: Path,
+) -> None:
     new = policy_of(tmp_path, DEFAULT_POLICY).private_rounds
-    assert (new.rounds, new.trust) == (NEW_INSTALL_ROUNDS, "pinned")
-    assert new == RoundPrivacy(rounds=NEW_INSTALL_ROUNDS)
+    assert (new.rounds, new.trust) == ("required", "pinned")
+    assert new == RoundPrivacy(rounds="required")
     assert policy_of(tmp_path, FILE_OF_0_2_0).private_rounds.rounds == "allowed"
 
 

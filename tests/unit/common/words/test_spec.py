@@ -280,6 +280,24 @@ def test_a_reward_run_of_a_model_made_from_sums_is_no_run_of_sums(tmp_path: Path
     assert spec.sums is None
 
 
+def test_a_reward_run_of_a_model_from_private_rounds_is_possible(tmp_path: Path) -> None:
+    source = load_spec(written(tmp_path, f"{MINIMAL}[round]\nmin_clients = 4\ntarget_clients = 5\n[private_rounds]\n"))
+    spec = source.for_rewards(MODEL, DIGEST, RewardOptions(), "here")
+    assert source.private_rounds is not None
+    assert spec.private_rounds is None
+
+
+def test_a_presets_table_of_private_rounds_is_for_private_runs_only(tmp_path: Path) -> None:
+    assert load_spec(written(tmp_path, MINIMAL)).private_rounds is None
+    assert "private_rounds" not in preset_values("default")
+    table = preset_values("default", has_private_rounds=True)["private_rounds"]
+    sizes = f"{MINIMAL}[round]\nmin_clients = 4\ntarget_clients = 5\n[private_rounds]\n"
+    usual, own = (load_spec(written(tmp_path, sizes + more)).private_rounds for more in ("", "clip_norm = 2.5\n"))
+    assert usual is not None
+    assert own is not None
+    assert (usual.clip_norm, own.clip_norm) == (table["clip_norm"], 2.5)
+
+
 MODEL, DIGEST = ModelName(RunId("first"), ModelVersion(7)), Digest("a1" * 32)
 
 

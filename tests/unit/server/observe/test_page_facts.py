@@ -8,8 +8,11 @@ from support.coordinator_harness import small_spec
 from pluralllm.common.predictor.architecture import layout_for
 from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.words.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber, RunId
+from pluralllm.common.words.names import ModelName
 from pluralllm.common.words.noise import NoiseStatement
 from pluralllm.common.words.not_reported import NotReported
+from pluralllm.common.words.private_rounds import READS_SINGLE, READS_SUMS, PrivateRounds
+from pluralllm.common.words.reward_weights import RewardOptions
 from pluralllm.common.words.spec import GroupRole
 from pluralllm.server.observe.page_facts import Facts, History, history_facts, run_now
 from pluralllm.server.rounds import events as ev
@@ -79,6 +82,15 @@ def test_the_page_shows_what_each_member_declares_about_noise() -> None:
         "not noised",
         "not stated",
     ]
+
+
+def test_the_page_says_what_the_coordinator_reads() -> None:
+    status = RunStatus(at_s=1.0, participants=(), next="", trouble="", received_bytes=0, sent_bytes=0)
+    plain = evaluated_run(0)
+    private = plain.spec.model_copy(update={"private_rounds": PrivateRounds()})
+    rewards = plain.spec.for_rewards(ModelName(R, ModelVersion(0)), Digest("a1" * 32), RewardOptions(), "here")
+    runs = (dataclasses.replace(plain, spec=spec) for spec in (plain.spec, private, rewards))
+    assert [run_now(run, status)["reads"] for run in runs] == [READS_SINGLE, READS_SUMS, ""]
 
 
 def test_the_mean_context_gain_of_the_newest_version_is_a_text_and_a_small_one_is_named() -> None:

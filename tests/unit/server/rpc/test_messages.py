@@ -9,16 +9,19 @@ from support.coordinator_harness import small_spec
 from pluralllm.common.predictor.architecture import layout_for
 from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber, RunId
+from pluralllm.common.words.names import ModelName
 from pluralllm.common.words.noise import NoiseStatement
+from pluralllm.common.words.reward_weights import RewardOptions
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import GroupRole
 from pluralllm.server.members.access import Principal
 from pluralllm.server.rounds import events as ev
-from pluralllm.server.rpc.messages import event_message, run_message
+from pluralllm.server.rpc.messages import event_message, run_message, updates_read
 from pluralllm.server.runs.live_run import LiveRun, Progress, first_state
 from pluralllm.server.runs.overview import Participant, ParticipantState
 from pluralllm.server.runs.status import RunStatus
 from pluralllm.server.storage.store import EventRecord, RunRecord
+from pluralllm.v1 import resources_pb2 as pb
 
 ANN = ClientId("ann")
 RECEIPT = ev.Receipt(ANN, Digest("d"), 10, distance=0.25, norm=3.5)
@@ -101,3 +104,17 @@ def test_a_run_shows_the_failures_and_refusals_of_a_client_to_itself_and_to_admi
     assert [shown.HasField("noise") for shown in message.participants] == [False, True, False]
     assert [refusal.reason for refusal in message.refusals] == refusals
     assert ("its size is 7" in str(message)) == ("WRONG_LAYOUT" in refusals)
+
+
+def test_a_run_says_what_the_coordinator_reads_of_its_updates() -> None:
+    plain = small_spec()
+    private = small_spec(
+        round={"min_clients": 4, "target_clients": 5}, aggregation={"max_examples": 9}, private_rounds={"colluders": 1}
+    )
+    model = ModelName(RunId("r"), ModelVersion(3))
+    rewards = private.for_rewards(model, Digest("a1" * 32), RewardOptions(), "here")
+    read = [updates_read(spec) for spec in (plain, private, rewards)]
+    assert read == [pb.UPDATES_READ_SINGLE, pb.UPDATES_READ_SUMS, pb.UPDATES_READ_UNSPECIFIED]
+    status = RunStatus(at_s=1.0, participants=(), next="", trouble="", received_bytes=0, sent_bytes=0)
+    message = run_message(refusing_run(), status, (), (), Principal(ANN, MemberRole.CLIENT))
+    assert message.updates_read == pb.UPDATES_READ_SINGLE

@@ -80,8 +80,12 @@ def differences_of_task(
 
     group, role: this client's group and its own role. kind: kind of the task.
     """
-    plain = plain_rounds_difference(policy, spec, kind)
-    return (*differences_of(policy, spec), *plain, *held_out_difference(policy, group, role, spec))
+    others = (*differences_of(policy, spec), *held_out_difference(policy, group, role, spec))
+    # A run begins with an evaluation. The partner is asked once, about the training that follows as well.
+    trains_later = bool(others) and spec.rewards is None and spec.groups.role_of(group, role) is GroupRole.TRAIN
+    if kind is TaskKind.TRAIN or trains_later:
+        return (*others, *plain_rounds_difference(policy, spec))
+    return others
 
 
 def differences_of(policy: Policy, spec: RunSpec) -> tuple[Difference, ...]:
@@ -105,13 +109,12 @@ def held_out_difference(policy: Policy, group: str, role: GroupRole, spec: RunSp
     return (Difference("groups.held_out", json_text(group), f"role {role}", "own role of this client", HELD_OUT_SHOW),)
 
 
-def plain_rounds_difference(policy: Policy, spec: RunSpec, kind: TaskKind) -> tuple[Difference, ...]:
-    """Returns a difference if this client shall train in a plain run of few clients, and its policy demands private rounds.
+def plain_rounds_difference(policy: Policy, spec: RunSpec) -> tuple[Difference, ...]:
+    """Returns a difference if a run that trains has plain rounds of few clients, and the policy demands private rounds.
 
-    kind: kind of the task. A plain run of more clients needs no consent: limits.py forbids it.
+    A plain run of more clients needs no consent: limits.py forbids it.
     """
-    is_plain = kind is TaskKind.TRAIN and spec.private_rounds is None
-    if not is_plain or not is_small(spec) or policy.private_rounds.rounds != "required":
+    if spec.private_rounds is not None or not is_small(spec) or policy.private_rounds.rounds != "required":
         return ()
     rule = '[private_rounds] rounds = "required"'
     return (Difference("private_rounds", "absent", "private rounds", rule, PLAIN_ROUNDS_SHOW),)

@@ -134,7 +134,10 @@ def check_private_rounds(policy: Policy, spec: RunSpec) -> None:
     if rounds is None:
         if rule.rounds == "required" and not is_small(spec):
             asked = "plain rounds, in which the coordinator reads each update"
-            _forbid(f"{TABLE} rounds", asked, "private rounds: a run spec with the table [private_rounds]")
+            allowed = (
+                'private rounds: a run spec with the table [private_rounds]; for plain ones rounds must be "allowed"'
+            )
+            _forbid(f"{TABLE} rounds", asked, allowed)
         return
     if rounds.colluders < rule.colluders:
         _forbid(f"{TABLE} colluders", f"{rounds.colluders} in the run spec", f"at least {rule.colluders}")

@@ -16,15 +16,9 @@ from pluralllm.common.words.private_rounds import MAX_MEMBERS
 from pluralllm.common.words.spec import PRESETS
 
 RoundsRule = Literal["required", "allowed"]
-# The rule `rounds` in the policy of a partner that joins now. It becomes "required" when private rounds run from end to end;
-# a file without the rule always means "allowed", so that the runs of an older client go on.
-NEW_INSTALL_ROUNDS: RoundsRule = "allowed"
-# Written beside the state when a partner joins, to be changed by the partner; deploy/examples/policy.toml is the same file.
-DEFAULT_POLICY = (
-    (resources.files("pluralllm.client") / "policy_default.toml")
-    .read_text(encoding="utf-8")
-    .replace('rounds = "required"', f'rounds = "{NEW_INSTALL_ROUNDS}"'.ljust(19))
-)
+# Written beside the state when a partner joins, to be changed by the partner; deploy/examples/policy.toml is the same file. It
+# demands private rounds. A file without this rule means "allowed", so that the runs of a client of an earlier release go on.
+DEFAULT_POLICY = (resources.files("pluralllm.client") / "policy_default.toml").read_text(encoding="utf-8")
 NOISE_TABLE = "[privacy]\n"  # the last part of the default policy begins with it
 METRICS = frozenset({"loss", "base_distance", "alignment_score", "wasserstein_score", "context_gain"})
 # Keys that a policy file of version 0.2.0 does not have. In such a file they have their defaults: the safer values, except that

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from pluralllm.common.errors.tree import InvalidConfig
 from pluralllm.common.process.proxies import DIRECT, Proxies
 from pluralllm.common.text.reading import Unreadable, read_toml
-from pluralllm.common.words.spec import explain
+from pluralllm.common.words.problems import explain
 
 
 class ProcessConfig(BaseModel):

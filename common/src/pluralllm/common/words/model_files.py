@@ -8,7 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 from pluralllm.common.errors.tree import InvalidConfig, InvalidSpec
 from pluralllm.common.text.reading import Unreadable, read_toml
-from pluralllm.common.words.spec import explain
+from pluralllm.common.words.problems import explain
 
 Model = TypeVar("Model", bound=BaseModel)
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 import tomllib
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from functools import cached_property
 from importlib import resources
@@ -20,7 +20,6 @@ from pluralllm.common.words.ids import Digest
 from pluralllm.common.words.names import ModelName
 from pluralllm.common.words.noise import PrivacyDemand
 from pluralllm.common.words.predictors import (
-    ARCHITECTURES,
     KERNEL_SUMS,
     NEURAL_PROCESS,
     KernelSums,
@@ -29,6 +28,7 @@ from pluralllm.common.words.predictors import (
     architecture_of,
 )
 from pluralllm.common.words.private_rounds import PrivateRounds
+from pluralllm.common.words.problems import MAX_PROBLEMS, explain, shown_part
 from pluralllm.common.words.reward_weights import RewardOptions, RewardRun
 from pluralllm.common.words.spec_part import YEAR_S, Count, GroupLabel, Name, NoNul, Positive, Seconds, Seed, SpecPart
 from pluralllm.common.words.templates import check_template
@@ -40,8 +40,6 @@ PRESETS: tuple[str, ...] = get_args(Preset)
 MAX_SPEC_BYTES = 256 * 1024  # of a spec's JSON, as it is sent and as it is stored
 MAX_GROUPS = 1000
 MAX_PROBES = 64
-MAX_PROBLEMS = 20  # lines in the text of one error
-MAX_SHOWN = 80  # characters of a key or a value in the text of an error
 
 LATER_TABLES = ("rewards", "privacy", "private_rounds")
 
@@ -68,7 +66,7 @@ class Groups(SpecPart):
             raise ValueError(f"names {times.total()} groups, at most {MAX_GROUPS} are allowed")
         twice = sorted(name for name, number in times.items() if number > 1)
         if twice:
-            shown = ", ".join(_shown(name) for name in twice[:MAX_PROBLEMS])
+            shown = ", ".join(shown_part(name) for name in twice[:MAX_PROBLEMS])
             raise ValueError(f"a group is named once, as train or held_out; twice: {shown}")
         return self
 
@@ -343,6 +341,7 @@ class RunSpec(SpecPart):
             },
             "updates": {},
             "aggregation": {},
+            "private_rounds": None,  # the answers of clients are rewards, and no updates
             "rewards": {
                 "source": str(model),
                 "model_digest": digest,
@@ -404,11 +403,16 @@ def load_spec(path: Path) -> RunSpec:
     The file may name the preset at the top, for example `preset = "paper"`. Otherwise the preset is "default".
     Raises InvalidSpec if the file cannot be read, or if the spec is not valid; the error names file, keys and allowed values.
     """
+    return spec_from_values(load_spec_values(path), str(path))
+
+
+def load_spec_values(path: Path) -> dict[str, Any]:
+    """Reads the values of a spec file, without those of its preset. Raises InvalidSpec if the file cannot be read."""
     try:
         text = read_text(path, MAX_SPEC_BYTES)
     except Unreadable as error:
         raise InvalidSpec(file=str(path), problems=f"  {error.problem}") from error
-    return spec_from_toml(text, str(path))
+    return spec_values(text, str(path))
 
 
 def spec_from_toml(text: str, file: str) -> RunSpec:
@@ -416,17 +420,28 @@ def spec_from_toml(text: str, file: str) -> RunSpec:
 
     Raises InvalidSpec if the text is not TOML or the spec is not valid.
     """
+    return spec_from_values(spec_values(text, file), file)
+
+
+def spec_values(text: str, file: str) -> dict[str, Any]:
+    """Returns the values in a spec's TOML text, without those of its preset. Raises InvalidSpec if the text is not TOML."""
     try:
-        values = tomllib.loads(text)
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InvalidSpec(file=file, problems=f"  not TOML: {error}") from error
     except RecursionError as error:
         raise InvalidSpec(file=file, problems="  its tables and lists are nested too deep") from error
-    preset = values.pop("preset", "default")
+
+
+def spec_from_values(values: Mapping[str, Any], file: str) -> RunSpec:
+    """Reads a spec from the values of a TOML file, like `spec_from_toml`. Raises InvalidSpec if the spec is not valid."""
+    own = dict(values)
+    preset = own.pop("preset", "default")
     if preset not in PRESETS:
         raise InvalidSpec(file=file, problems=f"  preset: is {preset!r}, allowed: {', '.join(PRESETS)}")
+    usual = preset_values(preset, has_private_rounds="private_rounds" in own)
     try:
-        return RunSpec.model_validate(merge(preset_values(preset), values))
+        return RunSpec.model_validate(merge(usual, own))
     except ValidationError as error:
         raise InvalidSpec(file=file, problems=explain(error) + _hint(error)) from error
 
@@ -445,11 +460,14 @@ def _check_size(size_bytes: int, file: str) -> None:
         raise InvalidSpec(file=file, problems=f"  it has {size_bytes} bytes, at most {MAX_SPEC_BYTES} are allowed")
 
 
-def preset_values(name: str) -> dict[str, Any]:
-    """Returns the values of a preset that comes with this package, nested as in a spec file."""
-    return tomllib.loads(
-        resources.files("pluralllm.common.words").joinpath("presets", f"{name}.toml").read_text("utf-8")
-    )
+def preset_values(name: str, *, has_private_rounds: bool = False) -> dict[str, Any]:
+    """Returns the values of a preset that comes with this package, nested as in a spec file.
+
+    has_private_rounds: whether the run has private rounds. A preset's table [private_rounds] is left out of every other run.
+    """
+    text = resources.files("pluralllm.common.words").joinpath("presets", f"{name}.toml").read_text("utf-8")
+    left_out = set() if has_private_rounds else {"private_rounds"}
+    return {key: value for key, value in tomllib.loads(text).items() if key not in left_out}
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -465,33 +483,3 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
             both = architecture_of(base[key]) == value.get("architecture", architecture_of(base[key]))
         merged[key] = merge(base[key], value) if both else value
     return merged
-
-
-def explain(error: ValidationError, secret: Collection[str] = ()) -> str:
-    """Returns the text of a validation error: one line for each problem. The line has the key, the problem and the value.
-
-    At most MAX_PROBLEMS problems are listed. Long keys, problems and values are cut.
-    secret: keys whose values the text must not contain.
-    """
-    problems = error.errors(include_url=False, include_context=False)
-    lines = []
-    for problem in problems[:MAX_PROBLEMS]:
-        # pydantic names the architecture in the path of a key of the predictor table.
-        key = ".".join(_shown(part) for part in problem["loc"] if part not in ARCHITECTURES) or "(whole file)"
-        value = problem.get("input")
-        is_shown = key not in secret and isinstance(value, (str, int, float, bool))
-        shown = f" (given: {_shown(repr(value))})" if is_shown else ""
-        message = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] == "extra_forbidden":
-            message = "unknown key; check its spelling"
-        lines.append(f"  {key}: {message}{shown}")
-    if len(problems) > MAX_PROBLEMS:
-        lines.append(f"  ... and {len(problems) - MAX_PROBLEMS} more problems")
-    return "\n".join(lines)
-
-
-def _shown(part: object) -> str:
-    """Returns a piece of another machine's text for one line of an error: printable, and at most MAX_SHOWN characters long."""
-    text = str(part)
-    text = text if text.isprintable() else ascii(text)
-    return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 1] + "…"

@@ -81,6 +81,10 @@ class RosterLog:
         entry = self._roster.entry_of(name)
         return None if entry is None else self._rows[entry.sequence - 1].key_der
 
+    def fingerprint_of(self, name: ClientId) -> str | None:
+        """Returns the fingerprint of a member's peer key that counts now; None if there is none."""
+        return self._roster.fingerprint_of(name)
+
     @unbroken
     async def register(self, by: Principal, group: str, claim: PeerKeyClaim) -> None:
         """Gives a member its peer key. A repeated call with the same key changes nothing.

@@ -13,6 +13,7 @@ from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.words.context_gain import IGNORES_CONTEXT, gain_text, ignores_context, mean_gain
 from pluralllm.common.words.noise import declared_text
 from pluralllm.common.words.not_reported import NotReported, not_reported_text
+from pluralllm.common.words.private_rounds import READS_SINGLE, READS_SUMS
 from pluralllm.common.words.score_sums import clipped_text, scores_text
 from pluralllm.server.rounds.state import EXCHANGING, Phase
 from pluralllm.server.runs.live_run import LiveRun
@@ -62,6 +63,7 @@ def run_now(run: LiveRun, status: RunStatus) -> Facts:
         "received_bytes": status.received_bytes,
         "sent_bytes": status.sent_bytes,
         "asks_for_rewards": run.spec.rewards is not None,
+        "reads": _reads(run),
         "clients": [
             {
                 "client": person.client,
@@ -81,6 +83,13 @@ def run_now(run: LiveRun, status: RunStatus) -> Facts:
             for r in state.refusals[::-1][:SHOWN]
         ],
     }
+
+
+def _reads(run: LiveRun) -> str:
+    """Returns the sentence about what the coordinator reads of the run's updates; "" for a run without updates."""
+    if run.spec.rewards is not None:
+        return ""
+    return READS_SINGLE if run.spec.private_rounds is None else READS_SUMS
 
 
 @dataclass(slots=True)

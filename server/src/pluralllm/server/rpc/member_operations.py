@@ -133,6 +133,7 @@ class MemberOperations:
                 message.last_seen_time.CopyFrom(timestamp(session.last_seen_s))
             if (lease := self._leases.of(name)) is not None:
                 message.task = str(lease.task)
+            message.peer_key_sha256 = self._roster.fingerprint_of(name) or ""
         return [message for _, message in sorted(messages.items())]
 
     def _message(self, registry: Registry, member: Member) -> resources_pb2.Member:

@@ -14,6 +14,7 @@ from pluralllm.common.words.addresses import Addresses
 from pluralllm.common.words.ids import ClientId
 from pluralllm.common.words.names import MemberName, ModelName, RoundName, RunName
 from pluralllm.common.words.roles import MemberRole
+from pluralllm.common.words.spec import RunSpec
 from pluralllm.server.members.access import Principal
 from pluralllm.server.rounds.state import Outcome, Phase
 from pluralllm.server.runs.live_run import LiveRun
@@ -138,7 +139,15 @@ def summary_message(run: LiveRun, status: RunStatus, latest: Sequence[Evaluation
         received_bytes=status.received_bytes,
         sent_bytes=status.sent_bytes,
         sequence=run.sequence,
+        updates_read=updates_read(run.spec),
     )
+
+
+def updates_read(spec: RunSpec) -> "pb.UpdatesRead.ValueType":
+    """Returns what the coordinator reads of the updates of a run; unspecified for a run without updates."""
+    if spec.rewards is not None:
+        return pb.UPDATES_READ_UNSPECIFIED
+    return pb.UPDATES_READ_SINGLE if spec.private_rounds is None else pb.UPDATES_READ_SUMS
 
 
 def participant_message(person: Participant, reader: Principal) -> pb.Participant:

@@ -42,6 +42,7 @@ function drawState() {
   at("phase").textContent = state.paused ? `${state.phase}, paused` : state.phase;
   at("round").textContent = state.phase === "ended" ? `${state.outcome} after ${state.round} rounds` : `round ${state.round} of ${state.rounds}`;
   at("next").textContent = state.next;
+  at("reads").textContent = state.reads;
   at("trouble").hidden = !state.trouble;
   at("trouble").textContent = state.trouble;
   at("updates").textContent = state.slots ? `${state.updates} of ${state.slots}, quorum ${state.quorum}` : "–";

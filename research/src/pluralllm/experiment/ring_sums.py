@@ -1,0 +1,78 @@
+"""The sums of private rounds in one process: numbers modulo 2^32, which are added and decoded as in the service.
+
+The masks are left out, because they cancel in the sum. What is left of a private round is what changes the model: each update is
+shortened to the spec's clip_norm and rounded at random, and each client computes its own weight. The service draws the rounding
+from a secret of each client and round; here it follows from the seed, so that an experiment can be repeated.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pluralllm.client.work.train import rounding
+from pluralllm.common.private_rounds.ring import (
+    SLICE,
+    MemberTail,
+    SumTail,
+    check_norm,
+    clipping_of,
+    decoded_mean,
+    quantised,
+)
+from pluralllm.common.private_rounds.sum_files import ring_of
+from pluralllm.common.weights.update_format import TAIL
+from pluralllm.common.words.ids import ClientId, RoundNumber
+from pluralllm.common.words.own_weights import own_factor, own_weight
+from pluralllm.common.words.spec import RunSpec
+from pluralllm.experiment.stacked import Flat
+from pluralllm.server.rounds.cohort import task_seed
+from pluralllm.server.rounds.events import Receipt
+
+
+class RingSums:
+    """The sums of one run with private rounds, and what its clients remember of earlier rounds for their weights."""
+
+    def __init__(self, spec: RunSpec) -> None:
+        self._spec, self._ring = spec, ring_of(spec, spec.round.target_clients)
+        self._mean_distance: float | None = None  # of the last sum
+        self._histories: dict[ClientId, float | None] = {}
+
+    def mean(
+        self, number: RoundNumber, receipts: tuple[Receipt, ...], deltas: Mapping[ClientId, Flat]
+    ) -> NDArray[np.float64]:
+        """Returns the weighted mean of a round's updates. receipts: with each client's real number of examples and distance.
+
+        Shapes: deltas (V,), result (V,); V parameter values. Raises SumImplausible or NotFinite as the service does.
+        """
+        tail, total = np.zeros(TAIL, np.uint32), np.zeros(len(deltas[receipts[0].client]), np.uint32)
+        for receipt in receipts:
+            np.add(tail, self._add(number, receipt, deltas[receipt.client], total), out=tail)
+        most = self._spec.aggregation.max_examples
+        summed = SumTail.of(tail.tolist(), len(receipts), self._ring, most)
+        self._mean_distance = summed.distance
+        mean = decoded_mean(total, self._ring, summed.weight)
+        check_norm(float(np.linalg.norm(mean)), self._ring)
+        return mean
+
+    def _add(self, number: RoundNumber, receipt: Receipt, delta: Flat, total: NDArray[np.uint32]) -> NDArray[np.uint32]:
+        """Adds the numbers of one update to `total`, (V,), and returns the update's tail, (64,)."""
+        aggregation, client = self._spec.aggregation, receipt.client
+        made = own_factor(aggregation, receipt.distance, self._mean_distance, self._histories.get(client))
+        self._histories[client] = made.history
+        weight, counted = (
+            own_weight(aggregation, receipt.examples, made.factor),
+            min(receipt.examples, aggregation.max_examples),
+        )
+        clipping, draws = clipping_of(delta, self._ring), rounding(task_seed(self._spec.seed, number, client))
+        for start in range(0, delta.size, SLICE):
+            part = slice(start, start + SLICE)
+            total[part] += quantised(delta[part], clipping, weight, self._ring, draws)
+        return MemberTail(
+            weight=weight,
+            is_clipped=clipping.is_clipped,
+            metric_weight=counted,
+            most_metric_weight=aggregation.max_examples,
+            distance=receipt.distance,
+            distance_weight=aggregation.max_examples if aggregation.is_fair else counted,
+        ).words()
