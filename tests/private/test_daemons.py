@@ -64,6 +64,7 @@ class Worker:
     def __init__(self, name: str, deltas: dict[int, NDArray[np.float32]]) -> None:
         self.name, self.deltas = name, deltas  # by round
         self.limits: Any = None
+        self.scored_questions = 40
 
     async def start(self) -> None: ...
 
@@ -73,7 +74,7 @@ class Worker:
         if command is PREPARE:
             return Prepared(len(QUESTIONS), "cpu")
         if command is EVALUATE:
-            return MeasuredScores(0.7, 0.8, 40, 40, 0.02)
+            return MeasuredScores(0.7, 0.8, self.scored_questions, 40, 0.02)
         if command is MASK:
             assert isinstance(order, Mask)
             return await asyncio.to_thread(mask_update, order, lambda done, total: None)
@@ -320,11 +321,14 @@ async def test_a_client_that_has_pinned_too_few_deals_nothing_and_says_what_to_d
         with capture_logs() as logs:
             async with members(tmp_path / "clients", served) as some:
                 await some.start(*MEMBERS, alone=MEMBERS[0])
+                some.of[MEMBERS[1]].worker.scored_questions = 0
                 run = await until(served, ended)
         (failed,) = [line for line in logs if line["event"] == "task.failed"]
         assert (failed["reason"], failed["permanent"]) == ("TOO_FEW_KNOWN", True)
         assert "pluralllm-client peers pin" in failed["problem"]
         assert run.outcome == rpb.RUN_OUTCOME_COMPLETED
+        assert run.newest_sum.updates == 3
+        assert not run.HasField("scored_sum"), "two scores of three members would not be hidden, so they stay"
         record = await served.parts.store.version(RunId("r"), ModelVersion(1))
         assert record is not None
         assert [client for client, *_ in record.updates] == sorted(MEMBERS[1:])
