@@ -2,18 +2,26 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from private.evil_client import BAD_BOXES, Change, deals_bad_boxes, false_complaint, r2_of
 from private.evil_coordinator import CONFIRM, REVEAL, SHARES, UPDATE, Client, Coordinator, assert_exact, new_round
 from support.private_members import digest, member_key
+from support.process_harness import process_spec
+from support.tasks import task_of
 
+from pluralllm.client.daemon.private_round import Heard, PrivateRound
+from pluralllm.client.keeping.history import History
+from pluralllm.client.private_rounds.lines import UpdateLine
 from pluralllm.client.private_rounds.masking import masking_secrets
 from pluralllm.client.private_rounds.notebook import Notebook
-from pluralllm.client.private_rounds.steps import hold
-from pluralllm.common.errors.private_rounds import BadBox, BadView, RoundSecretsLost, WrongStep
+from pluralllm.client.private_rounds.steps import confirm, hold, is_too_small
+from pluralllm.common.errors.private_rounds import BadBox, BadView, HiddenAmongTooFew, RoundSecretsLost, WrongStep
 from pluralllm.common.private_rounds.messages import Complaint, Confirmation, Reveal, UpdateStatement
 from pluralllm.common.private_rounds.round_view import MemberComplaint
+from pluralllm.common.words.ids import Digest, RoundNumber, RunId
 
 # 6 members, 1 colluder: t = 4, so that two may be outside the sum.
 
@@ -149,6 +157,53 @@ def test_32_a_box_with_a_bad_signature_blames_the_coordinator_and_nobody_complai
     assert refusal.member == "fay"
     assert coordinator.sent(Complaint) == []
     assert coordinator.sent(UpdateStatement) == []
+
+
+# 30: a member that asks for a larger sum than there can be
+
+
+def test_30_a_member_that_asks_for_too_large_a_sum_is_left_out_and_the_others_sum_is_made(tmp_path: Path) -> None:
+    """Otherwise one member could make every round fail: nobody confirms a sum smaller than one of its members asks for."""
+    coordinator = new_round(tmp_path, 6, hidden_among=2)
+    fay = coordinator.clients["fay"]
+    fay.me = replace(fay.me, hidden_among=5)
+    coordinator.run(SHARES)
+    assert coordinator.dealt["fay"].least == 6
+    coordinator.ask(UPDATE, [name for name in coordinator.clients if name != "ann"])
+    with_fay = coordinator.updates
+    refusals = coordinator.ask(CONFIRM)
+    assert {type(error) for error in refusals.values()} == {HiddenAmongTooFew}
+    assert set(refusals) == set(coordinator.clients)
+    coordinator.updates = tuple(update for update in with_fay if update.name != "fay")
+    for step in (CONFIRM, REVEAL):
+        refusals = coordinator.ask(step)
+        assert {name: type(error) for name, error in refusals.items()} == {"fay": HiddenAmongTooFew}
+    assert is_too_small(fay.notebook, fay.me, coordinator.honest_view("fay")), "so that its receipt accuses nobody"
+    assert_exact(coordinator)
+
+
+def acknowledged(client: Client) -> tuple[PrivateRound, History]:
+    """Returns the round of a client's daemon, and its history with the receipt of the client's update."""
+    history, task = History(client.folder / "history"), task_of(process_spec(), run="first", round_number=7)
+    with history.handing_in(task, Digest(client.notebook.needed(UpdateLine).digest), 1):
+        pass
+    means: Any = SimpleNamespace(history=history, sums=client.sums, transport=None)
+    return PrivateRound(means, Heard(), task, cast(Any, None)), history
+
+
+def test_30_the_receipt_of_a_client_that_has_asked_for_a_larger_sum_accuses_nobody(tmp_path: Path) -> None:
+    coordinator = new_round(tmp_path, 6, hidden_among=2)
+    fay, emil = coordinator.clients["fay"], coordinator.clients["emil"]
+    fay.me = replace(fay.me, hidden_among=5)
+    coordinator.run(UPDATE)
+    for client, error in ((fay, HiddenAmongTooFew), (emil, BadView)):
+        round_, history = acknowledged(client)
+        view = coordinator.honest_view(client.name)
+        without_it = replace(view, updates=tuple(one for one in view.updates if one.name != client.name)[:4])
+        with pytest.raises(error):
+            round_._signed_sum(confirm, client.notebook, client.me, without_it)
+        (update,) = history.seen(RunId("first")).own_updates[RoundNumber(7)]
+        assert update.acknowledged == (client is emil), "emil's is the proof that the coordinator has left it out"
 
 
 # 33: one file in a round

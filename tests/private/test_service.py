@@ -29,7 +29,14 @@ from pluralllm.common.errors.tree import (
     WrongLayout,
 )
 from pluralllm.common.predictor.architecture import layout_for
-from pluralllm.common.private_rounds.messages import Confirmation, Reveal, Share, UpdateStatement, digest_of_members
+from pluralllm.common.private_rounds.messages import (
+    Confirmation,
+    Reveal,
+    Share,
+    Shares,
+    UpdateStatement,
+    digest_of_members,
+)
 from pluralllm.common.private_rounds.peer_keys import endorsed, public_der
 from pluralllm.common.private_rounds.ring import Ring
 from pluralllm.common.private_rounds.round_view import RoundView
@@ -290,12 +297,26 @@ async def test_messages_that_do_not_fit_the_round_are_refused_and_change_nothing
             await ann.hand.call("GetRoundStep", pb.GetRoundStepRequest(task=ann.task.name, phase=2))
 
 
+def demanding(member: Member, shares: Shares, least: int) -> Shares:
+    """Returns a member's boxes, signed, with another number of updates that a sum must have."""
+    assert member.view is not None
+    r1 = digest_of_members(member.view.terms.sha256, member.view.members)
+    pairs = zip(shares.boxes, member.view.members, strict=True)
+    key = member_key(member.name)
+    return Shares(tuple(replace(box, least=least).signed(key, r1, member.name, to.name) for box, to in pairs))
+
+
 async def test_an_update_without_its_statement_or_with_facts_in_plain_text_is_refused(tmp_path: Path) -> None:
     async with serving(tmp_path / "state") as served:
         await served.create("r", SPEC)
         members = await members_of(served, tmp_path / "clients")
-        await play(members, KEYS, SHARES)
+        await play(members, KEYS)
         ann = members[0]
+        ann.task = await ann.hand.task()
+        shares = await ann.answer()
+        assert isinstance(shares, Shares)
+        assert isinstance(await refused(ann, demanding(ann, shares, 5)), InvalidArgument), "more than there are members"
+        await play(members, SHARES)
         ann.task = await ann.hand.task()
         statement = await ann.answer()
         assert isinstance(statement, UpdateStatement)

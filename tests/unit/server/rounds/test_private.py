@@ -53,8 +53,8 @@ def keys(client: ClientId, at_s: float = 20.0, digest: str = "k") -> ev.KeysArri
     return ev.KeysArrived(at_s, ONE, client, Digest(f"{digest}-{client}"))
 
 
-def shares(client: ClientId, at_s: float = 30.0, digest: str = "s") -> ev.SharesArrived:
-    return ev.SharesArrived(at_s, ONE, client, Digest(f"{digest}-{client}"))
+def shares(client: ClientId, at_s: float = 30.0, digest: str = "s", least: int = 1) -> ev.SharesArrived:
+    return ev.SharesArrived(at_s, ONE, client, Digest(f"{digest}-{client}"), least)
 
 
 def complaint(client: ClientId, dealer: ClientId = FAY, at_s: float = 35.0, digest: str = "c") -> ev.ComplaintArrived:
@@ -363,6 +363,35 @@ def test_an_update_fixes_the_sum_only_when_every_dealer_has_delivered_or_the_gra
     _, effects = step(run, lost(FAY, permanent=True))
     assert effects == (ev.FixSum(ONE, tuple(map(receipt, FIVE))),), "nobody is left to wait for"
     assert fed(run, lost(FAY)).phase is Phase.COLLECTING
+
+
+def demanding(least: dict[ClientId, int], *delivered: ClientId) -> Run:
+    """Returns a run of four as a quorum, in which some members ask for large sums and some have delivered."""
+    run = sharing(policy=policy(min_clients=4))
+    return fed(run, *(shares(client, least=least.get(client, 1)) for client in SIX), *map(update, delivered))
+
+
+def test_a_member_that_asks_for_a_larger_sum_than_there_is_takes_itself_out_and_not_the_others() -> None:
+    run = demanding({ANN: 6}, *FIVE)
+    fixed, effects = step(run, ev.ClockTicked(60.0))
+    assert effects == (ev.WithdrawReceipt(ONE, ANN), ev.FixSum(ONE, tuple(map(receipt, FIVE[1:]))))
+    assert (fixed.phase, fixed.summed, fixed.dealers) == (Phase.CONFIRMING, FIVE[1:], SIX)
+    assert fed(fixed, confirmation(ANN)).confirmed[0].client == ANN, "it answers like the others"
+    run = demanding({ANN: 6}, *FIVE[:4])
+    everybody = fed(run, update(EVE), update(FAY))
+    assert (everybody.phase, everybody.summed) == (Phase.CONFIRMING, SIX)
+
+
+def test_a_sum_that_is_too_small_for_its_members_waits_to_the_deadline_and_is_then_given_up() -> None:
+    run = demanding({ANN: 6, BEN: 6}, *FIVE)
+    assert step(run, ev.ClockTicked(60.0)) == (run, ())
+    late = fed(run, ev.ClockTicked(60.0), update(FAY, 70.0))
+    assert late.summed == SIX
+    ended, effects = step(run, ev.ClockTicked(run.deadline_s or 0.0))
+    assert effects == (ev.Abandon(ONE, "5 updates are fewer than their members ask for in a sum"),)
+    assert ended.version == 0
+    _, effects = step(run, lost(FAY, permanent=True))
+    assert isinstance(effects[-1], ev.Abandon), "nobody is left to wait for"
 
 
 def test_without_a_quorum_of_updates_the_policy_decides_as_in_a_plain_round() -> None:

@@ -45,7 +45,13 @@ from pluralllm.client.private_rounds.verification import Verification
 from pluralllm.client.work.orders import TrainedUpdate
 from pluralllm.client.work.worker_limits import WorkerLimits
 from pluralllm.client.work.worker_process import Progress
-from pluralllm.common.errors.private_rounds import PeerKeyDiffers, RoundSecretsLost, TooFewKnown, WrongStep
+from pluralllm.common.errors.private_rounds import (
+    HiddenAmongTooFew,
+    PeerKeyDiffers,
+    RoundSecretsLost,
+    TooFewKnown,
+    WrongStep,
+)
 from pluralllm.common.errors.tree import InvalidConfig, RoundClosed
 from pluralllm.common.private_rounds.round_terms import terms_of
 from pluralllm.common.private_rounds.round_view import RoundView
@@ -250,14 +256,24 @@ class PrivateRound:
         """Confirms a sum, or reveals for it. Returns the message.
 
         A member's complaint about a box takes its dealer out of the sum, also after the receipt. The step has checked that
-        complaint; the receipt then proves nothing any more against a version without the update.
+        complaint; the receipt then proves nothing any more against a version without the update. Neither does it if the sum is
+        smaller than this client has asked for.
         """
-        means, task, has_receipt = self._means, self._task, self._has_receipt(notebook)
-        message = step(notebook, me, view, means.sums, has_receipt=has_receipt)
-        if has_receipt and all(update.name != me.name for update in view.updates):
-            log.warning("private.update_left_out", run=task.run, round=task.round, reason="a member complains of a box")
-            means.history.withdraw_receipt(task.run, task.round)
+        has_receipt = self._has_receipt(notebook)
+        is_left_out = has_receipt and all(update.name != me.name for update in view.updates)
+        try:
+            message = step(notebook, me, view, self._means.sums, has_receipt=has_receipt)
+        except HiddenAmongTooFew:
+            if is_left_out and steps.is_too_small(notebook, me, view):
+                self._withdraw_receipt("the sum has fewer updates than this client asks for")
+            raise
+        if is_left_out:
+            self._withdraw_receipt("a member complains of a box")
         return message
+
+    def _withdraw_receipt(self, reason: str) -> None:
+        log.warning("private.update_left_out", run=self._task.run, round=self._task.round, reason=reason)
+        self._means.history.withdraw_receipt(self._task.run, self._task.round)
 
     async def _myself(self, view: RoundView, *, checked: bool) -> Myself:
         """Returns this client with its own knowledge of the terms. The round's head of the roster must be one that it has had."""

@@ -227,6 +227,11 @@ def reveal(notebook: Notebook, me: Myself, view: RoundView, sums: RevealedSums, 
     return revealed
 
 
+def is_too_small(notebook: Notebook, me: Myself, view: RoundView) -> bool:
+    """Returns whether the sum has fewer updates than this client has asked for, so that its own must not be among them."""
+    return len(view.updates) < _dealers(notebook, me, view).members.least
+
+
 # Parts
 
 
@@ -281,7 +286,8 @@ def _check_own_update(notebook: Notebook, me: Myself, dealers: Dealers, view: Ro
     shown = next((update.digest.hex() for update in view.updates if update.name == me.name), None)
     if shown is not None and (line is None or line.digest != shown):
         raise BadView(member=me.name, problem="the sum has another update of this client than the one that it has sent")
-    if shown is None and has_receipt and not _is_complained_of(notebook, me, dealers, view):
+    may_lack_it = len(view.updates) < dealers.members.least or _is_complained_of(notebook, me, dealers, view)
+    if shown is None and has_receipt and not may_lack_it:
         problem = "the coordinator has acknowledged its update, and the sum does not have it; the receipt is the proof"
         raise BadView(member=me.name, problem=problem)
 

@@ -47,6 +47,7 @@ class SentMessage:
     client: ClientId
     digest: Digest  # SHA-256 of the stored message
     accused: ClientId | None = None  # of a complaint: the member whose box is bad
+    least: int = 1  # of shares: fewest updates of a sum that the dealer's update may be part of
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +236,7 @@ class SharesArrived:
     round: RoundNumber
     client: ClientId
     digest: Digest
+    least: int = 1  # fewest updates of a sum that the member's update may be part of; 1 in events of older releases
 
 
 @dataclass(frozen=True, slots=True)

@@ -294,7 +294,9 @@ def _tick(run: Run, at_s: float) -> Step:
         over = at_s >= min(run.quorum_s + run.policy.grace_after_quorum_s, run.deadline_s)
         if not over:
             return run, ()
-        return _average(run, at_s) if run.private is None else private.fix_sum(run, at_s)
+        if run.private is None:
+            return _average(run, at_s)
+        return private.end_collecting(run, at_s, run.deadline_s)
     if at_s < run.deadline_s:
         return run, ()
     reason = f"{len(run.receipts)} of {run.quorum} updates at the deadline"

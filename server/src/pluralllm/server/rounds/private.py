@@ -15,7 +15,8 @@ whose spec has the table [private_rounds]; machine.py has every other line.
     COLLECTING   --UpdateArrived, every dealer has delivered-->   CONFIRMING   RecordReceipt, RecordMessage, FixSum
     COLLECTING   --ComplaintArrived-->                            COLLECTING   RecordMessage, WithdrawReceipt of both members
     COLLECTING   --ComplaintArrived, too few members left-->      see below    RecordMessage, WithdrawReceipt, Abandon
-    COLLECTING   --ClockTicked, quorum, grace or deadline over--> CONFIRMING   FixSum
+    COLLECTING   --ClockTicked, quorum, grace or deadline over--> CONFIRMING   FixSum, WithdrawReceipt of who asks for more
+    COLLECTING   --ClockTicked, deadline, too few for those who have delivered--> see below, Abandon
     CONFIRMING   --ConfirmationArrived, below the threshold-->    CONFIRMING   RecordMessage
     CONFIRMING   --ConfirmationArrived, the threshold's-->        UNMASKING    RecordMessage
     UNMASKING    --RevealArrived, a secret lacks shares-->        UNMASKING    RecordMessage
@@ -48,7 +49,15 @@ from pluralllm.common.errors.tree import AlreadyCommitted, InvalidArgument, Leas
 from pluralllm.common.words.ids import ClientId, Digest, RoundNumber
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.endings import Step, abandon, end
-from pluralllm.server.rounds.sorted_clients import Messages, holds, receipt_of, removed, with_receipt, without_client
+from pluralllm.server.rounds.sorted_clients import (
+    Messages,
+    Receipts,
+    holds,
+    receipt_of,
+    removed,
+    with_receipt,
+    without_client,
+)
 from pluralllm.server.rounds.state import EXCHANGING, Outcome, Phase, Run
 
 
@@ -71,7 +80,7 @@ def accept(run: Run, event: ev.MessageArrived) -> Step:
         case ev.KeysArrived():
             return _take_keys(run, event, message)
         case ev.SharesArrived():
-            return _take_shares(run, event, message)
+            return _take_shares(run, event, replace(message, least=event.least))
         case ev.ComplaintArrived():
             return _take_complaint(run, event, replace(message, accused=event.dealer))
         case ev.ConfirmationArrived():
@@ -278,8 +287,34 @@ def step_s(run: Run) -> float:
 
 
 def fix_sum(run: Run, at_s: float) -> Step:
-    """Fixes the sum: exactly the updates whose receipts the run has now."""
-    return _enter(run, Phase.CONFIRMING, at_s), (ev.FixSum(run.round, run.receipts),)
+    """Fixes the sum: the updates whose receipts the run has now, but for those of members that ask for a larger sum.
+
+    No honest member confirms a sum that is smaller than one of its members asks for, so such a member takes itself out.
+    """
+    kept = _large_enough(run)
+    if len(kept) < run.quorum:
+        reason = f"{len(run.receipts)} updates are fewer than their members ask for in a sum"
+        return abandon(run, at_s, reason)
+    withdrawn = (ev.WithdrawReceipt(run.round, one.client) for one in run.receipts if one not in kept)
+    run = replace(run, receipts=kept)
+    return _enter(run, Phase.CONFIRMING, at_s), (*withdrawn, ev.FixSum(run.round, kept))
+
+
+def end_collecting(run: Run, at_s: float, deadline_s: float) -> Step:
+    """Fixes the sum after the grace. If its members ask for a larger sum, the round waits for further updates to the deadline."""
+    is_enough = len(_large_enough(run)) >= run.quorum
+    return fix_sum(run, at_s) if is_enough or at_s >= deadline_s else (run, ())
+
+
+def _large_enough(run: Run) -> Receipts:
+    """Returns the receipts of the largest sum that has at least as many updates as each of its members asks for."""
+    least = {sent.client: sent.least for sent in run.dealt}
+    kept = run.receipts
+    while True:
+        staying = tuple(receipt for receipt in kept if least[receipt.client] <= len(kept))
+        if len(staying) == len(kept):
+            return kept
+        kept = staying
 
 
 def deal_wrongly(run: Run, event: ev.DealtWrongly) -> Step:

@@ -185,6 +185,9 @@ class RoundSteps:
                 self._check_keys(fixed, client, body)
             case Shares():
                 check_shares(body, fixed.member(client).peer_key_der, fixed.members_sha256, client, fixed.names)
+                if body.least > len(fixed.names):
+                    problem = f"asks for sums of {body.least} updates, and the round has {len(fixed.names)} members"
+                    raise InvalidArgument(field="boxes", problem=problem)
             case Complaint():
                 _check_complaint(fixed, messages.of(ev.RoundStep.SHARES, Shares, state.dealers), client, body)
             case Confirmation():
@@ -246,7 +249,7 @@ def _arrival(at_s: float, task: TaskName, digest: Digest, body: StepBody) -> ev.
         case Keys():
             return ev.KeysArrived(at_s, task.round, task.client, digest)
         case Shares():
-            return ev.SharesArrived(at_s, task.round, task.client, digest)
+            return ev.SharesArrived(at_s, task.round, task.client, digest, body.least)
         case Complaint():
             return ev.ComplaintArrived(at_s, task.round, task.client, digest, ClientId(body.dealer))
         case Confirmation():
