@@ -99,7 +99,7 @@ class Client:
         if (complaint := steps.send_complaint(self.notebook, self.me, holding)) is not None:
             return complaint
         if self.notebook.line(UpdateLine) is None or not self.outbox.is_file():
-            self.score = SCORE if holding.dealers.members.adds_score else None
+            self.score = SCORE if self.name in holding.dealers.members.adding else None
             self._mask(masking_secrets(self.notebook, self.me, holding), len(view.members))
         return steps.send_update(self.notebook, self.me, holding, bytes.fromhex(manifest_of(self.outbox).digest))
 

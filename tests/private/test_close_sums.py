@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from private.evil_coordinator import CONFIRM, REVEAL, UPDATE, Coordinator, new_round
-from support.private_members import TERMS, digest
+from support.private_members import NAMES, TERMS, digest
 
 from pluralllm.client.private_rounds.revealed_sums import FILE, RevealedSums
 from pluralllm.client.private_rounds.steps import training_seed
@@ -72,6 +72,33 @@ def test_29_a_sum_may_differ_in_as_many_pinned_members_as_hide_each_other(tmp_pa
     few = replace(me, pins={name: pin for name, pin in me.pins.items() if name != "dora"})
     with pytest.raises(SumsTooClose):
         sums.check(few, ("ann", "bob"))
+
+
+def test_29_the_score_that_one_member_adds_to_a_repeated_round_is_not_the_difference_of_two_sums(
+    tmp_path: Path,
+) -> None:
+    """The coordinator asks one member for its scores only after the first sum is revealed, and then repeats the round."""
+    first = new_round(tmp_path, 8, hidden_among=2, scoring=NAMES[:7])
+    assert first.run() == {}
+    second = new_round(tmp_path, 8, hidden_among=2, terms=REPEATED, scoring=NAMES[:8])
+    assert second.run(UPDATE) == {}
+    refusals = second.ask(CONFIRM)
+    assert {type(error) for error in refusals.values()} == {SumsTooClose}
+    assert set(refusals) == set(NAMES[:8])
+    again = new_round(tmp_path, 8, hidden_among=2, terms=replace(TERMS, round=9), scoring=NAMES[:7])
+    assert again.run() == {}
+
+
+def test_29_scores_may_be_in_one_of_two_sums_if_they_hide_each_other(tmp_path: Path) -> None:
+    me = new_round(tmp_path, 8, hidden_among=2).clients["ann"].me
+    everyone = frozenset(NAMES[:8])
+    sums = RevealedSums(tmp_path)
+    sums.note(me, everyone)
+    sums.check(me, everyone, everyone)
+    for scores in (NAMES[:1], NAMES[:2]):
+        with pytest.raises(SumsTooClose):
+            sums.check(me, everyone, scores)
+    sums.check(me, everyone, NAMES[:3])
 
 
 def test_29_each_earlier_sum_counts_also_after_a_restart_and_a_half_written_line_does_not(tmp_path: Path) -> None:

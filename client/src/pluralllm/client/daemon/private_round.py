@@ -387,7 +387,7 @@ class PrivateRound:
         factor = await self._factor(trained)
         secrets = await self._durably(masking_secrets, notebook, me, holding)
         members = len(holding.dealers.members.names)
-        score = self._score if holding.dealers.members.adds_score else None
+        score = self._score if means.name in holding.dealers.members.adding else None
         masked = await means.making.masked(
             self._run.spec, trained, members, secrets, factor, score, means.progress(task)
         )

@@ -53,9 +53,7 @@ class Members:
     threshold: int  # number of members that must confirm and reveal a sum
     pinned: frozenset[str]  # names, this client's own included
     least: int  # fewest updates of a sum that this client's update may be part of
-    adds_score: bool = (
-        False  # whether in each such sum enough pinned members add their scores, and this client adds its own
-    )
+    adding: frozenset[str] = frozenset()  # names of the members that add their scores to the sum
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -121,7 +119,7 @@ def check_round(me: Myself, view: RoundView, own_keys: Keys, dealt_to: bytes | N
     quorum, least = _checked_numbers(me, len(names), len(pinned))
     _check_demand(me, own_keys, len(names) - len(pinned))
     adding = adding_scores({member.name: member.keys.score_among for member in view.members}, threshold=quorum)
-    return Members(view.members, digest, 1 + names.index(me.name), quorum, pinned, least, me.name in adding)
+    return Members(view.members, digest, 1 + names.index(me.name), quorum, pinned, least, adding)
 
 
 def _check_demand(me: Myself, own_keys: Keys, unpinned: int) -> None:

@@ -1,7 +1,9 @@
 """The sums that this client has revealed, by base version and over all runs: two sums must not differ by a few members.
 
 The difference of two sums is exact. Two runs of one spec, or a round that was abandoned and repeated without one member, would
-else show the update of the members in which the sums differ. The file is beside the history, and only grows.
+else show the update of the members in which the sums differ. The same holds for the scores of the members that add one: a
+coordinator that asks for a member's score between two rounds would see it as the difference of the two sums of scores. The file
+is beside the history, and only grows.
 """
 
 import json
@@ -29,6 +31,7 @@ class RevealedSum(BaseModel):
     run: str
     round: int
     names: tuple[str, ...]  # of the members whose updates are in the sum, sorted
+    scores: tuple[str, ...] = ()  # of those of them whose scores are in it, sorted
 
 
 _SUM = TypeAdapter(RevealedSum)
@@ -40,26 +43,33 @@ class RevealedSums:
     def __init__(self, folder: Path) -> None:
         self._path = folder / FILE
 
-    def check(self, me: Myself, names: Collection[str]) -> None:
+    def check(self, me: Myself, names: Collection[str], scores: Collection[str] = ()) -> None:
         """Checks that a sum may be revealed after those that were revealed on the same base version.
 
-        me: with the terms of the sum's round. names: of the members whose updates are in the sum.
-        Raises SumsTooClose if the sum has other members than an earlier one, and too few pinned ones among those in which they
-        differ; InvalidConfig if the file is damaged.
+        me: with the terms of the sum's round. names: of the members whose updates are in the sum. scores: of those of them whose
+        scores are in it.
+        Raises SumsTooClose if the sum has other members than an earlier one, or other scores, and too few pinned members among
+        those in which they differ; InvalidConfig if the file is damaged.
         """
         for earlier in self._on(me.terms.base_digest.hex()):
-            difference = set(earlier.names) ^ set(names)
-            pinned = sum(name == me.name or name in me.pins for name in difference)
-            if difference and not is_far_enough(
-                pinned_in_difference=pinned, colluders=me.colluders, hidden_among=me.hidden_among
-            ):
-                needed = me.hidden_among
-                raise SumsTooClose(base=earlier.base, trusted=max(0, pinned - me.colluders), needed=needed)
+            for difference in (set(earlier.names) ^ set(names), set(earlier.scores) ^ set(scores)):
+                pinned = sum(name == me.name or name in me.pins for name in difference)
+                if difference and not is_far_enough(
+                    pinned_in_difference=pinned, colluders=me.colluders, hidden_among=me.hidden_among
+                ):
+                    needed = me.hidden_among
+                    raise SumsTooClose(base=earlier.base, trusted=max(0, pinned - me.colluders), needed=needed)
 
-    def note(self, me: Myself, names: Collection[str]) -> None:
+    def note(self, me: Myself, names: Collection[str], scores: Collection[str] = ()) -> None:
         """Adds a sum. It is durable when the method returns. Call this before the shares leave. Raises StorageFull."""
         terms = me.terms
-        new = RevealedSum(base=terms.base_digest.hex(), run=terms.run, round=terms.round, names=tuple(sorted(names)))
+        new = RevealedSum(
+            base=terms.base_digest.hex(),
+            run=terms.run,
+            round=terms.round,
+            names=tuple(sorted(names)),
+            scores=tuple(sorted(scores)),
+        )
         if new in self._on(new.base):
             return
         with storage_errors("the list of revealed sums"):

@@ -188,12 +188,14 @@ def confirm(notebook: Notebook, me: Myself, view: RoundView, sums: RevealedSums,
     Raises the errors of `check_round` and `take_boxes`; BadView if an update is not signed for the same dealers, or if the own
     one is missing or another one; HiddenAmongTooFew or SumsTooClose if the sum could show single updates; AnotherSum.
     """
-    digest = _checked_sum(notebook, me, _dealers(notebook, me, view), view, has_receipt=has_receipt)
+    dealers = _dealers(notebook, me, view)
+    digest = _checked_sum(notebook, me, dealers, view, has_receipt=has_receipt)
     line = notebook.line(ConfirmLine)
     if line is not None and line.sum != digest.hex():
         log.error("private.another_sum", run=me.terms.run, round=me.terms.round, confirmed=line.sum, asked=digest.hex())
         raise AnotherSum(run=me.terms.run, round=me.terms.round, confirmed=line.sum, asked=digest.hex())
-    sums.check(me, [update.name for update in view.updates])
+    in_sum = frozenset(update.name for update in view.updates)
+    sums.check(me, in_sum, in_sum & dealers.members.adding)
     confirmation = Confirmation(digest).signed(me.key)
     body = confirmation.to_json()
     notebook.write(ConfirmLine(sum=digest.hex(), message=sha256(body).hexdigest()), body)
@@ -222,7 +224,7 @@ def reveal(notebook: Notebook, me: Myself, view: RoundView, sums: RevealedSums, 
     values = revealed_values(holding.held, having, in_sum, dealers.members.names)
     revealed = Reveal.of(confirmation.sum_sha256, values).signed(me.key)
     body = revealed.to_json()
-    sums.note(me, in_sum)
+    sums.note(me, in_sum, in_sum & dealers.members.adding)
     notebook.write(RevealLine(sum=confirmation.sum_sha256.hex(), message=sha256(body).hexdigest()), body)
     return revealed
 
