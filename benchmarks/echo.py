@@ -146,12 +146,12 @@ def finished(client: "subprocess.Popen[str]", log: Path) -> dict[str, Any]:
     return dict(json.loads(out.splitlines()[-1]))
 
 
-def round_lengths(remote: Remote) -> list[float]:
-    """Returns the duration of each round in seconds, without the first round.
+def round_lengths(remote: Remote, run: str = "echo") -> list[float]:
+    """Returns the duration of each round of a run in seconds, without the first round.
 
     A round lasts until the next one begins; the last round lasts until its own end.
     """
-    rounds = sorted(remote.rounds("echo", 1000), key=lambda row: RoundName.parse(row["name"]).number)
+    rounds = sorted(remote.rounds(run, 1000), key=lambda row: RoundName.parse(row["name"]).number)
     begins = [moment(each["create_time"]) for each in rounds]
     ends = [*begins[1:], moment(rounds[-1]["update_time"])]
     return [end - begin for begin, end in zip(begins, ends, strict=True)][1:]

@@ -221,3 +221,17 @@ def test_a_mean_longer_than_any_honest_delta_is_refused() -> None:
     for norm in (4.01, math.inf, math.nan):
         with pytest.raises(SumImplausible, match="norm of the mean"):
             r.check_norm(norm, RING)
+
+
+def test_a_long_delta_is_measured_and_rounded_like_a_short_one() -> None:
+    delta = np.random.default_rng(3).normal(0, 0.05, 2 * r.PIECE + 5).astype(np.float32)
+    clipping = r.clipping_of(delta, RING)
+    assert clipping.factor == pytest.approx(RING.clip_norm / np.linalg.norm(delta.astype(np.float64)), rel=1e-12)
+    factor = clipping.factor * (100 / RING.most_weight) * RING.scale
+    exact = delta.astype(np.float64) * factor + np.random.default_rng(5).random(delta.size)
+    made = r.quantised(delta, clipping, 100, RING, np.random.default_rng(5)).view(np.int32)
+    assert np.array_equal(made, np.floor(exact))
+    delta[[1, -1]] = np.nan
+    with pytest.raises(NotFinite) as refused:
+        r.clipping_of(delta, RING)
+    assert refused.value.count == 2

@@ -112,3 +112,21 @@ def test_known_answers() -> None:
     computed = known_answers()
     assert sorted(computed) == sorted(stored)
     assert [name for name in stored if computed[name] != stored[name]] == []
+
+
+def test_a_signature_that_was_checked_once_holds_for_nothing_else() -> None:
+    der, other_der = (public_der(member_key(name)) for name in ("ann", "bob"))
+    signature = sign(member_key("ann"), "kind", "said")
+    for _ in range(2):
+        assert verify(der, signature, "kind", "said")
+        assert not verify(der, signature, "kind", "not said")
+        assert not verify(der, signature, "another kind", "said")
+        assert not verify(other_der, signature, "kind", "said")
+        assert not verify(der[:-1], signature, "kind", "said")
+    statements.forget_signatures()
+    assert verify(der, signature, "kind", "said")
+
+
+def test_a_key_of_another_curve_signs_nothing() -> None:
+    key = ec.generate_private_key(ec.SECP384R1())
+    assert not verify(public_der(key), sign(key, "kind", "said"), "kind", "said")

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pluralllm.common.private_rounds.masks import SignedKey
-from pluralllm.common.private_rounds.ring import Ring, SumTail, check_norm, decoded_mean, decoded_sum
+from pluralllm.common.private_rounds.ring import PIECE, Ring, SumTail, check_norm, decoded_mean, decoded_sum
 from pluralllm.common.private_rounds.round_sum import FixedRound, Unmasking
 from pluralllm.common.weights.chunks import HashingReader, HashingWriter, Manifest
 from pluralllm.common.weights.layout import Layout
@@ -96,11 +96,12 @@ def write_from_sum(
                 rows = np.empty((len(start), total.size), np.float32)  # (1 + moments, slice)
                 for reader, row in zip(start, rows, strict=True):
                     reader.read(row)
-                mean = decoded_mean(total, summed.ring, tail.weight)  # (slice,) float64
-                squares += float(mean @ mean)
-                following, kept = optimizer(rows[0], mean, rows[1:])
-                for writer, values in zip(writers, (following, *kept), strict=True):
-                    writer.write(np.ascontiguousarray(values, dtype="<f4").data)
+                for piece in (slice(first, first + PIECE) for first in range(0, total.size, PIECE)):
+                    mean = decoded_mean(total[piece], summed.ring, tail.weight)  # (piece,) float64
+                    squares += float(mean @ mean)
+                    following, kept = optimizer(rows[0, piece], mean, rows[1:, piece])
+                    for writer, values in zip(writers, (following, *kept), strict=True):
+                        writer.write(np.ascontiguousarray(values, dtype="<f4").data)
             for file in files:
                 file.check()
             check_norm(math.sqrt(squares), summed.ring)
