@@ -200,9 +200,12 @@ class Client:
             clip_norm=CLIP_NORM,
             most_weight=MOST_WEIGHT,
             weight=weight,
+            most_metric_weight=MOST_WEIGHT,
             metric_weight=weight,
+            distance_weight=weight,
             loss=1.5,
             base_distance=0.3,
+            score=None,
             streams=tuple((key.hex(), sign) for key, sign in masking.streams),
             rounding=masking.rounding.hex(),
         )
