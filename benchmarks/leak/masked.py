@@ -1,4 +1,4 @@
-"""What one round gives away of a group's answers: in plain rounds, by a masked update, by the coordinator's whole disk, by sums.
+"""Attacks on one round: on a plain update, on a masked one, on the coordinator's whole disk, and on sums.
 
 The attack is the one that needs no seed: the attacker adds what it takes for the update of the victim to the base model, and
 predicts. Its prior is the same attack with the update of another member in place of the victim's. A gain above the prior is
@@ -32,7 +32,7 @@ Numbers = NDArray[np.uint32]
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What an attacker takes for the update of each member, by name."""
+    """The update of each member, by name, as an attacker sees it."""
 
     kind: str
     updates: Mapping[str, Flat]
@@ -148,12 +148,12 @@ def stripped(transcript: Transcript, name: str, numbers: Numbers) -> Numbers:
     """
     fixed, opened = transcript.fixed, transcript.opened()
     index = fixed.index(name)
-    known = [(self_stream_key(opened.own[name], fixed.dealers_sha256, index), 1)]
+    streams = [(self_stream_key(opened.own[name], fixed.dealers_sha256, index), 1)]
     for outsider, mask in opened.masks.items():
         half, received = opened.halves[outsider, name], pair_key(mask, fixed.members_sha256, outsider, name)
-        known.append(pair_key_with_sign(half, received, fixed.dealers_sha256, index, fixed.index(outsider)))
+        streams.append(pair_key_with_sign(half, received, fixed.dealers_sha256, index, fixed.index(outsider)))
     left = numbers.astype(np.uint32)
-    add_masks(left, 0, opposite(known))
+    add_masks(left, 0, opposite(streams))
     return left
 
 
