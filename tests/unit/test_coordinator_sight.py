@@ -2,21 +2,23 @@
 
 import io
 import json
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import sqlalchemy as sa
-from coordinator_sight import Kept, Numbers, SightFailed, WatchedSecrets, show_sight
+from coordinator_sight import Kept, Numbers, SightFailed, WatchedSecrets, less_revealed, own_numbers, show_sight
 from rich.console import Console
 from support.private_members import NAMES, Dealt, Played, dealt_round, digest, played_round
 
 from pluralllm.client.data.private_data import write_group
 from pluralllm.client.data.sample_survey import sample_groups, with_counts
 from pluralllm.client.private_rounds.notebook import Notebook
-from pluralllm.common.private_rounds.masks import add_masks, self_stream_key
+from pluralllm.common.private_rounds.dealing import pair_key
+from pluralllm.common.private_rounds.masks import add_masks, opposite, pair_key_with_sign
 from pluralllm.common.private_rounds.round_sum import open_round
 from pluralllm.common.private_rounds.transcript import Transcript
 from pluralllm.common.weights.layout import layout_of
@@ -60,13 +62,10 @@ class Scene:
     def homes(self) -> list[Path]:
         return [self.folder / name for name in MEMBERS]
 
-    def write(
-        self, dealt: Dealt, played: Played, change: Callable[[dict[str, Numbers]], None] = lambda _: None
-    ) -> None:
-        """Writes all folders. change: changes the masked updates after their members have signed them."""
+    def write(self, dealt: Dealt, played: Played) -> None:
+        """Writes all folders."""
         opened = open_round(played.fixed, dealt.shares, played.reveals)
         transcript = Transcript.of(played.fixed, opened, dealt.shares, played.confirmations, (0,) * TAIL)
-        change(played.masked)
         for update in played.fixed.updates:
             self.blob(update.digest.hex(), HEADER + played.masked[update.name].tobytes())
         self.blob(transcript.sha256, transcript.to_json())
@@ -144,26 +143,41 @@ def test_after_an_honest_run_it_sees_who_took_part_the_sum_and_the_scores(scene:
     assert "4 of 4 groups, at most 3 digits; noise of epsilon 4" in scene.text
 
 
-def test_a_sum_without_a_dealer_is_still_the_sum_and_its_members_are_named_as_missing(scene: Scene) -> None:
+def test_a_round_without_a_members_update_is_noticed(scene: Scene) -> None:
     scene.write(*honest(MEMBERS[:3]))
+    scene.version(2, ROUND + 1, json.dumps([[name, "", 1] for name in MEMBERS]), "")
     with pytest.raises(SightFailed, match=r"about who sent an update, and its size$"):
         scene.shown()
 
 
-def test_an_update_that_only_its_own_mask_hides_is_seen(scene: Scene) -> None:
-    """The revealed secret takes a member's own mask off, so the masks of the pairs must hide the update."""
-    dealt, played = honest()
-    fixed = played.fixed
+@pytest.mark.parametrize("summed", [MEMBERS, MEMBERS[:3]])
+def test_only_the_masks_that_pairs_in_the_sum_share_are_left_when_the_revealed_ones_are_off(
+    summed: tuple[str, ...],
+) -> None:
+    dealt, played = honest(summed)
+    fixed, masks = played.fixed, {person.name: person.secrets.mask for person in dealt.people}
+    opened = open_round(fixed, dealt.shares, played.reveals)
+    secrets = {name: digest(f"rk of {name}") for name in MEMBERS}
+    rest = less_revealed(fixed, opened, "ann", played.masked["ann"])
+    for other in fixed.in_sum[1:]:
+        halves = (
+            pair_key(masks["ann"], fixed.members_sha256, "ann", other),
+            pair_key(masks[other], fixed.members_sha256, other, "ann"),
+        )
+        assert not np.array_equal(rest, plain("ann"))
+        add_masks(rest, 0, opposite([pair_key_with_sign(*halves, fixed.dealers_sha256, 1, fixed.index(other))]))
+    assert np.array_equal(rest, plain("ann"))
+    assert np.array_equal(own_numbers(fixed, secrets, "ann", played.masked["ann"]), plain("ann"))
 
-    def without_pairs(masked: dict[str, Numbers]) -> None:
-        for person in dealt.people:
-            masked[person.name] = plain(person.name)
-            own = self_stream_key(person.secrets.own, fixed.dealers_sha256, fixed.index(person.name))
-            add_masks(masked[person.name], 0, [(own, 1)])
 
-    scene.write(dealt, played, without_pairs)
-    with pytest.raises(SightFailed, match="a single update"):
+def test_an_update_that_is_open_with_the_revealed_secrets_is_seen(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coordinator_sight.less_revealed", lambda _fixed, _opened, name, _masked: plain(name))
+    scene.write(*honest())
+    with pytest.raises(SightFailed, match=r"about a single update$"):
         scene.shown()
+    assert re.search("a single update +yes", scene.text)
 
 
 def test_noise_in_place_of_an_update_is_not_taken_for_an_update_that_is_hidden(scene: Scene) -> None:
@@ -195,6 +209,23 @@ def test_a_search_that_knows_no_piece_of_a_file_shows_nothing(scene: Scene) -> N
         (home / PRIVATE).unlink()
         (home / NOISED).unlink()
     with pytest.raises(SightFailed, match="answers"):
+        scene.shown()
+
+
+def test_a_search_that_does_not_find_the_pieces_at_their_owners_shows_nothing(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene.write(*honest())
+    monkeypatch.setattr("coordinator_sight.occurring", lambda _pieces, _files: set())
+    with pytest.raises(SightFailed, match="answers"):
+        scene.shown()
+
+
+def test_a_run_without_a_score_shows_nothing_about_scores(scene: Scene) -> None:
+    scene.write(*honest())
+    with scene.database.begin() as connection:
+        connection.execute(metadata.tables["evaluations"].delete())
+    with pytest.raises(SightFailed, match="scores of noised answers"):
         scene.shown()
 
 
