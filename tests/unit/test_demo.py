@@ -2,7 +2,6 @@
 
 import importlib.util
 import io
-import json
 import os
 import signal
 import subprocess
@@ -86,18 +85,22 @@ def test_the_demo_runs_private_rounds_and_its_partners_demand_them(tmp_path: Pat
     assert policy.privacy is not None
 
 
-def test_partners_that_see_different_rosters_pin_nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    typed: list[tuple[str, ...]] = []
-    rosters = iter("ab")
+def test_each_partner_pins_all_by_the_digest_that_one_reads_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    typed: list[str] = []
 
     def run(_module: str, *arguments: str) -> str:
-        typed.append(arguments)
-        return json.dumps({"digest": next(rosters)})
+        *words, config = arguments
+        typed.append(" ".join((Path(config).parent.name, *words[:-1])))
+        return "1234\n"
 
     monkeypatch.setattr(DEMO, "_run", run)
-    with pytest.raises(DEMO.DemoFailed, match="2 different rosters"):
-        DEMO.pin([DEMO.Partner(name, (), "train") for name in ("A", "B")], tmp_path)
-    assert not any("pin" in arguments for arguments in typed)
+    partners = [DEMO.Partner(name, (), "train") for name in ("Northmark", "Old Valley")]
+    assert DEMO.pin(partners, tmp_path) == "1234"
+    pinned = "peers pin --roster 1234 --names northmark,old-valley"
+    assert typed[0] == "northmark peers --digest"
+    assert sorted(typed[1:]) == [f"northmark {pinned}", f"old-valley {pinned}"]
 
 
 @pytest.mark.parametrize("number", DEMO.STOP_SIGNALS)
