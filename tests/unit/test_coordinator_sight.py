@@ -180,11 +180,16 @@ def test_an_update_that_is_open_with_the_revealed_secrets_is_seen(
     assert re.search("a single update +yes", scene.text)
 
 
-def test_noise_in_place_of_an_update_is_not_taken_for_an_update_that_is_hidden(scene: Scene) -> None:
+@pytest.mark.parametrize("wrong", ["own mask", "masks of pairs"])
+def test_noise_in_place_of_an_update_is_not_taken_for_an_update_that_is_hidden(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, wrong: str
+) -> None:
     """A demo that took the wrong masks off would see no correlation, whatever the coordinator sees."""
     scene.write(*honest())
+    if wrong == "masks of pairs":
+        monkeypatch.setattr("coordinator_sight.pair_key", lambda *_: digest("another key"))
     with pytest.raises(SightFailed, match="a single update; the sum of the updates"):
-        scene.shown(ann="another secret")
+        scene.shown(**({"ann": "another secret"} if wrong == "own mask" else {}))
 
 
 @pytest.mark.parametrize("file", [PRIVATE, NOISED])
