@@ -1,10 +1,11 @@
 """Attacks by the difference of two sums from one model version (CORRECTIONS 29): over runs, and over a round that is repeated."""
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from private.evil_coordinator import CONFIRM, REVEAL, UPDATE, Coordinator, new_round
+from private.evil_coordinator import CONFIRM, REVEAL, UPDATE, Coordinator, new_round, pins_of
 from support.private_members import NAMES, TERMS, digest
 
 from pluralllm.client.private_rounds.revealed_sums import FILE, RevealedSums
@@ -115,6 +116,37 @@ def test_29_each_earlier_sum_counts_also_after_a_restart_and_a_half_written_line
     (tmp_path / FILE).write_bytes(b"{}\n")
     with pytest.raises(InvalidConfig, match="damaged"):
         RevealedSums(tmp_path).check(me, ("ann", "bob"))
+
+
+@pytest.mark.parametrize("colluders", [0, 1])
+def test_29_three_sums_that_are_far_from_each_other_do_not_single_out_a_few_together(
+    tmp_path: Path, colluders: int
+) -> None:
+    """(S - S1) + (S - S2) - (S - S3) is twice the sum of ann and bob, although each two sums differ by four members."""
+    me = replace(
+        new_round(tmp_path, 8, hidden_among=3 - colluders).clients["ann"].me, colluders=colluders, pins=pins_of(NAMES)
+    )
+    sums, everybody = RevealedSums(tmp_path), set(NAMES)
+    far = ({"ann", "bob", "cleo", "dora"}, {"ann", "bob", "emil", "fay"}, {"cleo", "dora", "emil", "fay"})
+    for missing in (set[str](), *far[:2]):
+        with contextlib.suppress(SumsTooClose):
+            sums.check(me, everybody - missing)
+            sums.note(me, everybody - missing)
+    with pytest.raises(SumsTooClose) as caught:
+        sums.check(me, everybody - far[2])
+    assert caught.value.trusted == 2 - colluders
+    assert (tmp_path / FILE).read_bytes().count(b"\n") == 2, "the third one is refused already"
+
+
+def test_29_sums_of_a_growing_federation_may_follow_each_other(tmp_path: Path) -> None:
+    names = tuple(f"member-{number}" for number in range(12))
+    me = replace(new_round(tmp_path, 5).clients["ann"].me, pins=dict.fromkeys(names, "0" * 64), hidden_among=3)
+    sums = RevealedSums(tmp_path)
+    for many in (4, 8, 12, 4):
+        sums.check(me, names[:many])
+        sums.note(me, names[:many])
+    with pytest.raises(SumsTooClose):
+        sums.check(me, names[1:5])
 
 
 def test_29_two_rounds_at_the_same_time_reveal_one_of_two_close_sums(tmp_path: Path) -> None:

@@ -41,11 +41,11 @@ class HiddenAmongTooFew(Refused):
 @dataclass(eq=False)
 class SumsTooClose(Refused):
     base: str  # digest of the base version
-    trusted: int  # pinned members in the difference, less those that may collude
+    trusted: int  # fewest pinned members that the sums together may tell about, less those that may collude
     needed: int
     why = (
-        "A sum on base version {base} was revealed before; from it this one differs by {trusted} trusted members,"
-        " needed are none or {needed}: the difference would tell too much about them."
+        "Sums on base version {base} were revealed before; together with this one they may single out {trusted} trusted"
+        " members, needed are none or {needed}: a difference of sums would tell too much about them."
     )
     fix = "The next model version starts anew; nothing is to be done."
 
