@@ -80,8 +80,20 @@ def test_a_task_ends_the_rounds_before_it(tmp_path: Path, kind: TaskKind, left: 
     assert notebooks.open_rounds() == [("other", 1), *(("r", number) for number in left)]
 
 
+def test_a_masked_update_stays_in_the_outbox_while_its_round_may_go_on(tmp_path: Path) -> None:
+    rounds = rounds_in(tmp_path)
+    means: Any = rounds._means
+    means.notebooks.open(RunId("r"), RoundNumber(3)).write_keys(bytes(32), bytes(32), b"keys")
+    rounds.drop_result(TASK)
+    assert means.dropped == []
+    means.notebooks.close(RunId("r"), RoundNumber(3))
+    rounds.drop_result(TASK)
+    assert means.dropped == [TASK.name]
+
+
 CLOSED = RoundClosed(run="r", asked=2, current=2)
 GOES_ON = (
+    RoundClosed(run="r", asked=2, current=1),  # of a coordinator that was overtaken before the round
     LeaseLost(task="t"),
     WrongStep(problem="it is in step 3"),
     Unreachable(address="a:1", problem="nobody answers"),
