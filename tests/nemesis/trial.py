@@ -21,6 +21,7 @@ from support.process_harness import LOOK_EVERY_S
 
 RUN_LIMIT_S = 120.0  # the limit while faults strike
 HEALED_LIMIT_S = 40.0  # the limit from the last fault to the run's end
+UNDISTURBED_LIMIT_S = 300.0  # an idle machine needs some ten seconds
 PRIVATE_HEALED_LIMIT_S = 90.0  # a private round has five steps, and each member computes each version again
 STOPPED_IN_ORDER = 0
 
@@ -127,7 +128,8 @@ def _run(running: Federation, plan: Schedule, undisturbed: Record | None, outcom
     outcome.log, outcome.fired, outcome.replays = nemesis.log, nemesis.fired, nemesis.replays.outcomes
     try:
         running.begin()
-        _until_over(running, nemesis, outcome, PRIVATE_HEALED_LIMIT_S if plan.is_private else HEALED_LIMIT_S)
+        healed_limit_s = PRIVATE_HEALED_LIMIT_S if plan.is_private else HEALED_LIMIT_S
+        _until_over(running, nemesis, outcome, healed_limit_s if plan.strikes else UNDISTURBED_LIMIT_S)
     finally:
         nemesis.heal()
     codes = running.stop_coordinators()
