@@ -45,7 +45,7 @@ from pluralllm.operator.remote import Remote
 
 PAPER = Path(__file__).parents[1] / "benchmarks" / "experiments" / "paper.toml"
 RUN = "demo"
-START_LIMIT_S = 60.0
+START_LIMIT_S = 120.0
 STOP_LIMIT_S = 15.0
 LOOK_EVERY_S = 0.5
 LOG_LINES_SHOWN = 15
