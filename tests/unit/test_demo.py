@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -101,6 +102,26 @@ def test_each_partner_pins_all_by_the_digest_that_one_reads_out(
     pinned = "peers pin --roster 1234 --names northmark,old-valley"
     assert typed[0] == "northmark peers --digest"
     assert sorted(typed[1:]) == [f"northmark {pinned}", f"old-valley {pinned}"]
+
+
+def test_the_secrets_of_the_round_are_looked_at_while_the_run_is_watched() -> None:
+    looks: list[str] = []
+    run = {"round": 1, "rounds": 1, "phase": "ended", "outcome": "completed", "evaluations": []}
+    remote = SimpleNamespace(get_run=lambda _: run)
+    DEMO.watch(remote, [], 1.0, Console(file=io.StringIO()), lambda: looks.append("look"))
+    assert looks == ["look"]
+
+
+def test_the_roster_is_complete_when_every_client_has_seen_its_own_key_there(tmp_path: Path) -> None:
+    partners = [DEMO.Partner(name, (), "train") for name in ("Northmark", "Foundry")]
+    (tmp_path / "log").write_text("no certificate")
+    ended = DEMO.Child(SimpleNamespace(poll=lambda: 1), tmp_path / "log")
+    for partner in partners:
+        with pytest.raises(DEMO.DemoFailed, match="a client has not connected\nno certificate"):
+            DEMO._wait_for_peer_keys(partners, [ended, ended], tmp_path)
+        (tmp_path / partner.name / "state").mkdir(parents=True)
+        (tmp_path / partner.name / "state" / "roster.json").touch()
+    DEMO._wait_for_peer_keys(partners, [ended, ended], tmp_path)
 
 
 @pytest.mark.parametrize("number", DEMO.STOP_SIGNALS)
