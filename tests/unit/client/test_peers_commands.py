@@ -69,6 +69,26 @@ def test_the_digest_alone_can_be_copied(state: Path, tmp_path: Path) -> None:
     assert "Start the daemons first" in str(empty.exception)
 
 
+def test_a_client_that_has_not_looked_since_others_connected_looks_before_it_pins(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[Path] = []
+
+    async def look(_identity: object, folder: Path) -> str:
+        looks.append(folder)
+        seen(state, SeenRoster(ENTRIES))
+        return ""
+
+    monkeypatch.setattr(peers_commands, "_identity", lambda _paths: object())
+    monkeypatch.setattr(peers_commands, "_follow", look)
+    monkeypatch.setattr(peers_commands, "_check_own_key", lambda *_: None)
+    seen(state, SeenRoster(ENTRIES[:1]))
+    pinned = [peers(state, "pin", "--roster", spoken(DIGEST), "--names", "ann,ben") for _ in range(2)]
+    assert [result.exit_code for result in pinned] == [0, 0]
+    assert load_pins(state / "peers.toml") == KEYS
+    assert looks == [state], "the second time it has the roster already"
+
+
 def test_nobody_is_pinned_by_a_part_of_the_digest_or_without_a_key(state: Path) -> None:
     for words in (("--roster", DIGEST[:60], "--names", "ann"), ("--roster", DIGEST, "--names", "ann,cat")):
         assert isinstance(peers(state, "pin", *words).exception, InvalidArgument)
