@@ -83,9 +83,15 @@ class Lies:
         )
 
     def victim(
-        self, folder: Path, pinned: Mapping[str, str], roster: Roster, colluders: int = 1, name: str = VICTIM
+        self,
+        folder: Path,
+        pinned: Mapping[str, str],
+        roster: Roster,
+        colluders: int = 1,
+        name: str = VICTIM,
+        own: str = "",
     ) -> Verification:
-        """Returns the check of a client that has seen these records. Its own key is always that of VICTIM."""
+        """Returns the check of a client that has seen these records. own: its own key; empty for that of VICTIM."""
         folder.mkdir()
         save_pins(folder / "peers.toml", pinned)
         versions = {
@@ -99,7 +105,8 @@ class Lies:
         async def follow(head: bytes) -> Roster:
             return roster
 
-        peers: Any = SimpleNamespace(name=name, follow=follow, with_own=lambda pins: {**pins, name: key_of(VICTIM)})
+        key = own or key_of(VICTIM)
+        peers: Any = SimpleNamespace(name=name, follow=follow, with_own=lambda pins: {**pins, name: key})
         check = Verification(
             Knowledge(folder, "values", history, peers, folder / "peers.toml", colluders, 1.0), cast(Any, self)
         )
@@ -179,6 +186,8 @@ async def test_9_a_version_that_only_strangers_have_summed_does_not_count_as_che
     assert await known.is_checked(lies.task, SPEC), "one of two is honest, and has checked version 1 before it masked"
     alone = lies.victim(tmp_path / "alone", pins_of(("ann",)), roster_of(invented), colluders=0)
     assert await alone.is_checked(lies.task, SPEC)
+    itself = lies.victim(tmp_path / "itself", {}, roster_of(invented), name="ann", own=invented["ann"])
+    assert await itself.is_checked(lies.task, SPEC), "it has masked for this base version itself"
 
 
 async def test_9_a_round_that_names_the_client_itself_with_another_key_is_a_lie_that_is_kept(

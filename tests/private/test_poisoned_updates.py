@@ -40,6 +40,8 @@ from pluralllm.common.weights.server_optimizer import server_optimizer
 from pluralllm.common.weights.stored_weights import StoredWeights
 from pluralllm.common.weights.update_format import TAIL
 from pluralllm.common.words.aggregation import Aggregation
+from pluralllm.common.words.ids import ClientId, RunId
+from pluralllm.server.runs.implausible_sums import ImplausibleSums
 
 Numbers = NDArray[np.uint32]
 Poison = Callable[[Numbers], None]
@@ -196,6 +198,16 @@ async def test_17_after_two_such_rounds_in_a_row_the_operator_hears_who_took_par
         assert all("The sum of the private round is implausible: the sum of weights" in problem for problem in failed)
         assert "The sum before" not in failed[0]
         assert "ann, bob, cleo, dora took part in both" in failed[1]
-        run = await served.run("r")
-        assert run.version == 0
+        assert (await served.run("r")).version == 0
         assert np.array_equal(await stored(served, 0), first)
+
+
+def test_17_a_good_sum_between_two_implausible_ones_ends_the_row() -> None:
+    sums, run, other = ImplausibleSums(), RunId("r"), RunId("s")
+    ann, bob, cleo = (ClientId(name) for name in ("ann", "bob", "cleo"))
+    assert sums.note(run, (bob, ann)) == ()
+    assert sums.note(other, (ann, bob)) == ()
+    assert sums.note(run, (cleo, bob, ann)) == (ann, bob)
+    sums.forget(run)
+    assert sums.note(run, (ann,)) == ()
+    assert sums.note(other, (cleo, bob)) == (bob,)

@@ -206,3 +206,8 @@ def test_the_claim_in_plain_text_is_proven_and_not_endorsed(tmp_path: Path) -> N
     again = RosterWatch.of(tmp_path, "ann", tmp_path / "identity", Coordinator([]).fetch)
     assert again.claim(None).key_der == claim.key_der  # the key is made once
     assert (tmp_path / "identity" / "peer-key.pem").stat().st_mode & 0o777 == 0o600
+
+
+def test_the_pins_of_a_client_always_have_its_own_key(tmp_path: Path) -> None:
+    watch = RosterWatch(tmp_path, "ann", KEY, Coordinator([]).fetch)
+    assert watch.with_own({"ben": "0" * 64, "ann": "1" * 64}) == {"ben": "0" * 64, "ann": OWN}
