@@ -8,20 +8,16 @@ import torch
 from support.small_survey import SUMS, small_group, small_spec
 
 from pluralllm.client.work.sums import GroupTerms
+from pluralllm.common.errors.private_rounds import TermTooLong
 from pluralllm.common.errors.tree import InvalidSpec
 from pluralllm.common.predictor.architecture import update_layout, version_layout
 from pluralllm.common.predictor.data import GroupData
-from pluralllm.common.private_rounds.ring import MemberTail, Ring, SumTail, clipping_of, decoded_sum, quantised
-from pluralllm.common.sums.solver import RIDGE, SummedAnswers, members_digest, next_values
-from pluralllm.common.words.ids import ClientId
+from pluralllm.common.sums.solver import RIDGE
 from pluralllm.common.words.spec import RunSpec
-from pluralllm.experiment import federated
 from pluralllm.experiment.federated import federate
 from pluralllm.experiment.scoring import Scorer, alignment, own_episode, predictor_of
 from pluralllm.experiment.spec import Data, Experiment, Method
 from pluralllm.experiment.stacked import Flat
-from pluralllm.experiment.sums import SumsRounds
-from pluralllm.server.rounds import events as ev
 
 CPU = torch.device("cpu")
 FEATURES, RANK, ROUNDS = 24, 3, 40
@@ -66,37 +62,25 @@ def test_every_version_is_a_usable_model_and_costs_what_its_files_have() -> None
         assert np.isfinite(point.values).all()
 
 
-class RingRounds(SumsRounds):
-    """The same rounds as private ones: answers are rounded to the ring, and only the sum of the examples is known."""
-
-    def next_version(self, base: Flat, average: ev.Average, deltas: dict[ClientId, Flat]) -> Flat:
-        spec, rng = self._spec, np.random.default_rng(self._version)
-        ring, words = Ring(len(deltas), spec.aggregation.max_delta_norm, 1024, adds_terms=True), np.zeros(64, np.uint32)
-        total = np.zeros(next(iter(deltas.values())).size, np.uint32)
-        for receipt in average.receipts:
-            term = deltas[receipt.client]
-            words += MemberTail(receipt.examples, False, 1, 1024, not_zero=bool(term.any())).words()
-            total += quantised(term, clipping_of(term, ring), receipt.examples, ring, rng)
-        tail = SumTail.of(words.tolist(), len(deltas), ring, 1024)
-        members = members_digest((receipt.client, tail.weight) for receipt in average.receipts)
-        answers = SummedAnswers(decoded_sum(total, ring), tail.not_zero, tail.weight, members)
-        values = base[-version_layout(spec, self._version).values :]
-        made, self._solver = next_values(spec, self._version, values, answers, self._solver)
-        return np.concatenate([np.zeros(base.size - made.size, np.float32), made])
-
-
-def test_rounding_in_private_rounds_changes_the_solution_and_every_score_by_almost_nothing(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    spec = SPEC.model_copy(update={"aggregation": SPEC.aggregation.model_copy(update={"max_delta_norm": BOUND})})
-    plain = [point.values for point in federate(spec, GROUPS, CPU)]
-    monkeypatch.setattr(federated, "SumsRounds", RingRounds)
-    private = [point.values for point in federate(spec, GROUPS, CPU)]
+def test_rounding_in_private_rounds_changes_the_solution_and_every_score_by_almost_nothing() -> None:
+    aggregation = {"weighting": "uniform", "max_delta_norm": BOUND, "max_examples": 1024}
+    values = SPEC.model_dump(mode="json") | {"aggregation": aggregation}
+    spec, ringed = (RunSpec.model_validate(values | more) for more in ({}, {"private_rounds": {"colluders": 0}}))
+    plain, private = ([point.values for point in federate(one, GROUPS, CPU)] for one in (spec, ringed))
+    assert not np.array_equal(private[1], plain[1]), "terms are rounded"
+    assert [point.values.tobytes() for point in federate(ringed, GROUPS, CPU)] == [one.tobytes() for one in private]
     solutions = [values[ROUNDS - 2][-FEATURES:] for values in (plain, private)]
     assert np.linalg.norm(solutions[1] - solutions[0]) < 1e-4 * np.linalg.norm(solutions[0])
     for data in GROUPS.values():
         scores = [score_of(spec, values[-1], data) for values in (plain, private)]
         assert scores[1] == pytest.approx(scores[0], abs=1e-3)
+
+
+def test_a_term_that_no_client_would_send_ends_an_experiment_with_private_rounds() -> None:
+    aggregation = {"weighting": "uniform", "max_delta_norm": 1.0, "max_examples": 1024}
+    values = SPEC.model_dump(mode="json") | {"aggregation": aggregation, "private_rounds": {"colluders": 0}}
+    with pytest.raises(TermTooLong, match="the run allows 1;"):
+        list(federate(RunSpec.model_validate(values), GROUPS, CPU))
 
 
 def score_of(spec: RunSpec, values: Flat, data: GroupData) -> float:

@@ -11,6 +11,7 @@ from pluralllm.common.predictor.data import GroupData
 from pluralllm.common.sums.solver import Solver, next_values, summed
 from pluralllm.common.words.ids import ClientId, RoundNumber
 from pluralllm.common.words.spec import RunSpec
+from pluralllm.experiment.ring_sums import RingSums
 from pluralllm.experiment.stacked import Flat
 from pluralllm.server.rounds import events as ev
 
@@ -24,6 +25,7 @@ class SumsRounds:
         assert spec.sums is not None
         self._spec, self._features, self._rank = spec, spec.sums.features, spec.sums.group_rank
         self._terms = {client: GroupTerms(spec, data, device) for client, data in trainers.items()}
+        self._ring = None if spec.private_rounds is None else RingSums(spec)
         self._solver: Solver | None = None
         self._version = 0
 
@@ -46,9 +48,12 @@ class SumsRounds:
     def next_version(self, base: Flat, average: ev.Average, deltas: dict[ClientId, Flat]) -> Flat:
         """Returns the values of the next model version, and keeps the solver's state."""
         values = base[-version_layout(self._spec, self._version).values :]
-        members = [(receipt.client, receipt.examples) for receipt in average.receipts]
-        answers, size = (deltas[client] for client, _ in members), update_layout(self._spec, self._version).values
-        total = summed(answers, members, size, self._spec.aggregation.max_examples)
+        if self._ring is not None:
+            total = self._ring.answers(RoundNumber(self._version + 1), average.receipts, deltas)
+        else:
+            members = [(receipt.client, receipt.examples) for receipt in average.receipts]
+            answers, size = (deltas[client] for client, _ in members), update_layout(self._spec, self._version).values
+            total = summed(answers, members, size, self._spec.aggregation.max_examples)
         made, self._solver = next_values(self._spec, self._version, values, total, self._solver)
         return np.concatenate([np.zeros(base.size - made.size, np.float32), made])
 
