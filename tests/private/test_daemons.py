@@ -192,7 +192,7 @@ async def assert_steps(served: Served, workers: list[Worker]) -> None:
 
 
 async def test_daemons_that_are_restarted_after_any_line_of_their_notebooks_make_the_plain_mean(tmp_path: Path) -> None:
-    async with serving(tmp_path / "server", SystemClock(), silence_s=5) as served:
+    async with serving(tmp_path / "server", SystemClock(), silence_s=5, poll_hold_s=2.0) as served:
         await served.create("r", spec_of(ROUNDS))
         async with members(tmp_path / "clients", served) as some:
             await some.start(*MEMBERS)
