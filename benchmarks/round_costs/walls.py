@@ -59,8 +59,9 @@ def measured(folder: Path, spec: RunSpec, deltas: Path | None = None, checking: 
         remote.create_run("walls", spec.canonical_json())
         remote.start_run("walls")
         commands = [_command(folder, name, identities, deltas) for name in names]
-        for number, command in enumerate(commands if checking is not None else ()):
-            command += ["--verify-share", str(int(number < checking))]
+        if checking is not None:
+            for number, command in enumerate(commands):
+                command += ["--verify-share", str(int(number < checking))]
         watch = Watch(process)
         cpu_s = sum(process.cpu_times()[:2])
         with processes(commands, folder / "clients.log") as running:

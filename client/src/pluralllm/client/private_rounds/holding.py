@@ -55,7 +55,7 @@ def take_boxes(notebook: Notebook, me: Myself, members: Members, view: RoundView
     if kept is not None and kept.dealers != digest.hex():
         raise BadView(member=COORDINATOR, problem="the dealers are not those that it has shown to this client before")
     if kept is not None:
-        boxes = DealtBoxes.from_json(notebook.message(kept))
+        boxes = notebook.parsed(kept, DealtBoxes)
     else:
         boxes = DealtBoxes(view.boxes)
         _check_boxes(me, members, names, boxes)

@@ -27,6 +27,7 @@ from pluralllm.client.private_rounds.lines import (
     why_not,
 )
 from pluralllm.common.errors.private_rounds import RoundSecretsLost, WrongStep
+from pluralllm.common.private_rounds.messages import Body
 from pluralllm.common.process.files import create_file, make_folder, storage_errors, sync_directory, write_durably
 from pluralllm.common.words.ids import RoundNumber, RunId
 
@@ -34,6 +35,7 @@ FILE = "notebook"
 WHAT = "the notebook of a private round"
 SECRET_BYTES = 32
 LineT = TypeVar("LineT", bound=Line)
+BodyT = TypeVar("BodyT", bound=Body)
 LaterLine = SharesLine | BoxesLine | ComplaintLine | UpdateLine | ConfirmLine | RevealLine
 LineWithMessage = KeysLine | SharesLine | BoxesLine | ComplaintLine | ConfirmLine | RevealLine
 
@@ -46,6 +48,7 @@ class Notebook:
         self._folder, self._path = folder, folder / FILE
         self.run, self.round = run, number
         self._lines = self._read()
+        self._parsed: dict[str, Body] = {}  # messages that this process has read, by step
 
     def __repr__(self) -> str:
         return f"Notebook({self.run!r}, {self.round}, steps={list(self._lines)})"
@@ -114,6 +117,13 @@ class Notebook:
         if hashlib.sha256(content).hexdigest() != line.message:
             raise self.lost()
         return content
+
+    def parsed(self, line: LineWithMessage, kind: type[BodyT]) -> BodyT:
+        """Returns the message of a line, which this process reads once: its file never changes. Raises as `message`."""
+        known = self._parsed.get(line.step)
+        if not isinstance(known, kind):
+            known = self._parsed[line.step] = kind.from_json(self.message(line))
+        return known
 
     def lost(self) -> RoundSecretsLost:
         """Returns the error of a client that must leave the round."""

@@ -244,7 +244,7 @@ def _complained(notebook: Notebook) -> str:
 
 
 def _members(notebook: Notebook, me: Myself, view: RoundView) -> Members:
-    keys = Keys.from_json(notebook.message(notebook.needed(KeysLine)))
+    keys = notebook.parsed(notebook.needed(KeysLine), Keys)
     dealt = notebook.line(SharesLine)
     return check_round(me, view, keys, None if dealt is None else bytes.fromhex(dealt.members))
 
@@ -299,7 +299,7 @@ def _is_complained_of(notebook: Notebook, me: Myself, dealers: Dealers, view: Ro
 
     Both are then out of the sum, whoever of them is at fault.
     """
-    shares = Shares.from_json(notebook.message(notebook.needed(SharesLine)))
+    shares = notebook.parsed(notebook.needed(SharesLine), Shares)
     members = dealers.members
     for one in view.complaints:
         if one.complaint.dealer == me.name and one.name in dealers.names:

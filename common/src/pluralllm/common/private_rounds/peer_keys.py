@@ -4,6 +4,7 @@ The key is not that of the member's certificate, which changes at each renewal, 
 identity folder holds it (trust.identity.peer_key).
 """
 
+import functools
 import hashlib
 from dataclasses import dataclass
 
@@ -27,6 +28,7 @@ def fingerprint(spki_der: bytes) -> str:
     return hashlib.sha256(spki_der).hexdigest()
 
 
+@functools.lru_cache(maxsize=1024)  # every view of a round shows all members' keys; an error is not kept
 def check_public(spki_der: bytes) -> None:
     """Checks that bytes are the one DER form of a P-256 public key. Raises InvalidArgument.
 
