@@ -36,6 +36,7 @@ class Seen:
 
     kind: str
     updates: Mapping[str, Flat]
+    is_sum: bool = False  # a sum shows what it shows: it is reported, not judged
 
 
 def leaks(spec: RunSpec, groups: Mapping[str, GroupData], attacked: Round, seen: Seen) -> dict[str, float | str]:
@@ -69,7 +70,7 @@ def leaks(spec: RunSpec, groups: Mapping[str, GroupData], attacked: Round, seen:
         "largest_gain": float(gains.max()),
         "correlation": max(correlations),
         "correlation_of_chance": limit,
-        "verdict": "at chance" if is_chance else "not at chance",
+        "verdict": "reported" if seen.is_sum else "at chance" if is_chance else "not at chance",
     }
 
 
@@ -85,7 +86,7 @@ def in_sums(attacked: Round, size: int) -> Seen:
     for place, name in enumerate(names):
         members = [names[(place + step) % len(names)] for step in range(size)]
         means[name] = np.mean([attacked.deltas[member] for member in members], axis=0).astype(np.float32)
-    return Seen(f"the mean of {size}", means)
+    return Seen(f"the mean of {size}", means, is_sum=True)
 
 
 def in_masks(numbers: Mapping[str, Numbers], attacked: Round, kind: str) -> Seen:

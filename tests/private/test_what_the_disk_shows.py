@@ -5,14 +5,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from leak import masked
-from leak.setting import Round
+from leak.setting import Round, shares_of, uniform
 from numpy.typing import NDArray
 from support.private_members import NAMES, Played, dealt_round, played_round
+from support.small_survey import small_group, small_spec
 
+from pluralllm.common.predictor.data import GroupData
 from pluralllm.common.private_rounds.messages import Confirmation
 from pluralllm.common.private_rounds.round_sum import leftover_streams, open_round
 from pluralllm.common.private_rounds.transcript import Transcript
 from pluralllm.common.weights.update_format import TAIL
+from pluralllm.common.words.spec import RunSpec
 
 VALUES = 4096
 DEALERS = NAMES[:5]
@@ -75,3 +78,26 @@ def test_masked_numbers_look_like_an_update_of_the_usual_norm_and_sums_are_means
     sums = masked.in_sums(attacked, 3).updates
     first, second, third, _ = sorted(IN_SUM)
     assert np.allclose(sums[first], (deltas[first] + deltas[second] + deltas[third]) / 3, atol=1e-6)
+
+
+def test_the_verdict_names_a_gain_and_a_correlation_and_judges_no_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = {name: small_group(name, questions=20, seed=seed) for seed, name in enumerate(IN_SUM)}
+    rng = np.random.default_rng(4)
+    deltas = {name: rng.normal(0, 1, VALUES).astype(np.float32) for name in IN_SUM}
+    attacked, spec = Round(1, np.zeros(VALUES, np.float32), deltas), small_spec()
+    reads = True
+
+    def predicted(_spec: RunSpec, values: NDArray[np.float32], data: GroupData) -> NDArray[np.float64]:
+        owner = next((name for name in IN_SUM if np.array_equal(values, deltas[name])), None)
+        return shares_of(data) if reads and owner is not None and groups[owner] is data else uniform(data)
+
+    monkeypatch.setattr(masked, "predicted", predicted)
+    plain = masked.leaks(spec, groups, attacked, masked.in_plain(attacked))
+    assert (plain["distance"], plain["verdict"]) == (0.0, "not at chance")
+    assert plain["gain"] == plain["prior"] == plain["base"] > masked.CHANCE
+    reads = False
+    read_by_correlation = masked.leaks(spec, groups, attacked, masked.in_plain(attacked))
+    assert (read_by_correlation["gain"], read_by_correlation["verdict"]) == (0.0, "not at chance")
+    numbers = {name: rng.integers(0, 2**32, VALUES, np.uint32) for name in IN_SUM}
+    assert masked.leaks(spec, groups, attacked, masked.in_masks(numbers, attacked, "x"))["verdict"] == "at chance"
+    assert masked.leaks(spec, groups, attacked, masked.in_sums(attacked, 3))["verdict"] == "reported"
