@@ -58,7 +58,7 @@ EPSILONS = (4.0, 2.0)  # of the releases: the default of a partner that joins, a
 
 DISK = "the coordinator's whole disk"
 
-Results = dict[str, float | int | str]
+Results = dict[str, float | int | str | None]
 
 
 def main() -> None:
@@ -179,12 +179,9 @@ def of_masked(
             with lines.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
     for kind, line in done.items():
-        results[f"{kind}: distance"], results["  the same attack with another's update"] = (
-            line["distance"],
-            line["prior"],
-        )
-        results[f"  gain ({kind})"], results[f"  correlation ({kind})"] = line["gain"], line["correlation"]
-        results[f"  verdict ({kind})"] = line["verdict"]
+        results[f"{kind}: distance"] = line["distance"]
+        for key in ("prior", "base", "gain", "correlation", "verdict", "in_plain_on_disk"):
+            results[f"  {key.replace('_', ' ')} ({kind})"] = line[key]
     return results
 
 

@@ -26,6 +26,7 @@ from pluralllm.client.private_rounds.notebook import LaterLine, Notebook
 from pluralllm.client.private_rounds.notebooks import NO_BACKUP_FILE, Notebooks
 from pluralllm.common.errors.private_rounds import RoundSecretsLost, WrongStep
 from pluralllm.common.errors.tree import InvalidConfig, RoundClosed, StorageFull
+from pluralllm.common.private_rounds.messages import Confirmation
 from pluralllm.common.words.ids import RoundNumber, RunId
 
 RUN, ROUND = RunId("r"), RoundNumber(3)
@@ -310,3 +311,16 @@ def test_a_full_disk_leaves_the_step_undone(folder: Path, monkeypatch: pytest.Mo
     assert notebook.steps == ("keys", "shares")
     notebook.write(BOXES, message_of(BOXES))
     assert at(folder).steps == ("keys", "shares", "boxes")
+
+
+def test_a_message_is_read_once_in_a_process_and_a_lost_one_is_missed_by_the_next(folder: Path) -> None:
+    confirmation = Confirmation(b"3" * 32)
+    line = ConfirmLine(sum=sha(b"R3"), message=sha(confirmation.to_json()))
+    notebook = filled(folder, SHARES, BOXES)
+    notebook.write(line, confirmation.to_json())
+    first = notebook.parsed(line, Confirmation)
+    assert first == confirmation
+    (folder / "confirm").unlink()
+    assert notebook.parsed(line, Confirmation) is first
+    with pytest.raises(RoundSecretsLost):
+        at(folder).parsed(line, Confirmation)
