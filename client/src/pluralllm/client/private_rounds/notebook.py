@@ -120,10 +120,10 @@ class Notebook:
 
     def parsed(self, line: LineWithMessage, kind: type[BodyT]) -> BodyT:
         """Returns the message of a line, which this process reads once: its file never changes. Raises as `message`."""
-        known = self._parsed.get(line.step)
-        if not isinstance(known, kind):
-            known = self._parsed[line.step] = kind.from_json(self.message(line))
-        return known
+        message = self._parsed.get(line.step)
+        if not isinstance(message, kind):
+            message = self._parsed[line.step] = kind.from_json(self.message(line))
+        return message
 
     def lost(self) -> RoundSecretsLost:
         """Returns the error of a client that must leave the round."""
