@@ -193,17 +193,18 @@ def acknowledged(client: Client) -> tuple[PrivateRound, History]:
 
 def test_30_the_receipt_of_a_client_that_has_asked_for_a_larger_sum_accuses_nobody(tmp_path: Path) -> None:
     coordinator = new_round(tmp_path, 6, hidden_among=2)
-    fay, emil = coordinator.clients["fay"], coordinator.clients["emil"]
+    fay, emil, dora = (coordinator.clients[name] for name in ("fay", "emil", "dora"))
     fay.me = replace(fay.me, hidden_among=5)
     coordinator.run(UPDATE)
-    for client, error in ((fay, HiddenAmongTooFew), (emil, BadView)):
+    dora.me = replace(dora.me, hidden_among=9)  # of a policy that its owner has changed since
+    for client, error in ((fay, HiddenAmongTooFew), (emil, BadView), (dora, HiddenAmongTooFew)):
         round_, history = acknowledged(client)
         view = coordinator.honest_view(client.name)
         without_it = replace(view, updates=tuple(one for one in view.updates if one.name != client.name)[:4])
         with pytest.raises(error):
             round_._signed_sum(confirm, client.notebook, client.me, without_it)
         (update,) = history.seen(RunId("first")).own_updates[RoundNumber(7)]
-        assert update.acknowledged == (client is emil), "emil's is the proof that the coordinator has left it out"
+        assert update.acknowledged == (client is not fay), "the others' are the proof that they were left out"
 
 
 # 33: one file in a round
