@@ -30,7 +30,7 @@ def summed(folder: Path, value: float) -> PrivateSum:
 
 
 def test_the_norm_of_a_mean_counts_all_pieces(tmp_path: Path) -> None:
-    values = np.arange(LAYOUT.values, dtype=np.float32) / LAYOUT.values
+    values = (np.arange(LAYOUT.values) / LAYOUT.values).astype(np.float32)
     base = StoredWeights(tmp_path / "base", write_weights(tmp_path / "base", LAYOUT, [values]).digest)
     optimizer, out = server_optimizer(Aggregation()), tmp_path / "out"
     whole = RING.clip_norm / LAYOUT.values**0.5
