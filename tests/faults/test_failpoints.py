@@ -94,7 +94,7 @@ def test_a_coordinator_killed_there_goes_on_as_if_nothing_had_been(
 # Each member sends a message of each of these kinds in a round, and each round makes a version.
 SURE = (KeysArrived, SharesArrived, UpdateArrived, ConfirmationArrived, RevealArrived, ModelAveraged)
 # A round passes all of these points, whatever chance decides.
-STORED = ("inbox.put", "blobs.put", "uploads.begin", "uploads.put", "uploads.finish", "uploads.drop")
+STORED: tuple[str, ...] = ("inbox.put", "blobs.put", "uploads.begin", "uploads.put", "uploads.finish", "uploads.drop")
 STORED += ("files.publish", "files.rename", "files.sync_file")
 # All of these, in a drawn order: one run passes each of them again and again.
 OFTEN = [

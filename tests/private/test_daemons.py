@@ -280,7 +280,8 @@ async def assert_verified(served: Served, member: Member) -> None:
 
 def loses_its_lease_once(member: Member) -> None:
     """Lets a member's first upload fail as after a silence; the member then has its slot again, and sends the same file."""
-    push, lost = member.transport.push_update, []
+    push = member.transport.push_update
+    lost: list[TaskId] = []
 
     async def push_update(task: TaskId, *rest: Any) -> None:
         if not lost:
@@ -288,7 +289,7 @@ def loses_its_lease_once(member: Member) -> None:
             raise LeaseLost(task=task)
         await push(task, *rest)
 
-    member.transport.push_update = push_update  # type: ignore[method-assign]
+    member.transport.push_update = push_update  # type: ignore[assignment,method-assign]
 
 
 async def restarted(served: Served, some: Members, name: str, step: str) -> None:

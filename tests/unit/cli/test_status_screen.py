@@ -262,7 +262,7 @@ def test_before_the_first_evaluation_there_is_no_fairness_line() -> None:
 
 
 def test_what_the_sums_of_private_rounds_say_is_shown() -> None:
-    scored = {"round": 7, "base_version": 6, "updates": 5, "clipped_updates": 2, "scored": 4}
+    scored: dict[str, Any] = {"round": 7, "base_version": 6, "updates": 5, "clipped_updates": 2, "scored": 4}
     scored |= {"mean_alignment_score": 0.75, "score_histogram": [0] * 24 + [4] + [0] * 7}
     screen = "\n".join(shown(status_screen(run(scored_sum=scored, newest_sum=scored), NOW), 180))
     assert "scores of version 6 inside a sum: mean alignment 0.7500 over 4 of 5 members, worst 0.75-0.78" in screen

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from pluralllm.common.errors.private_rounds import SumImplausible
 from pluralllm.common.private_rounds.ring import PIECE, MemberTail, Ring
@@ -30,7 +31,7 @@ def summed(folder: Path, value: float) -> PrivateSum:
 
 
 def test_the_norm_of_a_mean_counts_all_pieces(tmp_path: Path) -> None:
-    values = (np.arange(LAYOUT.values) / LAYOUT.values).astype(np.float32)
+    values: NDArray[np.float32] = (np.arange(LAYOUT.values) / LAYOUT.values).astype(np.float32)
     base = StoredWeights(tmp_path / "base", write_weights(tmp_path / "base", LAYOUT, [values]).digest)
     optimizer, out = server_optimizer(Aggregation()), tmp_path / "out"
     whole = RING.clip_norm / LAYOUT.values**0.5

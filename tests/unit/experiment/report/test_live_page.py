@@ -195,7 +195,14 @@ def test_the_noise_that_members_declare_is_shown_as_declared() -> None:
 
 
 def test_what_the_sums_of_private_rounds_say_is_told() -> None:
-    scored = {"round": 4, "base_version": 3, "updates": 5, "clipped_updates": 1, "scored": 4, "mean_loss": 1.25}
+    scored: dict[str, Any] = {
+        "round": 4,
+        "base_version": 3,
+        "updates": 5,
+        "clipped_updates": 1,
+        "scored": 4,
+        "mean_loss": 1.25,
+    }
     scored |= {"mean_base_distance": None, "mean_alignment_score": 0.75, "score_histogram": [0] * 24 + [4] + [0] * 7}
     texts = [one.text for one in live_findings(live_run(told(run=run(scored_sum=scored, newest_sum=scored))))]
     assert (
