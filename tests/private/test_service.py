@@ -317,6 +317,7 @@ async def test_an_update_without_its_statement_or_with_facts_in_plain_text_is_re
         assert isinstance(shares, Shares)
         assert isinstance(await refused(ann, demanding(ann, shares, 5)), InvalidArgument), "more than there are members"
         await play(members, SHARES)
+        assert {sent.least for sent in served.parts.runs.get("r").state.dealt} == {3}
         ann.task = await ann.hand.task()
         statement = await ann.answer()
         assert isinstance(statement, UpdateStatement)
