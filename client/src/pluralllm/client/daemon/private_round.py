@@ -401,11 +401,11 @@ class PrivateRound:
             metrics={},
             noise=means.noise(),
         )
+        if score is not None:  # before the update can leave: a daemon that is killed here masks it again
+            await means.evaluating.note_given(task)
         await self._durably(means.outbox.put, entry, means.drafts.masked)
         await self._durably(steps.send_update, notebook, me, holding, bytes.fromhex(masked.digest))
         means.drafts.delta.unlink(missing_ok=True)
-        if score is not None:
-            await means.evaluating.note_given(task)
 
     async def _factor(self, trained: Trained) -> float:
         """Returns the factor of the update's weight, which follows from this client's own distance and the members' mean."""
