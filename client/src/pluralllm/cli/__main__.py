@@ -89,12 +89,9 @@ def create(
     The rounds are private if at least four clients are to train in each. A file without the table [private_rounds] then gets the
     keys that it lacks, and the command prints them; it never changes what the file says.
     """
-    if spec is not None:
-        new = with_default_rounds(load_spec_values(spec), str(spec), plain=plain_rounds)
-    else:
-        new = with_default_rounds(
-            spec_values(new_spec(plain_rounds=plain_rounds), "(default)"), "(default)", plain=plain_rounds
-        )
+    file = "(default)" if spec is None else str(spec)
+    values = spec_values(new_spec(plain_rounds=plain_rounds), file) if spec is None else load_spec_values(spec)
+    new = with_default_rounds(values, file, plain=plain_rounds)
     loaded = new.spec
     if embedding_model_path is not None and not loaded.embedding.probes:
         loaded = _with_probes(loaded, embedding_model_path)

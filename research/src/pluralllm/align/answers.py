@@ -32,6 +32,8 @@ _NUMBER = re.compile(r"\(?\s*(\d+(?:\.\d+)?|\.\d+)(?![\d.,]*\d)\s*(%?)\)?")
 _LINK = re.compile(r"\s*[:=~-]+>?\s*|\s+|(?=\()")  # between a name and its number
 _GAP = re.compile(r"\s*(?:[,;/&|\n]|\band\b)\s*(?:\band\b\s*)?")  # between two entries
 _ALTERNATIVE = re.compile(r"\s*(?:[,;/&|>]|\b(?:and|or|but|not)\b)\s*(?:\b(?:and|or|but|not)\b\s*)?")
+_BELOW = re.compile(r"[ .]*>\s*")  # between two names of a ranking
+_AFTER_LETTER = re.compile(r"[ -]*")
 _MARK = re.compile(r"(?:[-*•]|\d+[.)])\s+")  # of an entry in a list
 _ANSWER_KEYS = ("answer", "choice", "option", "final_answer")
 
@@ -96,6 +98,15 @@ def read_by(read: Reader | None, completion: str, options: Sequence[str]) -> NDA
 
 
 @dataclass(frozen=True, slots=True)
+class Named:
+    """An option that a text names."""
+
+    option: int
+    end: int  # place in the text after the name
+    is_letter: bool = False  # whether a letter alone names it
+
+
+@dataclass(frozen=True, slots=True)
 class Names:
     """The options of a question, as they are looked for in a text."""
 
@@ -105,8 +116,8 @@ class Names:
     def count(self) -> int:
         return len(self.texts)
 
-    def at(self, text: str, start: int) -> tuple[int, int] | None:
-        """Returns the option that stands at a place of a folded text, and the end of its name. None if there is none.
+    def at(self, text: str, start: int) -> Named | None:
+        """Returns the option that stands at a place of a folded text. None if there is none.
 
         An option in full counts before a letter, and the longest one counts. Two options of the same text are none.
         """
@@ -114,14 +125,14 @@ class Names:
         if fitting:
             longest = max(len(self.texts[number]) for number in fitting)
             best = [number for number in fitting if len(self.texts[number]) == longest]
-            return (best[0], start + longest) if len(best) == 1 else None
+            return Named(best[0], start + longest) if len(best) == 1 else None
         letter = _LETTER.match(text, start)
         if letter is None or (number := string.ascii_lowercase.index(letter[1])) >= self.count:
             return None
-        rest = letter.end() + len(text[letter.end() :]) - len(text[letter.end() :].lstrip(" -"))
-        if self.texts[number] and _stands(self.texts[number], text, rest):
-            return number, rest + len(self.texts[number])
-        return number, letter.end()
+        gap = _AFTER_LETTER.match(text, letter.end())
+        if gap is not None and self.texts[number] and _stands(self.texts[number], text, gap.end()):
+            return Named(number, gap.end() + len(self.texts[number]))
+        return Named(number, letter.end(), is_letter=True)
 
 
 @lru_cache(maxsize=4096)
@@ -157,37 +168,29 @@ def _choice(line: str, names: Names) -> NDArray[np.float64] | None:
     named = names.at(line, 0) or (names.at(line, mark.end()) if mark else None)
     if named is None:
         return None
-    number, end = named
-    rest = line[end:]
-    if _is_letter(line, end, names) and rest.strip(" .:)*\"'"):
+    if named.is_letter and line[named.end :].strip(" .:)*\"'"):
         return None  # "A dog" is not option A, and "A. Disagree" contradicts itself
-    link = _LINK.match(line, end)
-    if _NUMBER.match(line, link.end() if link else end) is not None:
+    link = _LINK.match(line, named.end)
+    if _NUMBER.match(line, link.end() if link else named.end) is not None:
         return None  # a share that the whole text does not explain
-    between = _ALTERNATIVE.match(line, end)
+    between = _ALTERNATIVE.match(line, named.end)
     other = None if between is None else names.at(line, between.end())
-    if other is not None and other[0] != number:
+    if other is not None and other.option != named.option:
         return None
-    return _only(number, names)
-
-
-def _is_letter(line: str, end: int, names: Names) -> bool:
-    """Returns whether the name that ends at `end` was a letter alone, and not the text of an option."""
-    return not any(name and line[:end].endswith(name) for name in names.texts)
+    return _only(named.option, names)
 
 
 def _ranking(text: str, names: Names) -> NDArray[np.float64] | None:
     if ">" not in text:
         return None
-    ranked, place = [], 0
+    ranked, place = list[int](), 0
     while (named := names.at(text, place)) is not None:
-        ranked.append(named[0])
-        rest = text[named[1] :].lstrip(" .")
-        if not rest:
+        ranked.append(named.option)
+        if not text[named.end :].strip(" ."):
             break
-        if not rest.startswith(">"):
+        if (gap := _BELOW.match(text, named.end)) is None:
             return None
-        place = len(text) - len(rest[1:].lstrip())
+        place = gap.end()
     else:
         return None
     if len(ranked) < 2 or len(set(ranked)) < len(ranked):
@@ -214,11 +217,11 @@ def _shares_after_names(text: str, names: Names) -> NDArray[np.float64] | None:
     def entry(place: int) -> tuple[Entry, int] | None:
         if (named := names.at(text, place)) is None:
             return None
-        link = _LINK.match(text, named[1])
-        place = link.end() if link else named[1]
+        link = _LINK.match(text, named.end)
+        place = link.end() if link else named.end
         if (number := _NUMBER.match(text, place)) is None:
             return None
-        return Entry(named[0], float(number[1]), bool(number[2])), number.end()
+        return Entry(named.option, float(number[1]), bool(number[2])), number.end()
 
     return _shares(_entries(text, entry), names)
 
@@ -233,7 +236,7 @@ def _shares_before_names(text: str, names: Names) -> NDArray[np.float64] | None:
         link = _LINK.match(text, number.end())
         if (named := names.at(text, link.end() if link else number.end())) is None:
             return None
-        return Entry(named[0], float(number[1]), is_percent=True), named[1]
+        return Entry(named.option, float(number[1]), is_percent=True), named.end
 
     return _shares(_entries(text, entry), names)
 
@@ -283,9 +286,9 @@ def _from_json(text: str, names: Names) -> NDArray[np.float64] | None:
     entries = []
     for name, value in values.items():
         named = names.at(name, 0)
-        if named is None or name[named[1] :].strip() or not _is_share(value):
+        if named is None or name[named.end :].strip() or not _is_share(value):
             return _stated_in(values, names)
-        entries.append(Entry(named[0], float(value), is_percent=False))
+        entries.append(Entry(named.option, float(value), is_percent=False))
     if len(entries) == 1 and entries[0].value > 0:  # an object lists all shares: the others are 0
         return _only(entries[0].option, names)
     return _shares(entries, names)

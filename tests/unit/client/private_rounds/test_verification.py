@@ -90,6 +90,20 @@ async def test_evidence_of_a_run_ends_the_clients_part_in_it_for_good(tmp_path: 
     assert await check.is_checked(task_of(SPEC, run="other"), SPEC)
 
 
+async def test_a_run_that_is_over_is_forgotten_and_the_others_are_not(tmp_path: Path) -> None:
+    check, other = Telling(knowledge(tmp_path), 0.25), task_of(SPEC, run="other", round_number=3)
+    for task in (TASK, other):
+        assert await check.is_checked(task, SPEC)
+    check.forget(TASK.run)
+    for task in (TASK, other):
+        assert await check.is_checked(task, SPEC)
+        assert await check.mean_distance(task, SPEC) == 0.25
+    assert check.added == [True] * 3, "only the forgotten version is computed again"
+    check.forget(TASK.run)
+    assert await check.mean_distance(TASK, SPEC) == 0.25
+    assert check.added == [True] * 3 + [False]
+
+
 class Telling(Vouched):
     """A check that finds the mean distance of the round that made a version, or an error."""
 

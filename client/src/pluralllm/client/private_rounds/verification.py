@@ -181,7 +181,10 @@ class Verification:
         return transcript
 
     def forget(self, run: RunId) -> None:
-        """Deletes the states of the server optimizer that were kept for a run that is over."""
+        """Forgets a run that is over, and deletes the states of the server optimizer that were kept for it."""
+        self._distances.pop(run, None)
+        self._known.pop(run, None)
+        self._true = {(other, version) for other, version in self._true if other != run}
         for path in self._folder.glob(f"{run}.moment-*"):
             path.unlink()
 

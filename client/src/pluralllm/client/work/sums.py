@@ -13,8 +13,8 @@ log(1 + share / 0.01)^2 is at most 0.65 times that of share / 0.01, and the shar
     first stage, w = 0:  |F'y| <= sqrt(2 FEATURE_POWER P) sqrt(65 Q)    later, |y - F w| takes the place of sqrt(65 Q)
     second stage:        |v| <= |y - F w| / (2 sqrt(NOISE)),            |U M| <= |U| |v|^2
 
-With 1,024 questions of four options, the first bound is 29,500. Answers of the paper's groups are about fifty times shorter, so
-no useful bound follows from the architecture. The run spec states one (aggregation.max_delta_norm), in private rounds as well.
+The first bound is 29,500 for 1,024 questions of four options. The paper's groups give answers that are about fifty times shorter,
+so no useful bound follows from the architecture. The run spec states one (aggregation.max_delta_norm), in private rounds as well.
 Shapes: P points of the training questions, d features, R = group_rank. Sums are float64, answers are sent as float32.
 """
 
