@@ -57,6 +57,7 @@ GROUP = np.array([0.4, 0.3, 0.2, 0.1])
         ("So it is \\boxed{B}", 1),
         ("\\boxed{\\text{Disagree}}", 2),
         ("<answer>Disagree</answer>", 2),
+        ("<answer>A</answer> No, wait. <answer>C</answer>", 2),
         ("```\nDisagree\n```", 2),
         ('{"answer": "C"}', 2),
     ],

@@ -12,7 +12,7 @@ from support.tasks import task_of
 
 from pluralllm.client.keeping.history import History
 from pluralllm.client.private_rounds import verification
-from pluralllm.client.private_rounds.verification import Knowledge, Verification
+from pluralllm.client.private_rounds.verification import Examined, Knowledge, Verification
 from pluralllm.common.errors.private_rounds import AggregateDiffers
 from pluralllm.common.errors.tree import NotFound
 from pluralllm.common.predictor.first_version import write_first_version
@@ -90,6 +90,19 @@ async def test_evidence_of_a_run_ends_the_clients_part_in_it_for_good(tmp_path: 
     assert await check.is_checked(task_of(SPEC, run="other"), SPEC)
 
 
+@pytest.mark.parametrize(
+    ("pinned", "is_vouched"), [({"me"}, True), ({"ann"}, False), ({"ann", "bob"}, True), (set(), False)]
+)
+def test_a_version_is_vouched_for_by_the_own_update_or_by_more_members_than_may_collude(
+    tmp_path: Path, pinned: set[str], is_vouched: bool
+) -> None:
+    known = replace(knowledge(tmp_path), peers=cast(Any, SimpleNamespace(name="me")))
+    check = Verification(known, cast(Any, None))
+    check._last[TASK.run] = Examined(ModelVersion(2), None, frozenset(pinned))
+    assert check._is_vouched(TASK.run, ModelVersion(2)) == is_vouched
+    assert not check._is_vouched(TASK.run, ModelVersion(3)), "the sum of another version vouches for nothing"
+
+
 async def test_a_run_that_is_over_is_forgotten_and_the_others_are_not(tmp_path: Path) -> None:
     check, other = Telling(knowledge(tmp_path), 0.25), task_of(SPEC, run="other", round_number=3)
     for task in (TASK, other):
@@ -115,7 +128,7 @@ class Telling(Vouched):
         self.added.append(adds)
         if isinstance(self.found, Exception):
             raise self.found
-        self._distances[run] = version, self.found
+        self._last[run] = Examined(version, self.found, frozenset())
         return SimpleNamespace(updates=(), fixed=SimpleNamespace(in_sum=()))
 
 

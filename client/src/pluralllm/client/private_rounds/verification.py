@@ -69,6 +69,15 @@ class Knowledge:
         return min(1.0, 4 * (self.colluders + 1) / cohort) if self.verify_share is None else self.verify_share
 
 
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """The facts that this client needs of the transcript of the round that made a version."""
+
+    version: ModelVersion
+    mean_distance: float | None  # of the members of its sum; None if none reports it
+    pinned: frozenset[str]  # members of its sum whose keys this client has pinned, itself included
+
+
 class Verification:
     """The check of model versions. It has a folder for the files of a check under way, and one for evidence."""
 
@@ -77,8 +86,7 @@ class Verification:
         self._knowledge, self._transport, self._calls = knowledge, transport, RoundCalls(transport)
         self._folder, self._evidence = work or knowledge.state / "verification", knowledge.state / "evidence"
         self._true: set[tuple[RunId, ModelVersion]] = set()
-        self._distances: dict[RunId, tuple[ModelVersion, float | None]] = {}  # of the version that was checked last
-        self._known: dict[RunId, tuple[ModelVersion, frozenset[str]]] = {}  # members of its sum that this client knows
+        self._last: dict[RunId, Examined] = {}  # of each run: the version whose transcript was examined last
 
     async def is_checked(self, task: Task, spec: RunSpec) -> bool:
         """Returns whether this client has computed a task's base version again, and it is the one that the task states.
@@ -133,20 +141,20 @@ class Verification:
         run, version = task.run, task.base_version
         if version == 0:
             return None
-        checked, distance = self._distances.get(run, (ModelVersion(0), None))
-        if checked != version:
+        last = self._last.get(run)
+        if last is None or last.version != version:
             try:
                 await self._examined(run, version, spec, task.spec_sha256, adds=False)
             except NotFound as error:
                 log.warning("private.no_mean_distance", run=run, version=version, problem=str(error))
                 return None
-            _, distance = self._distances[run]
-        return distance
+            last = self._last[run]
+        return last.mean_distance
 
     async def _examined(
         self, run: RunId, version: ModelVersion, spec: RunSpec, spec_sha256: str, *, adds: bool
     ) -> Transcript:
-        """Checks the transcript of the round that made a version. Returns it, and notes the mean distance of its tail.
+        """Checks the transcript of the round that made a version. Returns it, and keeps what `Examined` has of it.
 
         adds: whether the sum, and the version that it gives, are computed again, too. Raises as `check`.
         """
@@ -176,14 +184,12 @@ class Verification:
             raise AggregateDiffers(run=run, version=version, problem=str(error), evidence=str(evidence)) from error
         finally:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
-        self._distances[run] = version, tail.distance
-        self._known[run] = version, pinned
+        self._last[run] = Examined(version, tail.distance, pinned)
         return transcript
 
     def forget(self, run: RunId) -> None:
         """Forgets a run that is over, and deletes the states of the server optimizer that were kept for it."""
-        self._distances.pop(run, None)
-        self._known.pop(run, None)
+        self._last.pop(run, None)
         self._true = {(other, version) for other, version in self._true if other != run}
         for path in self._folder.glob(f"{run}.moment-*"):
             path.unlink()
@@ -257,8 +263,10 @@ class Verification:
         Such a member takes part only in sums that are large enough, and masks only on a base version that is itself vouched for.
         So all versions before it are sums, too, although this client has not computed them.
         """
-        checked, known = self._known.get(run, (None, frozenset()))
-        return checked == version and (self._knowledge.peers.name in known or len(known) > self._knowledge.colluders)
+        last = self._last.get(run)
+        if last is None or last.version != version:
+            return False
+        return self._knowledge.peers.name in last.pinned or len(last.pinned) > self._knowledge.colluders
 
     async def _fetch(self, transcript: Transcript, before: VersionRecord, spec: RunSpec, folder: Path) -> None:
         """Fetches the masked updates, and the base version unless it is here."""
