@@ -8,8 +8,9 @@ import pytest
 import torch
 from support.small_survey import DIMENSION, KERNEL, SMALL, small_group
 
-from pluralllm.client.data.importers import import_globalopinionqa_groups, table_rows
+from pluralllm.client.data.importers import import_globalopinionqa_groups
 from pluralllm.client.data.private_data import write_group
+from pluralllm.client.data.tables import table_rows
 from pluralllm.common.errors.tree import AnswersProtected, InvalidData, TooFewQuestions
 from pluralllm.common.words.questions import is_held_out
 from pluralllm.common.words.spec import merge

@@ -5,21 +5,19 @@ weights are kept only if a largest weight is stated: heavier weights are lowered
 """
 
 import ast
-import csv
 import difflib
-import io
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pluralllm.client.data.codebook import listed_options
 from pluralllm.client.data.counted_question import CountedQuestion
+from pluralllm.client.data.tables import csv_rows, table_rows
 from pluralllm.client.data.tally import Answer, Weights, tally
 from pluralllm.common.errors.tree import InvalidData
-from pluralllm.common.text.reading import MAX_DATA_BYTES, Unreadable, json_value, read_lines, read_text
 from pluralllm.common.words.questions import Question
 
 MAX_NAMES_SHOWN = 8
@@ -49,7 +47,7 @@ def import_globalopinionqa_groups(path: Path, countries: Sequence[str]) -> dict[
     """
     waves: dict[str, dict[tuple[str, tuple[str, ...]], list[list[float]]]] = {name: {} for name in countries}
     groups: set[str] = set()
-    for line, row in _csv(path, {"question", "selections", "options"}):
+    for line, row in csv_rows(path, {"question", "selections", "options"}):
         try:
             by_group, options = _selections(row["selections"]), ast.literal_eval(row["options"])
             labels = tuple(str(option).strip() for option in options)
@@ -95,14 +93,14 @@ def import_opinionqa(
     values: set[str] = set()
     for info in infos:
         responses = info.with_name("responses.csv")
-        answers = list(_csv(responses, {attribute}))
+        answers = list(csv_rows(responses, {attribute}))
         values |= {row[attribute] for _, row in answers}
         group_rows = [(line, row) for line, row in answers if row[attribute] == value]
         weight_key = next((key for key in (group_rows[0][1] if group_rows else {}) if key.startswith("WEIGHT")), None)
         weights = [
             _response_weight(responses, line, row[weight_key]) if weight_key else 1.0 for line, row in group_rows
         ]
-        for line, row in _csv(info, {"key", "question", "references"}):
+        for line, row in csv_rows(info, {"key", "question", "references"}):
             try:
                 options = tuple(str(option).strip() for option in ast.literal_eval(row["references"]))
                 ordinal = ast.literal_eval(row["option_ordinal"]) if row.get("option_ordinal") else None
@@ -249,57 +247,6 @@ def _weight(value: Any) -> float | None:
     except (TypeError, ValueError, OverflowError):
         return None
     return weight if math.isfinite(weight) and weight >= 0 else None
-
-
-def table_rows(path: Path, columns: Collection[str] = ()) -> Iterable[tuple[int, dict[str, Any]]]:
-    """Reads a CSV, Parquet or JSONL file. Returns its rows, each with its line number or row number.
-
-    columns: names of columns that a CSV file must have. Raises InvalidData if the file cannot be read or a column is missing.
-    """
-    if path.suffix == ".csv":
-        return list(_csv(path, columns))
-    try:
-        if path.suffix == ".parquet":
-            from pluralllm.client.data.parquet import read_table  # noqa: PLC0415 - pyarrow takes a moment
-
-            return list(enumerate(read_table(path), 1))
-        return [(line, _json_row(path, line, text)) for line, text in enumerate(read_lines(path), 1) if text.strip()]
-    except Unreadable as error:
-        raise InvalidData(file=str(path), problems=f"  {error.problem}") from error
-
-
-def _json_row(path: Path, line: int, text: str) -> dict[str, Any]:
-    """Returns the JSON object in a line of a file. Raises InvalidData, which names the line, if there is none."""
-    try:
-        row = json_value(text)
-    except ValueError as error:
-        raise InvalidData(file=str(path), problems=f"  line {line}: not JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise InvalidData(file=str(path), problems=f"  line {line}: not a JSON object; one object a line")
-    return row
-
-
-def _csv(path: Path, columns: Collection[str]) -> Iterable[tuple[int, dict[str, str]]]:
-    """Reads a CSV file. Returns its rows, each with its line number. Raises InvalidData if one of `columns` is missing."""
-    try:
-        reader = csv.DictReader(io.StringIO(read_text(path, MAX_DATA_BYTES), newline=""), restval="")
-        absent = sorted(set(columns) - set(reader.fieldnames or ()))
-        if absent:
-            has = ", ".join(reader.fieldnames or ())
-            raise InvalidData(file=str(path), problems=f"  no column {', '.join(absent)}; it has: {has}")
-        return [(reader.line_num, _csv_row(path, reader.line_num, row)) for row in reader]
-    except Unreadable as error:
-        raise InvalidData(file=str(path), problems=f"  {error.problem}") from error
-    except csv.Error as error:
-        raise InvalidData(file=str(path), problems=f"  line {reader.line_num}: not CSV: {error}") from error
-
-
-def _csv_row(path: Path, line: int, row: dict[str | Any, Any]) -> dict[str, str]:
-    """Returns a row of a CSV file. Raises InvalidData, which names the line, if the row has too many fields."""
-    if any(row.pop(None, ())):
-        problem = f"  line {line}: it has more fields than the first line; put texts with commas into quotation marks"
-        raise InvalidData(file=str(path), problems=problem)
-    return row
 
 
 def _unknown(path: Path, what: str, name: str, names: set[str]) -> InvalidData:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pluralllm.client.data.counted_question import CountedQuestion, shares_of
-from pluralllm.client.data.importers import table_rows
+from pluralllm.client.data.tables import table_rows
 from pluralllm.common.errors.tree import InvalidData
 from pluralllm.common.words.questions import Question
 
