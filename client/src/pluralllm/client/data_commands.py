@@ -251,7 +251,9 @@ def embed(
     finally:
         embedder.close()
     points, dimension = sum(len(rows) for rows in embedded), embedded[0].shape[1]
-    say(f"{len(questions)} questions, {points} vectors of {dimension} numbers, {embedder.truncated} texts cut")
+    say(f"{len(questions)} questions, {points} vectors of {dimension} numbers")
+    for note in embedder.notes():
+        say(f"note: {note}", err=True)
 
 
 @app.command()

@@ -13,6 +13,7 @@ REFUSED = {  # only what the partner, or the run's owner, must change
     "ConsentNeeded",
     "DigestMismatch",
     "EmbeddingMismatch",
+    "EmbeddingUnusable",
     "ExtraMissing",
     "HistoryDiverged",
     "InvalidArgument",

@@ -179,3 +179,16 @@ def test_the_sizes_of_a_steps_episodes_are_alike_whatever_the_group() -> None:
             for episode in [draw_episode(range(count), EPISODES, step_sizes(7, step), np.random.default_rng(client))]
         }
         assert len(sizes) == 1
+
+
+def test_embeddings_that_lie_one_after_the_other_are_not_copied() -> None:
+    questions = [Question("A?", ("x", "y"), (0.5, 0.5)), Question("B?", ("x", "y", "z"), (0.2, 0.3, 0.5))]
+    whole = np.arange(20, dtype=np.float32).reshape(5, 4)
+    parts = np.split(whole, [2])
+    assert np.shares_memory(group_data("g", questions, parts).embeddings, whole)
+    other_order = [np.ascontiguousarray(whole[3:5]), *np.split(whole, [2])[1:]]
+    turned = group_data("g", questions, other_order).embeddings
+    assert not np.shares_memory(turned, whole)
+    assert np.array_equal(turned, np.concatenate(other_order))
+    backwards = np.split(whole, [3])[::-1]  # of one array, in another order
+    assert np.array_equal(group_data("g", questions, backwards).embeddings, np.concatenate(backwards))

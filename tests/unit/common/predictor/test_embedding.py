@@ -131,12 +131,12 @@ def test_a_causal_model_reads_a_common_prompt_once_and_the_vectors_are_the_same(
         lambda _module, _args, inputs: read.append(inputs["input_ids"].numel()), with_kwargs=True
     )
     vectors_by_text: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]] = {}
-    for batch, vectors in encoder.encode(texts):
+    for batch, vectors, _ in encoder.encode(texts):
         vectors_by_text |= dict(zip(batch, vectors, strict=True))
     shared = sum(read)
     encoder.shares_prefixes = False
     for text in texts:
-        ((_, alone),) = encoder.encode([text])
+        ((_, alone, _),) = encoder.encode([text])
         assert vectors_by_text[text] == pytest.approx(alone[0], abs=1e-5)
     assert shared < 0.6 * (sum(read) - shared), "the prompts were read again for each answer"
 
@@ -162,9 +162,12 @@ def test_families_hold_every_text_once_and_whole(tokens: list[tuple[int, ...]]) 
 
 
 def test_long_texts_are_cut_and_counted(tiny: Path, tmp_path: Path) -> None:
-    embedder = Embedder(contract(max_tokens=8), tiny, tmp_path, CPU)
-    embedder.embed_texts(["Bus " * 50, "Bus"], quiet)
-    assert embedder.truncated == 1
+    long = Question("Bus " * 50, ("Yes", "No"), (0.5, 0.5))
+    for _ in ("made", "from the cache"):
+        embedder = Embedder(contract(max_tokens=8), tiny, tmp_path, CPU)
+        embedder.embed_questions([long, BUS], quiet)
+        assert (embedder.blindness.cut_texts, embedder.blindness.texts) == (1, 4)
+        assert "1 of 4 texts are cut at 8 tokens" in embedder.notes()[0]
 
 
 def test_templates_are_filled_with_letters_and_options() -> None:

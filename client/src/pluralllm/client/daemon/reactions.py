@@ -47,6 +47,7 @@ PERMANENT: tuple[type[e.PluralError], ...] = (
     e.ConsentNeeded,
     e.DigestMismatch,
     e.EmbeddingMismatch,
+    e.EmbeddingUnusable,
     e.ExtraMissing,
     e.HistoryDiverged,
     e.InvalidArgument,

@@ -53,6 +53,7 @@ CODES: dict[type[e.PluralError], grpc.StatusCode] = {
     e.PolicyForbids: grpc.StatusCode.FAILED_PRECONDITION,
     e.ConsentNeeded: grpc.StatusCode.FAILED_PRECONDITION,
     e.EmbeddingMismatch: grpc.StatusCode.FAILED_PRECONDITION,
+    e.EmbeddingUnusable: grpc.StatusCode.FAILED_PRECONDITION,
     e.ModelUnavailable: grpc.StatusCode.FAILED_PRECONDITION,
     e.ExtraMissing: grpc.StatusCode.FAILED_PRECONDITION,
     e.CommandMissing: grpc.StatusCode.FAILED_PRECONDITION,

@@ -30,6 +30,7 @@ PluralError
 |  |- PolicyForbids        the partner's policy.toml forbids what the coordinator asks for
 |  |- ConsentNeeded        the partner must consent to the run before this client does a task of the run
 |  |- EmbeddingMismatch    this machine's embedding model gives other vectors than the run spec expects
+|  |- EmbeddingUnusable    the embedding model gives a vector that is not finite, or 0
 |  |- ModelUnavailable     an embedding model cannot be loaded on this machine
 |  |- ExtraMissing         an optional package is needed and not installed
 |  |- CommandMissing       the package with this command is not installed
@@ -296,6 +297,13 @@ class EmbeddingMismatch(Refused):
     needed: float
     why = "Embedding model {model} gives other vectors here than the run spec expects: cosine {cosine:.4f}, needed {needed}."
     fix = "Install the model and revision the run spec names."
+
+
+@dataclass(eq=False)
+class EmbeddingUnusable(Refused):
+    model: str
+    why = "Embedding model {model} gives a vector with NaN or infinite values, or with zeros only."
+    fix = "Set device = cpu, which computes in float32; if the vector stays so, install the model's files anew."
 
 
 @dataclass(eq=False)

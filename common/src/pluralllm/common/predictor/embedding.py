@@ -1,19 +1,21 @@
 """Turns texts into vectors with the transformer that the run spec's [embedding] section names, and caches the vectors on disk.
 
 The cache (vector_cache.py) is bounded. The key of a vector is made from model, revision, model files, pooling, maximum length
-and text. If the cache has the vectors of all texts, the transformer is not loaded.
+and text. If the cache has the vectors of all texts, the transformer is not loaded. Beside each vector, the cache has the text's
+number of tokens and of unknown tokens, under a key of its own. A vector that is not finite is neither cached nor used.
 """
 
 import hashlib
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pluralllm.common.errors.tree import EmbeddingMismatch, ModelUnavailable
+from pluralllm.common.errors.tree import EmbeddingMismatch, EmbeddingUnusable, ModelUnavailable
+from pluralllm.common.predictor.blindness import Blindness, TokenCount, are_usable, blindness_of
 from pluralllm.common.predictor.encoder import Encoder
 from pluralllm.common.predictor.vector_cache import VectorCache
 from pluralllm.common.words.questions import Question
@@ -26,6 +28,7 @@ PROBE_TEXTS = (
     "Café, naïve, Zürich, 東京: does the tokenizer keep them apart?",
 )
 PROBE_DIGITS = 6
+TEXTS_AT_ONCE = 4096  # read from the cache
 
 Progress = Callable[[int, int], None]  # called with the number of texts done and the number of all texts
 
@@ -48,6 +51,8 @@ class Embedder:
         self._source = str(model_path) if model_path is not None else contract.model
         self._device = device
         self._encoder: Encoder | None = None
+        self.blindness = Blindness()  # of all questions that this object has embedded
+        self._tokens: dict[bytes, TokenCount | None] = {}  # of the texts of the present call, by key
         if model_path is not None and not (model_path / "config.json").is_file():
             raise ModelUnavailable(model=contract.model, problem=f"{model_path} is not a folder with a config.json")
         self._cache = VectorCache(cache)  # any thread may use it, but callers must let only one thread in at a time
@@ -60,13 +65,9 @@ class Embedder:
         ]
         self._key = "\x1f".join(facts)
 
-    @property
-    def truncated(self) -> int:
-        """The number of texts that were cut because they have more tokens than the run spec allows.
-
-        Texts whose vectors the cache held are not counted.
-        """
-        return 0 if self._encoder is None else self._encoder.truncated
+    def notes(self) -> tuple[str, ...]:
+        """Returns what the model could not see in the questions that this object has embedded, as `Blindness.notes`."""
+        return self.blindness.notes(self.contract.max_tokens)
 
     def close(self) -> None:
         """Closes the connection to the cache file."""
@@ -90,7 +91,10 @@ class Embedder:
         if points.shape[1] != self.contract.dimension:
             raise EmbeddingMismatch(model=self.contract.model, cosine=0.0, needed=self.contract.min_cosine)
         ends = np.cumsum([len(question.options) for question in questions])[:-1]
-        return np.split(points, ends)
+        embedded = np.split(points, ends)
+        counts = list(self._tokens.values())
+        self.blindness += blindness_of(counts, embedded, len(self.contract.templates))
+        return embedded
 
     def check_probes(self) -> None:
         """Checks that this machine's model gives the expected vectors for the run spec's probes.
@@ -111,38 +115,86 @@ class Embedder:
                 raise EmbeddingMismatch(model=self.contract.model, cosine=cosine, needed=self.contract.min_cosine)
 
     def embed_texts(self, texts: Sequence[str], on_progress: Progress) -> NDArray[np.float32]:
-        """Returns the vectors of texts. Equal texts are embedded once.
+        """Returns the vectors of texts. Equal texts are embedded once, in batches that the cache keeps as they are made.
 
         The vectors are scaled to length 1 if the run spec's [embedding] section sets `normalize`.
+        Memory: the result, and one batch besides, for any number of texts.
         Shapes: (texts, w) float32, where w is the number of values in the model's hidden state.
         on_progress: called with the number of texts done and the number of all texts. Raises ModelUnavailable if the model cannot
-        be loaded.
+        be loaded; EmbeddingUnusable if a vector is not finite, or 0.
         """
-        distinct = list(dict.fromkeys(texts))
-        key_of = {text: self._hash(text) for text in distinct}
-        cached = self._cache.look_up(key_of.values())
-        vector_of = {text: cached[key] for text, key in key_of.items() if key in cached}
-        missing = [text for text in distinct if text not in vector_of]
-        done = len(vector_of)
-        on_progress(done, len(distinct))
-        for batch, vectors in self._encoder_loaded().encode(missing) if missing else ():
-            embedded_now = dict(zip(batch, vectors, strict=True))
-            self._cache.keep({key_of[text]: vector for text, vector in embedded_now.items()})
-            vector_of |= embedded_now
-            done += len(batch)
-            on_progress(done, len(distinct))
-        embedded = np.stack([vector_of[text] for text in texts]).astype(np.float32)
-        if self.contract.normalize:
-            embedded /= np.linalg.norm(embedded, axis=1, keepdims=True)
+        number_of = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+        numbers = np.fromiter((number_of[text] for text in texts), np.int64, len(texts))  # (texts,)
+        places = np.argsort(numbers, kind="stable")  # the places of the first distinct text, then of the second, ..
+        ends = np.cumsum(np.bincount(numbers, minlength=len(number_of)))
+        embedded = np.empty((0, self.contract.dimension // len(self.contract.templates)), np.float32)
+        self._tokens = {}
+        for batch, vectors in self._batches(list(number_of), on_progress):
+            if not len(embedded):
+                embedded = np.empty((len(texts), vectors.shape[1]), np.float32)
+            if self.contract.normalize:
+                vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)  # noqa: PLW2901 - the same, scaled
+            for text, vector in zip(batch, vectors, strict=True):
+                number = number_of[text]
+                embedded[places[ends[number - 1] if number else 0 : ends[number]]] = vector
         return embedded
+
+    def _batches(
+        self, texts: Sequence[str], on_progress: Progress
+    ) -> Iterator[tuple[Sequence[str], NDArray[np.float32]]]:
+        """Yields distinct texts with their vectors: first those that the cache has, then those that the model makes."""
+        missing: list[str] = []
+        for start in range(0, len(texts), TEXTS_AT_ONCE):
+            keys = {text: self._hash(text) for text in texts[start : start + TEXTS_AT_ONCE]}
+            cached = self._cached(keys)
+            missing.extend(text for text in keys if text not in cached)
+            if cached:
+                yield list(cached), np.stack(list(cached.values()))
+        done = len(texts) - len(missing)
+        on_progress(done, len(texts))
+        for batch, vectors, counts in self._encoder_loaded().encode(missing) if missing else ():
+            if not are_usable(vectors).all():
+                raise EmbeddingUnusable(model=self.contract.model)
+            self._keep(batch, vectors, counts)
+            yield batch, vectors
+            done += len(batch)
+            on_progress(done, len(texts))
+
+    def _cached(self, keys: Mapping[str, bytes]) -> dict[str, NDArray[np.float32]]:
+        """Returns the cached vectors of texts, and notes their numbers of tokens. keys: of the vectors, by text."""
+        cached = self._cache.look_up([*keys.values(), *map(_key_of_tokens, keys.values())])
+        vectors: dict[str, NDArray[np.float32]] = {}
+        for text, key in keys.items():
+            if key in cached and are_usable(cached[key][None])[0]:  # earlier releases kept every vector
+                vectors[text] = cached[key]
+                numbers = cached.get(_key_of_tokens(key))
+                self._tokens[key] = None if numbers is None else TokenCount(*map(int, numbers))
+        return vectors
+
+    def _keep(self, texts: Sequence[str], vectors: NDArray[np.float32], counts: Sequence[TokenCount]) -> None:
+        """Writes the vectors of texts and their numbers of tokens to the cache."""
+        rows: dict[bytes, NDArray[np.float32]] = {}
+        for text, vector, count in zip(texts, vectors, counts, strict=True):
+            key = self._hash(text)
+            rows[key], self._tokens[key] = vector, count
+            rows[_key_of_tokens(key)] = np.array([count.whole, count.read, count.unknown], np.float32)
+        self._cache.keep(rows)
 
     def _hash(self, text: str) -> bytes:
         return hashlib.sha256(f"{self._key}\x1f{text}".encode()).digest()
 
     def _encoder_loaded(self) -> Encoder:
         if self._encoder is None:
-            self._encoder = Encoder(self._source, self.contract.revision, self.contract.max_tokens, self._device)
+            contract = self.contract
+            self._encoder = Encoder(
+                self._source, contract.revision, contract.max_tokens, self._device, contract.pooling
+            )
         return self._encoder
+
+
+def _key_of_tokens(key: bytes) -> bytes:
+    """Returns the cache's key for a text's number of tokens. key: of the text's vector."""
+    return hashlib.sha256(key + b"tokens").digest()
 
 
 def make_probes(contract: Embedding, model_path: Path | None, cache: Path, device: torch.device) -> tuple[Probe, ...]:

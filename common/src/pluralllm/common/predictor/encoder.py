@@ -1,4 +1,6 @@
-"""Turns texts into vectors with a transformer: the vector of a text is the mean of its tokens' last hidden states.
+"""Turns texts into vectors with a transformer: the vector of a text is pooled from its tokens' last hidden states.
+
+The pooling is their mean, the state of the first token (cls), or the state of the last token.
 
 In a causal model, the hidden states of a text's beginning do not depend on the tokens that follow. So texts with a common
 beginning (one prompt, several answers) can share the computation of the beginning. The beginning is encoded once, and each
@@ -21,9 +23,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pluralllm.common.errors.tree import ModelUnavailable
+from pluralllm.common.predictor.blindness import TokenCount
 from pluralllm.common.process.imports import without_collecting
+from pluralllm.common.words.spec import Pooling
 
 BATCH_TOKENS = 8_192  # tokens in one forward pass, padding included
+TEXTS_AT_ONCE = 16_384  # bounds the memory for tokens, for any number of texts
+# Names of the tables with one vector for each position. A model without such a table reads texts of any length.
+POSITION_TABLES = ("position_embeddings", "wpe", "embed_positions")
 SHORTEST_PREFIX = 8  # tokens; for a shorter prefix, the extra pass costs more than it saves
 # With bf16, the other order of sums changes vectors slightly. If a prefix depends on what follows, the cosine is far lower.
 SAME_COSINE = 0.9999
@@ -48,36 +55,71 @@ class Family:
 class Encoder:
     """A transformer with its tokenizer, on one device. The encoder turns texts into vectors."""
 
-    def __init__(self, source: str, revision: str, max_tokens: int, device: torch.device) -> None:
+    def __init__(
+        self, source: str, revision: str, max_tokens: int, device: torch.device, pooling: Pooling = "mean"
+    ) -> None:
         """Loads the model and tests whether texts may share the computation of a common prefix.
 
         source: a model id, or a local folder. revision: the version of the model, if `source` is an id.
-        max_tokens: the greatest number of tokens of a text; a longer text is cut.
+        max_tokens: the greatest number of tokens of a text; a longer text is cut. If the model reads fewer, its number counts.
+        pooling: how the hidden states of a text's tokens become one vector.
         Raises ModelUnavailable if the model cannot be loaded.
         """
-        self.truncated = 0  # number of texts that were cut at max_tokens
-        self._max_tokens = max_tokens
-        self._device = device
+        self._source, self._device, self._pooling = source, device, pooling
         self._tokenizer, self._model = _load(source, revision, device)
+        self.most_tokens = min(max_tokens, _most_positions(self._model) or max_tokens)
         self.shares_prefixes = self._try_prefixes()
 
-    def encode(self, texts: Sequence[str]) -> Iterator[tuple[list[str], Vectors]]:
-        """Yields the texts in batches, each batch with its vectors. The order differs from the order of `texts`.
+    def encode(self, texts: Sequence[str]) -> Iterator[tuple[list[str], Vectors, list[TokenCount]]]:
+        """Yields the texts in batches, with their vectors and their numbers of tokens. The order differs from that of `texts`.
 
+        Many texts are read in parts of TEXTS_AT_ONCE texts of similar length, or with similar beginnings if these are shared.
         Shapes: vectors (R, w) float32, not normalized, with R texts in the batch and w numbers in a hidden state.
+        Raises ModelUnavailable if the model cannot read a text.
         """
-        tokens = self._tokenize(texts)
-        families = families_of(tokens) if self.shares_prefixes else alone(tokens)
-        for batch in _batches(families):
-            yield [texts[number] for family in batch for number in family.members], self._vectors(batch)
+        if len(texts) > TEXTS_AT_ONCE:
+            texts = sorted(texts) if self.shares_prefixes else sorted(texts, key=len)
+        for start in range(0, len(texts), TEXTS_AT_ONCE):
+            part = texts[start : start + TEXTS_AT_ONCE]
+            tokens, counts = self._tokenize(part)
+            for batch in _batches(families_of(tokens) if self.shares_prefixes else alone(tokens)):
+                members = [number for family in batch for number in family.members]
+                try:
+                    vectors = self._vectors(batch)
+                except (IndexError, RuntimeError) as error:
+                    self._check_length(max(len(tokens[number]) for number in members), error)
+                    raise
+                yield [part[number] for number in members], vectors, [counts[number] for number in members]
 
-    def _tokenize(self, texts: Sequence[str]) -> list[Tokens]:
+    def _check_length(self, longest: int, error: Exception) -> None:
+        """Raises ModelUnavailable if an error comes from a text that is longer than the model's configuration allows.
+
+        Such a model has a table of positions with another name than POSITION_TABLES. longest: tokens of the longest text.
+        """
+        allowed = getattr(self._model.config, "max_position_embeddings", None)
+        if allowed is not None and longest > allowed:
+            problem = f"it cannot read a text of {longest} tokens, only {allowed}; set a lower embedding.max_tokens"
+            raise ModelUnavailable(model=self._source, problem=problem) from error
+
+    def _tokenize(self, texts: Sequence[str]) -> tuple[list[Tokens], list[TokenCount]]:
+        """Returns the tokens of each text, cut at `most_tokens`, and their numbers before the cut."""
         if not texts:
-            return []
-        whole = self._tokenizer(list(texts), truncation=False)["input_ids"]
-        cut = self._tokenizer(list(texts), truncation=True, max_length=self._max_tokens)["input_ids"]
-        self.truncated += sum(len(a) > len(b) for a, b in zip(whole, cut, strict=True))
-        return [tuple(ids) for ids in cut]
+            return [], []
+        tokens = [tuple(ids) for ids in self._tokenizer(list(texts), truncation=False)["input_ids"]]
+        unknown = self._unknown_token()
+        lengths, unknown_tokens = [len(ids) for ids in tokens], [ids.count(unknown) for ids in tokens]
+        long = [number for number, ids in enumerate(tokens) if len(ids) > self.most_tokens]
+        if long:
+            long_texts = [texts[number] for number in long]
+            cut = self._tokenizer(long_texts, truncation=True, max_length=self.most_tokens)["input_ids"]
+            for number, ids in zip(long, cut, strict=True):
+                tokens[number] = tuple(ids)
+        return tokens, list(map(TokenCount, lengths, map(len, tokens), unknown_tokens))
+
+    def _unknown_token(self) -> int | None:
+        """Returns the token of unknown characters; None if there is none, or if it has another meaning, too."""
+        unknown, tokenizer = self._tokenizer.unk_token_id, self._tokenizer
+        return None if unknown in (tokenizer.bos_token_id, tokenizer.eos_token_id) else unknown
 
     @torch.no_grad()
     def _vectors(self, batch: Sequence[Family]) -> Vectors:
@@ -86,10 +128,10 @@ class Encoder:
         Shapes: (R, w) float32, with R texts in the batch and w numbers in a hidden state. The texts stand in the order of the
         families, and within a family in the order of its members.
         """
-        lengths = [len(family.prefix) + len(suffix) for family in batch for suffix in family.suffixes]
         suffixes, suffix_mask = self._padded([suffix for family in batch for suffix in family.suffixes])  # (R, S)
         if not batch[0].prefix:
-            sums = self._sums(suffixes, suffix_mask)
+            states = self._states(suffixes, suffix_mask)
+            pooled = self._pool(states, suffix_mask)
         else:
             prefixes, prefix_mask = self._padded([family.prefix for family in batch])  # (F, prefix tokens)
             prefix_output = self._model(input_ids=prefixes, attention_mask=prefix_mask, use_cache=True)
@@ -101,20 +143,35 @@ class Encoder:
             prefix_lengths = prefix_mask.sum(1)[family_of_text]  # (R,)
             positions = prefix_lengths[:, None] + torch.arange(suffixes.shape[1], device=self._device)  # (R, S)
             mask = torch.cat([prefix_mask[family_of_text], suffix_mask], dim=1)
-            sums = _masked_sum(prefix_output.last_hidden_state, prefix_mask)[family_of_text]
-            sums = sums + self._sums(suffixes, suffix_mask, mask, position_ids=positions, past_key_values=cache)
-        vectors: Vectors = (sums / torch.tensor(lengths, device=self._device)[:, None]).cpu().numpy()  # (R, w)
+            first = self._pool(prefix_output.last_hidden_state, prefix_mask)[family_of_text]
+            states = self._states(suffixes, mask, position_ids=positions, past_key_values=cache)
+            second = self._pool(states, suffix_mask)
+            pooled = {"mean": first + second, "cls": first, "last": second}[self._pooling]
+        if self._pooling == "mean":
+            lengths = [len(family.prefix) + len(suffix) for family in batch for suffix in family.suffixes]
+            pooled = pooled / torch.tensor(lengths, device=self._device)[:, None]
+        vectors: Vectors = pooled.cpu().numpy()  # (R, w)
         return vectors
 
-    def _sums(self, tokens: Tensor, real: Tensor, mask: Tensor | None = None, **more: Any) -> Tensor:
-        """Sums the last hidden states over the real tokens of each row. A row is one text or a piece of a text.
+    def _states(self, tokens: Tensor, mask: Tensor, **more: Any) -> Tensor:
+        """Returns the last hidden states of rows of tokens. A row is one text or a piece of a text.
 
-        Shapes: R rows, S tokens, w numbers in a hidden state; tokens (R, S), real (R, S) -> (R, w). real: 1 for a real token, 0
-        for padding.
-        mask: the attention mask; None means that `real` is the mask. more: further arguments of the model's forward call.
+        Shapes: R rows, S tokens, w numbers in a hidden state; tokens (R, S) -> (R, S, w). mask: the attention mask. more: further
+        arguments of the model's forward call.
         """
-        output = self._model(input_ids=tokens, attention_mask=real if mask is None else mask, **more)
-        return _masked_sum(output.last_hidden_state, real)
+        states: Tensor = self._model(input_ids=tokens, attention_mask=mask, **more).last_hidden_state
+        return states
+
+    def _pool(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """Pools the hidden states of the tokens whose mask is 1, in float32; the mean is still a sum here.
+
+        The padding is at the end of each row, whatever side the tokenizer prefers.
+        Shapes: R rows, S tokens, w numbers in a hidden state; hidden (R, S, w), mask (R, S) -> (R, w).
+        """
+        if self._pooling == "mean":
+            return _masked_sum(hidden, mask)
+        rows = torch.arange(len(mask), device=self._device)
+        return hidden[rows, mask.sum(1) - 1 if self._pooling == "last" else 0].float()
 
     def _padded(self, rows: Sequence[Tokens]) -> tuple[Tensor, Tensor]:
         """Pads R rows of tokens to the length S of the longest row. Returns the tokens and the mask.
@@ -132,8 +189,7 @@ class Encoder:
 
         Also returns False if the tokenizer gives the texts no common prefix, or if the model cannot continue from a prefix.
         """
-        tokens = self._tokenize(TRIAL_TEXTS)
-        self.truncated = 0
+        tokens, _ = self._tokenize(TRIAL_TEXTS)
         families = families_of(tokens)
         if len(families) != 1 or not families[0].prefix:
             return False  # the tokenizer knows few words, so these texts have no common beginning
@@ -214,6 +270,18 @@ def _masked_sum(hidden: Tensor, mask: Tensor) -> Tensor:
     Shapes: R rows, S tokens, w numbers in a hidden state; hidden (R, S, w), mask (R, S) -> (R, w).
     """
     return (hidden.float() * mask.unsqueeze(-1)).sum(1)
+
+
+def _most_positions(model: torch.nn.Module) -> int | None:
+    """Returns the greatest number of tokens that a model can read; None if it has no table of positions.
+
+    A table with a padding row (RoBERTa, MPNet, XLM-R) counts positions from the row after it.
+    """
+    for name, table in model.named_modules():
+        if isinstance(table, torch.nn.Embedding) and name.rpartition(".")[2] in POSITION_TABLES:
+            before = getattr(table, "offset", 0) if table.padding_idx is None else table.padding_idx + 1
+            return int(table.num_embeddings) - int(before)
+    return None
 
 
 @without_collecting()  # loading imports the library and the model's code

@@ -44,6 +44,7 @@ MAX_PROBES = 64
 LATER_TABLES = ("rewards", "privacy", "private_rounds")
 
 UpdateEncoding = Literal["fp32", "bf16", "int8"]
+Pooling = Literal["mean", "cls", "last"]
 
 
 class GroupRole(StrEnum):
@@ -198,7 +199,8 @@ class Embedding(SpecPart):
 
     model: Name  # model id; a client may map it to a local folder
     revision: Name = "main"
-    pooling: Literal["mean"] = "mean"
+    # The mean of the tokens' states; the first token's (cls); or the last one's, for causal models. A model's card names it.
+    pooling: Pooling = "mean"
     normalize: bool = True  # scales the vector of each template to unit length
     max_tokens: Annotated[int, Field(ge=8, le=8192)] = 256
     templates: Annotated[tuple[Name, ...], Field(min_length=1, max_length=4)] = ("{question}", "{option}")
