@@ -1,4 +1,4 @@
-"""What an embedding model cannot see is counted, and vectors that are not finite are refused."""
+"""Counts of what an embedding model cannot see in texts, and the refusal of vectors that are not finite."""
 
 import sqlite3
 from pathlib import Path

@@ -80,8 +80,8 @@ class Encoder:
         if len(texts) > TEXTS_AT_ONCE:
             texts = sorted(texts) if self.shares_prefixes else sorted(texts, key=len)
         for start in range(0, len(texts), TEXTS_AT_ONCE):
-            part = texts[start : start + TEXTS_AT_ONCE]
-            tokens, counts = self._tokenize(part)
+            next_texts = texts[start : start + TEXTS_AT_ONCE]
+            tokens, counts = self._tokenize(next_texts)
             for batch in _batches(families_of(tokens) if self.shares_prefixes else alone(tokens)):
                 members = [number for family in batch for number in family.members]
                 try:
@@ -89,7 +89,7 @@ class Encoder:
                 except (IndexError, RuntimeError) as error:
                     self._check_length(max(len(tokens[number]) for number in members), error)
                     raise
-                yield [part[number] for number in members], vectors, [counts[number] for number in members]
+                yield [next_texts[number] for number in members], vectors, [counts[number] for number in members]
 
     def _check_length(self, longest: int, error: Exception) -> None:
         """Raises ModelUnavailable if an error comes from a text that is longer than the model's configuration allows.
