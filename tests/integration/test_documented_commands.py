@@ -39,6 +39,7 @@ ELSEWHERE = {
     ".venv/bin/python -m pytest": "it runs this",
     ".venv/bin/pluralllm experiment run": "tests/integration/test_experiment.py",
     "pluralllm experiment table results": "tests/integration/test_report_commands.py",
+    "pluralllm-client data import responses wide.csv": "tests/unit/client/data/test_responses.py",
     "pluralllm-client data import responses answers.csv": "tests/integration/test_noised_answers.py, as are the next three",
     "pluralllm-client data check town.jsonl --epsilon 2": "as above",
     "pluralllm-client data release --data town.jsonl": "as above",

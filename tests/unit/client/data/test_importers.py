@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pluralllm.client.data.importers import import_globalopinionqa, import_opinionqa, import_responses
+from pluralllm.client.data.importers import import_globalopinionqa, import_opinionqa
 from pluralllm.client.data.private_data import read_group, write_group
+from pluralllm.client.data.responses import import_responses
 from pluralllm.common.errors.tree import InvalidData
 
 HEADER = "question,selections,options,source\n"

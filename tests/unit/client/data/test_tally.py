@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from pluralllm.client.data.counted_question import CountedQuestion, is_countable
-from pluralllm.client.data.importers import import_globalopinionqa, import_opinionqa, import_responses
+from pluralllm.client.data.importers import import_globalopinionqa, import_opinionqa
 from pluralllm.client.data.preference_data import import_preferences
 from pluralllm.client.data.private_data import check_file, read_counted, read_group, write_group
+from pluralllm.client.data.responses import import_responses
 from pluralllm.client.data.tally import Answer, Weights, tally
 from pluralllm.common.errors.tree import InvalidData
 from pluralllm.common.words.questions import Question

@@ -11,6 +11,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from pluralllm.client.data.survey_texts import text_of
 from pluralllm.common.errors.tree import InvalidData
 from pluralllm.common.process.files import write_durably
 from pluralllm.common.text.reading import MAX_DATA_BYTES, Unreadable, read_json, read_text
@@ -106,11 +107,24 @@ def read_codebook(path: Path) -> tuple[Question, ...]:
 
 
 def listed_options(path: Path) -> dict[str, list[str]]:
-    """Reads the options of each question from a JSON file. Raises InvalidData if the file has another form."""
+    """Reads the options of each question from a JSON file, all texts in the form of `text_of`.
+
+    Raises InvalidData if the file has another form, or if two questions or two options of a question are equal in that form.
+    """
     try:
-        return dict(_pairs(path, read_json(path)))
+        pairs = _pairs(path, read_json(path))
     except Unreadable as error:
         raise InvalidData(file=str(path), problems=f"  {error.problem}") from error
+    listed: dict[str, list[str]] = {}
+    for question, options in pairs:
+        text, labels = text_of(question), [text_of(option) for option in options]
+        if text in listed or len(set(labels)) < len(labels):
+            problem = (
+                f"  {question!r}: it, or one of its options, is there twice (spaces and forms of letters do not count)"
+            )
+            raise InvalidData(file=str(path), problems=problem)
+        listed[text] = labels
+    return listed
 
 
 def listed_questions(path: Path) -> tuple[Question, ...]:

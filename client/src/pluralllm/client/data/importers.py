@@ -6,16 +6,15 @@ weights are kept only if a largest weight is stated: heavier weights are lowered
 
 import ast
 import difflib
+import fnmatch
 import math
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pluralllm.client.data.codebook import listed_options
 from pluralllm.client.data.counted_question import CountedQuestion
-from pluralllm.client.data.tables import csv_rows, table_rows
+from pluralllm.client.data.survey_texts import weight_names, weight_of
+from pluralllm.client.data.tables import csv_rows
 from pluralllm.client.data.tally import Answer, Weights, tally
 from pluralllm.common.errors.tree import InvalidData
 from pluralllm.common.words.questions import Question
@@ -64,7 +63,7 @@ def import_globalopinionqa_groups(path: Path, countries: Sequence[str]) -> dict[
             if numbers and len(numbers) == len(labels) and sum(numbers) > 0:
                 own.setdefault((text, labels), []).append([number / sum(numbers) for number in numbers])
     if unknown := [name for name in countries if name not in groups]:
-        raise _unknown(path, "group", unknown[0], groups)
+        raise unknown_name(path, "group", unknown[0], groups)
     return {
         name: tuple(_question(text, labels, _mean(distributions)) for (text, labels), distributions in own.items())
         for name, own in waves.items()
@@ -72,7 +71,7 @@ def import_globalopinionqa_groups(path: Path, countries: Sequence[str]) -> dict[
 
 
 def import_opinionqa(
-    folder: Path, attribute: str, value: str, max_weight: float | None = None
+    folder: Path, attribute: str, value: str, max_weight: float | None = None, weight: str | None = None
 ) -> tuple[CountedQuestion, ...]:
     """Imports one demographic group of the data set OpinionQA (Santurkar et al. 2023, arXiv 2303.17548).
 
@@ -81,6 +80,7 @@ def import_opinionqa(
     such as POLPARTY, and perhaps weights in a column WEIGHT_*.
     attribute: name of a column in responses.csv. value: only rows with this value in that column count.
     max_weight: heavier weights are lowered to it; None leaves them as they are, and a wave with weights then has no counts.
+    weight: name of the column of weights, a pattern with *; empty: no weights. None: the column WEIGHT*, if there is only one.
     A question without an answer is left out, unless its counts are kept.
     Raises InvalidData if a file cannot be read, has another layout, or if no row has this value.
     """
@@ -96,7 +96,7 @@ def import_opinionqa(
         answers = list(csv_rows(responses, {attribute}))
         values |= {row[attribute] for _, row in answers}
         group_rows = [(line, row) for line, row in answers if row[attribute] == value]
-        weight_key = next((key for key in (group_rows[0][1] if group_rows else {}) if key.startswith("WEIGHT")), None)
+        weight_key = _weight_column(responses, answers[0][1] if answers else {}, weight)
         weights = [
             _response_weight(responses, line, row[weight_key]) if weight_key else 1.0 for line, row in group_rows
         ]
@@ -120,75 +120,8 @@ def import_opinionqa(
             if (question.counts or question.respondents) and not _respondents(questions.get(question.id)):
                 questions[question.id] = question
     if value not in values:
-        raise _unknown(folder, attribute, value, values)
+        raise unknown_name(folder, attribute, value, values)
     return tuple(questions.values())
-
-
-@dataclass(frozen=True, slots=True)
-class Responses:
-    """The questions that an import has counted from single answers."""
-
-    questions: tuple[CountedQuestion, ...]
-    most_answered: int  # the most questions that one respondent has answered; 0: no row names its respondent
-
-
-def import_responses(
-    path: Path, group: str | None, options: Path | None, max_weight: float | None = None
-) -> tuple[CountedQuestion, ...]:
-    """Returns the questions of `count_responses`."""
-    return count_responses(path, group, options, max_weight).questions
-
-
-def count_responses(path: Path, group: str | None, options: Path | None, max_weight: float | None = None) -> Responses:
-    """Imports single answers (one row for each respondent and question), and counts them for each question.
-
-    path: CSV, JSONL or Parquet with the fields question and answer, and perhaps the fields group, weight and respondent. Several
-    answers of one respondent to a question share the respondent's weight. Without the field respondent, each row counts as the
-    answer of another respondent.
-    group: only rows of this group count. None means that all rows count.
-    options: JSON file with an object that maps each question to its list of options. The result has all these questions, in
-    this order, also those that nobody has answered. If it is None, the options of a question are its answers in order of their
-    first appearance.
-    max_weight: heavier weights are lowered to it; None leaves them as they are. Rows with weights give counts only if it is set.
-    Rows with an empty answer are left out.
-    Raises InvalidData if a file cannot be read, if a row's answer or weight is not allowed, or if no row has this group.
-    """
-    rows = table_rows(path, {"question", "answer"})
-    of_question = {} if options is None else listed_options(options)
-    answers: dict[str, list[Answer]] = {text: [] for text in of_question}
-    groups: set[str] = set()
-    problems: list[str] = []
-    has_weights = False
-    for line, row in rows:
-        groups.add(str(row.get("group") or ""))
-        text, option = str(row.get("question") or "").strip(), str(row.get("answer") or "").strip()
-        if not text or not option or (group is not None and str(row.get("group") or "") != group):
-            continue
-        weight, has_weights = _weight(row.get("weight")), has_weights or row.get("weight") not in (None, "")
-        if weight is None:
-            problems.append(f"  line {line}: weight {row.get('weight')!r} is not a number of 0 or more")
-        elif text in of_question and option not in of_question[text]:
-            problems.append(f"  line {line}: answer {option!r} is not among the options given for its question")
-        else:
-            answers.setdefault(text, []).append(Answer(option, weight, _text_of(row.get("respondent"))))
-    if problems:
-        raise InvalidData(file=str(path), problems="\n".join(problems[:20]))
-    if group is not None and group not in groups:
-        raise _unknown(path, "group", group, groups)
-    # A stated bound counts, also where no row has a weight: whether one has may depend on a single respondent.
-    bound, questions, answered = Weights(has_weights or max_weight is not None, max_weight), [], Counter[str]()
-    for text, given_answers in answers.items():
-        labels = tuple(of_question.get(text) or dict.fromkeys(answer.option for answer in given_answers))
-        if len(labels) >= 2:
-            question = tally(text, labels, given_answers, bound)
-            questions += [question] if question.respondents or (question.counts and text in of_question) else []
-            answered.update({answer.respondent for answer in given_answers if answer.weight > 0} - {""})
-    return Responses(tuple(questions), max(answered.values(), default=0))
-
-
-def _text_of(value: Any) -> str:
-    """Returns the text of a field; empty for an empty field. A number, also 0, is a text of its own."""
-    return "" if value is None else str(value).strip()
 
 
 def _respondents(question: CountedQuestion | None) -> int:
@@ -230,26 +163,33 @@ def _ordinal_scale(ordinal: Any, options: tuple[str, ...]) -> tuple[float | None
     return (*positions, *[None] * (len(options) - len(positions)))
 
 
+def _weight_column(path: Path, row: dict[str, str], pattern: str | None) -> str | None:
+    """Returns the column of weights in a file of OpinionQA, or None. Raises InvalidData if several columns may be it, or none is.
+
+    row: one row of the file. pattern: as the partner states it; None if nothing is stated, and empty for no weights.
+    """
+    if pattern == "" or not row:
+        return None
+    alike = weight_names(row) if pattern is None else [name for name in row if fnmatch.fnmatchcase(name, pattern)]
+    if len(alike) == 1 and (pattern is not None or alike[0].startswith("WEIGHT")):
+        return alike[0]
+    if not alike and pattern is None:
+        return None
+    found = f"columns {', '.join(alike)} may hold" if alike else f"no column {pattern!r}, which is to hold"
+    raise InvalidData(
+        file=str(path), problems=f"  {found} the weights of respondents; say --weight COLUMN, or --no-weight"
+    )
+
+
 def _response_weight(path: Path, line: int, text: str) -> float:
     """Returns the weight of a respondent of OpinionQA; 0 for an empty field. Raises InvalidData if it is no weight."""
-    weight = _weight(text.strip() or 0)
+    weight = weight_of(text.strip() or 0)
     if weight is None:
         raise InvalidData(file=str(path), problems=f"  line {line}: weight {text!r} is not a number of 0 or more")
     return weight
 
 
-def _weight(value: Any) -> float | None:
-    """Returns the weight in a row's field: 1 for an empty field, and None for a value that is negative or not a number."""
-    if value in (None, ""):
-        return 1.0
-    try:
-        weight = float(value)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return weight if math.isfinite(weight) and weight >= 0 else None
-
-
-def _unknown(path: Path, what: str, name: str, names: set[str]) -> InvalidData:
+def unknown_name(path: Path, what: str, name: str, names: set[str]) -> InvalidData:
     """Returns the error for a name that does not occur in the file. The error lists similar names that occur.
 
     what: the kind of name, such as "group". names: all names that occur.
