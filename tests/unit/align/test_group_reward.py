@@ -10,6 +10,7 @@ from support.exported_model import export
 from support.process_harness import process_spec, tiny_embedding_model
 
 from pluralllm.align import GroupReward, PluralPredictor
+from pluralllm.align.commands.scoring import pairs, score
 from pluralllm.align.ranks import Ranks
 from pluralllm.align.rollouts import Columns, read_rollouts
 from pluralllm.client.data.private_data import write_group
@@ -217,3 +218,20 @@ def test_contexts_may_be_files(place: Path, model: PluralPredictor, tmp_path: Pa
     )
     given: dict[str, Any] = {"prompts": [question.text], "completions": ["A"], "options": [question.options]}
     assert from_file(**given) == pytest.approx(reward_of(place, model)(**given), abs=1e-6)
+
+
+def test_the_score_command_prints_what_the_embedding_model_cannot_see(
+    place: Path, model: PluralPredictor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reward = reward_of(place, model)
+    reward.predict(
+        [(NAMES[0], Question("Mystery?", ("ja", "nein"), (0.5, 0.5)))]
+    )  # words that the tiny model does not know
+    write_group(tmp_path / "group.jsonl", SURVEY[NAMES[0]][:20])
+    write_group(tmp_path / "asked.jsonl", [Question("Mystery?", ("ja", "nein"), (0.5, 0.5))])
+    files = (str(place / "model"), tmp_path / "asked.jsonl", tmp_path / "out.jsonl", tmp_path / "group.jsonl")
+    for command in (score, pairs):
+        command(*files, embedding_model_path=place / "tiny", cache=place / "cache", device="cpu")
+        told = capsys.readouterr().err
+        assert all(f"note: {note}" in told for note in reward.embedding_notes)
+        assert "1 of 21 questions have options with equal vectors" in told

@@ -233,3 +233,9 @@ def test_a_config_without_its_embedding_is_named(folder: Path) -> None:
     (folder / CONFIG).write_text(json.dumps({**config, "embedding": None}))
     with pytest.raises(InvalidModel, match="its predictor cannot be made"):
         PluralPredictor.from_pretrained(folder)
+
+
+def test_the_card_says_how_texts_are_embedded_and_what_the_embedding_may_not_see(folder: Path) -> None:
+    card = (folder / "README.md").read_text()
+    assert "(pooling mean), cuts each text at 256 tokens" in card
+    assert "cannot tell apart options to which" in card

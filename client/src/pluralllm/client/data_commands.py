@@ -79,19 +79,30 @@ def check(
     questions_per_respondent: Annotated[
         int, typer.Option(min=0, help="For --epsilon: the most that one respondent has answered; 0 for all questions.")
     ] = 0,
+    cache: Annotated[
+        Path | None,
+        typer.Option(help="With --spec: embed the texts, kept in this folder, and list what the model cannot see."),
+    ] = None,
+    embedding_model_path: Annotated[Path | None, typer.Option(help="A local folder with the model.")] = None,
+    device: Annotated[str, typer.Option(help="For --cache: auto, cuda, cuda:N, mps or cpu.")] = "auto",
     as_json: Json = False,
 ) -> None:
     """List every problem with its line number, and count the usable questions. The exit code is 3 if there is a problem."""
+    if cache is not None and spec is None:
+        raise InvalidArgument(field="--cache", problem="needs --spec, which names the embedding model")
     checked = check_file(file)
     facts = _facts(checked, load_spec(spec) if spec is not None else None)
     if epsilon is not None and not checked.problems:
         from pluralllm.client.privacy.forecast import forecast  # noqa: PLC0415 - numpy takes a moment
 
         facts |= forecast(read_counted(file), epsilon, delta, questions_per_respondent)
+    notes: tuple[str, ...] | None = None
+    if cache is not None and spec is not None and checked.questions:
+        _, notes = _embedded(checked.questions, load_spec(spec), cache, embedding_model_path, device)
     problems = [*map(str, checked.problems), *([f"  {facts['shortage']}"] if facts["shortage"] else [])]
     if as_json:
         listed = [{"line": problem.line, "problem": problem.text} for problem in checked.problems]
-        print_json(DATA_CHECK, {**facts, "problems": listed})
+        print_json(DATA_CHECK, {**facts, "problems": listed, "embedding_notes": None if notes is None else list(notes)})
     else:
         table = Table("what", "count", box=None)
         table.add_row("problems", str(len(checked.problems)))
@@ -101,6 +112,8 @@ def check(
         terminal().print(table)
         for problem in problems:
             say(problem)
+        for note in notes or ():
+            say(f"note: {note}")
     if problems:
         raise typer.Exit(3)
 
@@ -136,12 +149,26 @@ def embed(
     device: Annotated[str, typer.Option(help="The device to use: auto, cuda, cuda:N, mps or cpu.")] = "auto",
 ) -> None:
     """Embed a private file beforehand, so that the daemon does not have to embed the file when it starts."""
+    questions = read_answers(file)
+    embedded, notes = _embedded(questions, load_spec(spec), cache, embedding_model_path, device)
+    points, dimension = sum(len(rows) for rows in embedded), embedded[0].shape[1]
+    say(f"{len(questions)} questions, {points} vectors of {dimension} numbers")
+    for note in notes:
+        say(f"note: {note}", err=True)
+
+
+def _embedded(
+    questions: Sequence[Question], spec: RunSpec, cache: Path, model_path: Path | None, device: str
+) -> tuple[list[Any], tuple[str, ...]]:
+    """Embeds questions, with a progress bar on stderr.
+
+    Returns one array of vectors for each question, and a sentence about each kind of thing that the model could not see.
+    """
     need_torch()
     from pluralllm.client.work.train import pick_device  # noqa: PLC0415 - torch, only here
     from pluralllm.common.predictor.embedding import Embedder  # noqa: PLC0415
 
-    questions = read_answers(file)
-    embedder = Embedder(load_spec(spec).embedding, embedding_model_path, cache, pick_device(device))
+    embedder = Embedder(spec.embedding, model_path, cache, pick_device(device))
     try:
         embedder.check_probes()
         with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=terminal(stderr=True)) as bar:
@@ -151,10 +178,7 @@ def embed(
             )
     finally:
         embedder.close()
-    points, dimension = sum(len(rows) for rows in embedded), embedded[0].shape[1]
-    say(f"{len(questions)} questions, {points} vectors of {dimension} numbers")
-    for note in embedder.notes():
-        say(f"note: {note}", err=True)
+    return list(embedded), embedder.notes()
 
 
 @app.command()

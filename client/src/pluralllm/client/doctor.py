@@ -19,6 +19,7 @@ from pluralllm.client.privacy_commands import privacy_facts
 from pluralllm.client.private_rounds.pins import load_pins, pins_file
 from pluralllm.client.private_rounds.roster_watch import read_roster
 from pluralllm.client.process.config import ClientConfig
+from pluralllm.client.work.embedding_notes import read_notes
 from pluralllm.common.process.configuration import load_config
 from pluralllm.common.process.connections import connect
 from pluralllm.common.process.console import Check, Json, checked, print_checks
@@ -33,6 +34,7 @@ PROTECT = "let only the daemon's user read it: chmod 600 FILE"
 DECLARED = "the coordinator is told the epsilon spent, delta and the unit"
 MIN_FREE_BYTES = 500 * 1024**2
 
+SEE_NUMBERS = "pluralllm-client data check FILE --spec SPEC --cache FOLDER shows numbers and what to do"
 PIN_AGAIN = "ask that partner by phone; compare the digest and pin it again: pluralllm-client peers"
 
 
@@ -172,14 +174,18 @@ def _device(config: ClientConfig) -> Check:
 
 
 def _model(config: ClientConfig) -> Check:
-    """Checks that the configured folder of the embedding model holds a model."""
+    """Checks that the configured folder of the embedding model holds a model. Names what it did not see in the last run."""
     path = config.embedding_model_path
-    if path is None:
-        return Check("embedding model", ok=True, result="looked up by the run spec's id")
-    ok = (path / "config.json").is_file()
-    return Check(
-        "embedding model", ok, str(path), "" if ok else "embedding_model_path must be a folder with a config.json"
-    )
+    if path is not None and not (path / "config.json").is_file():
+        fix = "embedding_model_path must be a folder with a config.json"
+        return Check("embedding model", ok=False, result=str(path), fix=fix)
+    result = "looked up by the run spec's id" if path is None else str(path)
+    notes = read_notes(config.cache_dir or config.state_dir / "cache", config.data)
+    if notes is None or not notes.not_seen:
+        return Check("embedding model", ok=True, result=result)
+    # Kinds, not numbers: a support bundle holds this line.
+    not_seen = f"{result}; in your data {notes.model} does not see {', '.join(notes.not_seen)}"
+    return Check("embedding model", ok=True, result=not_seen, fix=SEE_NUMBERS)
 
 
 def _partner(config: ClientConfig) -> Check:

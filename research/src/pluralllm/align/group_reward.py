@@ -136,6 +136,11 @@ class GroupReward:
         return config
 
     @property
+    def embedding_notes(self) -> tuple[str, ...]:
+        """Sentences about what the embedding model could not see in the texts so far: cut ends, unknown or equal texts."""
+        return self._embedder.notes()
+
+    @property
     def groups(self) -> tuple[str, ...]:
         return tuple(self._predictors)
 

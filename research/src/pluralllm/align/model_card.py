@@ -59,7 +59,8 @@ seen in training. Context gain: the score minus the score with uniform answers a
     reward = GroupReward(model, {{"My group": "answers.jsonl"}}, group="My group")
     trainer = trl.GRPOTrainer(policy, reward_funcs=reward, ...)
 
-It reads vectors of `{embedding["model"]}` (revision `{embedding["revision"]}`), by the templates {templates},
+It reads vectors of `{embedding["model"]}` (revision `{embedding["revision"]}`), by the templates {templates}
+(pooling {embedding["pooling"]}), cuts each text at {embedding["max_tokens"]} tokens,
 and needs {spec["training"]["episodes"]["min_context"]} answered questions of the group; it was scored with
 {spec["evaluation"]["context_questions"]}.
 
@@ -67,6 +68,8 @@ and needs {spec["training"]["episodes"]["min_context"]} answered questions of th
 
 - It predicts a group's distribution of answers, not what any person thinks.
 - A group that is unlike all that took part is predicted worse than the table says.
+- It cannot tell apart options to which `{embedding["model"]}` gives equal vectors, as most English models do in other
+  languages and scripts. `pluralllm score` says for how many of your questions this is so, and how many texts are cut.
 - A reward is a prediction: a policy that is tuned hard against it finds its mistakes. Score the policy against real
   answers.
 

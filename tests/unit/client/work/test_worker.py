@@ -24,6 +24,7 @@ from pluralllm.client.work.sums import GroupTerms, answer_sums
 from pluralllm.client.work.train import evaluate, evaluation_episode, reward_context, train
 from pluralllm.client.work.worker import LocalWork, PreparedRun, Scorer, check_names_no_path
 from pluralllm.common.errors.tree import DataChanged, InvalidArgument, PluralError, PolicyForbids, TooFewQuestions
+from pluralllm.common.predictor.blindness import Blindness
 from pluralllm.common.predictor.data import GroupData
 from pluralllm.common.predictor.group_predictor import GroupPredictor, PredictedAnswer
 from pluralllm.common.predictor.model import load_weights, new_predictor
@@ -58,11 +59,15 @@ REWARDS = RewardRun(source="runs/s/models/0", model_digest="0" * 64)
 REWARDING = small_spec().model_copy(update={"rewards": REWARDS})
 
 
+PREPARED = Prepared(60, "cpu", ("the difference between options of some questions",))
+
+
 class MadeUpEmbedder:
     """An embedding model that makes its vectors up, the same for the same text. It keeps what was asked of it."""
 
     def __init__(self, *facts: object) -> None:
         self.facts, self.calls = facts, ["open"]
+        self.blindness = Blindness(questions=60, alike_questions=2)
 
     def check_probes(self) -> None:
         self.calls.append("check probes")
@@ -115,7 +120,7 @@ def test_to_prepare_a_run_reads_the_file_checks_the_model_and_embeds_once(
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
     work, steps, order = LocalWork(), [], order_for(tmp_path)
     for _ in range(2):
-        assert work.prepare(lambda *step: steps.append(step), order) == Prepared(60, "cpu")
+        assert work.prepare(lambda *step: steps.append(step), order) == PREPARED
     assert steps == [("embedding", 1, 2)]
     (embedder,) = embedders
     assert embedder.facts == (small_spec().embedding, None, tmp_path / "cache", torch.device("cpu"))

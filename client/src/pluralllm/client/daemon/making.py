@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import structlog
+
 from pluralllm.client.daemon.work_orders import WorkOrders
 from pluralllm.client.daemon.work_under_way import JoinedRun
 from pluralllm.client.disclosure.measurements import MeasuredScores
@@ -15,16 +17,26 @@ from pluralllm.client.work.worker_process import Progress, WorkerProcess
 from pluralllm.common.process.tracing import span
 from pluralllm.common.words.spec import RunSpec
 
+log = structlog.get_logger()
+
 
 class Making:
     """Gives the worker its orders. The worker writes each result to a draft file (`Drafts`)."""
 
     def __init__(self, worker: WorkerProcess, orders: WorkOrders, policy: Policy) -> None:
         self._worker, self._orders, self._policy = worker, orders, policy
+        self._warned_of = b""  # the spec of the run whose start has shown what the embedding model cannot see
 
     async def prepare(self, run: JoinedRun, on_progress: Progress) -> None:
-        """Lets the worker read, check and embed the private data for a run."""
-        await self._worker.ask(PREPARE, self._orders.prepare(run.spec, run.spec_json), on_progress)
+        """Lets the worker read, check and embed the private data for a run.
+
+        Logs, once for each run, the kinds of things that the embedding model cannot see. This stays on this machine.
+        """
+        prepared = await self._worker.ask(PREPARE, self._orders.prepare(run.spec, run.spec_json), on_progress)
+        if prepared.not_seen and run.spec_json != self._warned_of:
+            self._warned_of = run.spec_json
+            model, fix = run.spec.embedding.model, "pluralllm-client data check --cache shows numbers and what to do"
+            log.warning("embedding.cannot_see", model=model, not_seen=list(prepared.not_seen), fix=fix)
 
     async def update(
         self, task: Task, weights: Path, on_progress: Progress, round_seed: int | None = None

@@ -33,6 +33,7 @@ class Prepared:
 
     questions: int
     device: str
+    not_seen: tuple[str, ...] = ()  # kinds of things that the embedding model cannot see in them (Blindness.kinds)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from pluralllm.client.data.answers import read_answers
 from pluralllm.client.disclosure.measurements import MeasuredScores, MeasuredTraining
 from pluralllm.client.disclosure.outgoing import DECIMALS
 from pluralllm.client.work.command_loop import Action, Report, answer_commands
+from pluralllm.client.work.embedding_notes import keep_notes
 from pluralllm.client.work.masking import mask_update
 from pluralllm.client.work.orders import (
     EVALUATE,
@@ -63,6 +64,7 @@ class PreparedRun:
     role: GroupRole
     device: torch.device
     terms: GroupTerms | None = None  # of a group that trains in a run whose updates are terms of sums
+    not_seen: tuple[str, ...] = ()  # by the embedding model, as Prepared names it
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,7 @@ class LocalWork:
         if key not in self._runs or self._data_sha256 != order.data_sha256:
             self._runs, self._data_sha256 = {key: self._read(report, order)}, order.data_sha256
         run = self._runs[key]
-        return Prepared(len(run.data.questions), str(run.device))
+        return Prepared(len(run.data.questions), str(run.device), run.not_seen)
 
     def _read(self, report: Report, order: Prepare) -> PreparedRun:
         spec = parse_spec(order.spec_json.encode(), "of the run")
@@ -107,6 +109,8 @@ class LocalWork:
         embedder.check_probes()
         embedded = embedder.embed_questions(questions, lambda done, total: report("embedding", done, total))
         data = group_data(order.group, questions, embedded)
+        not_seen = embedder.blindness.kinds()
+        keep_notes(order.cache, order.data, spec.embedding.model, not_seen)
         if spec.rewards is None:
             self._close()
             evaluation_episode(spec, data, order.role, 0)
@@ -115,7 +119,7 @@ class LocalWork:
                 check_enough(order.group, len(usable), spec.training.episodes)
         trains = spec.sums is not None and order.role is GroupRole.TRAIN
         terms = GroupTerms(spec, data, device) if trains else None
-        return PreparedRun(spec, data, order.role, device, terms)
+        return PreparedRun(spec, data, order.role, device, terms, not_seen)
 
     def train(self, report: Report, order: Train) -> TrainedUpdate:
         """Trains for one round, and writes the update to the order's file `out`."""

@@ -38,6 +38,15 @@ class Blindness:
     def __add__(self, other: "Blindness") -> "Blindness":
         return Blindness(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(Blindness)))
 
+    def kinds(self) -> tuple[str, ...]:
+        """Returns the kinds of blindness without numbers, which may stand where somebody else reads them."""
+        kinds = {
+            "the ends of some texts": self.cut_texts,
+            "some characters, which are unknown tokens": self.unknown_tokens,
+            "the difference between options of some questions": self.alike_questions,
+        }
+        return tuple(kind for kind, count in kinds.items() if count)
+
     def notes(self, max_tokens: int) -> tuple[str, ...]:
         """Returns a sentence with numbers and a fix for each kind of blindness; () if the model saw everything.
 

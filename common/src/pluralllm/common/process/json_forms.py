@@ -200,6 +200,7 @@ DATA_CHECK = Form(
         "episode_needs": "number of questions in the smallest episode",
         "shortage": "a sentence that says which questions are too few; null if none are",
         "noise_on_a_share": "standard deviation that noise would add to a share, at the median; null without `--epsilon`",
+        "embedding_notes": "sentences about what the embedding model cannot see; null without `--cache`",
         "distance_of_noised_answers": "mean Jensen-Shannon distance from true to noised answers; null without `--epsilon`",
     },
 )

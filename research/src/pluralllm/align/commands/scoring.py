@@ -58,6 +58,7 @@ def score(
 
     with _showing_progress(source) as report_bytes:
         summary = score_rows(reward, source, out, report_bytes)
+    _say_notes(reward)
     show(SCORES, summary, as_json=as_json, screen=_lines)
 
 
@@ -85,6 +86,7 @@ def pairs(
 
     with _showing_progress(source) as report_bytes:
         summary = write_pairs(reward, source, out, margin, every, report_bytes)
+    _say_notes(reward)
     show(PAIRS, summary, as_json=as_json, screen=_lines)
 
 
@@ -140,6 +142,12 @@ def load_reward(model: str, contexts: Mapping[str, Path], *, cache: Path | None,
     if reward.warning:
         say(f"warning: {reward.warning}", err=True)
     return reward
+
+
+def _say_notes(reward: "GroupReward") -> None:
+    """Prints on stderr what the embedding model could not see in the texts."""
+    for note in reward.embedding_notes:
+        say(f"note: {note}", err=True)
 
 
 def _lines(summary: dict[str, Any]) -> str:
