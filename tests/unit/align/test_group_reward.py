@@ -232,6 +232,6 @@ def test_the_score_command_prints_what_the_embedding_model_cannot_see(
     files = (str(place / "model"), tmp_path / "asked.jsonl", tmp_path / "out.jsonl", tmp_path / "group.jsonl")
     for command in (score, pairs):
         command(*files, embedding_model_path=place / "tiny", cache=place / "cache", device="cpu")
-        told = capsys.readouterr().err
-        assert all(f"note: {note}" in told for note in reward.embedding_notes)
-        assert "1 of 21 questions have options with equal vectors" in told
+        shown = capsys.readouterr().err
+        assert all(f"note: {note}" in shown for note in reward.embedding_notes)
+        assert "1 of 21 questions have options with equal vectors" in shown

@@ -88,10 +88,10 @@ def test_doctor_says_the_kinds_that_the_last_run_has_found(tmp_path: Path) -> No
     assert probe(config).result == "looked up by the run spec's id"
     (tmp_path / "cache").mkdir()
     keep_notes(tmp_path / "cache", config.data.absolute(), "MiniLM", [KIND])
-    found = probe(config)
-    assert found.ok
-    assert found.result == f"looked up by the run spec's id; in your data MiniLM does not see {KIND}"
-    assert "data check" in found.fix
+    shown = probe(config)
+    assert shown.ok
+    assert shown.result == f"looked up by the run spec's id; in your data MiniLM does not see {KIND}"
+    assert "data check" in shown.fix
     keep_notes(tmp_path / "cache", config.data, "MiniLM", ())
     assert probe(config).fix == ""
     bad = config.model_copy(update={"embedding_model_path": tmp_path})

@@ -1,6 +1,7 @@
 """The commands `pluralllm-client data`: import, check, embed and invent private files."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,11 +14,12 @@ from pluralllm.client.data.answers import read_answers
 from pluralllm.client.data.codebook import keep_codebook
 from pluralllm.client.data.preference_data import import_preferences, ranked_pairs
 from pluralllm.client.data.private_data import Checked, check_file, read_counted, write_group
+from pluralllm.common.errors.tree import InvalidArgument
 from pluralllm.common.process.console import Json, print_json, say, terminal
 from pluralllm.common.process.extras import need_torch
 from pluralllm.common.process.files import make_folder, write_private
 from pluralllm.common.process.json_forms import DATA_CHECK
-from pluralllm.common.words.questions import is_held_out
+from pluralllm.common.words.questions import Question, is_held_out
 from pluralllm.common.words.spec import Preset, RunSpec, load_spec
 
 app = typer.Typer(no_args_is_help=True, help="Import, check or embed the private file.")
@@ -81,7 +83,7 @@ def check(
     ] = 0,
     cache: Annotated[
         Path | None,
-        typer.Option(help="With --spec: embed the texts, kept in this folder, and list what the model cannot see."),
+        typer.Option(help="Folder for vectors. Embeds the texts as --spec says, and lists what the model cannot see."),
     ] = None,
     embedding_model_path: Annotated[Path | None, typer.Option(help="A local folder with the model.")] = None,
     device: Annotated[str, typer.Option(help="For --cache: auto, cuda, cuda:N, mps or cpu.")] = "auto",
