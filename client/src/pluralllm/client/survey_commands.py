@@ -8,7 +8,7 @@ import typer
 
 from pluralllm.client.data.codebook import keep_codebook, listed_questions
 from pluralllm.client.data.counted_question import have_counts, is_countable
-from pluralllm.client.data.import_report import write_report
+from pluralllm.client.data.import_report import ImportReport, write_report
 from pluralllm.client.data.importers import import_globalopinionqa, import_opinionqa
 from pluralllm.client.data.private_data import read_counted, write_group
 from pluralllm.client.data.responses import Reading, count_responses, kept_apart
@@ -33,6 +33,11 @@ MaxWeight = Annotated[
 ]
 
 
+Report = Annotated[
+    Path | None, typer.Option(help="Write what was read, used and left out to this JSON file. It is private.")
+]
+
+
 def globalopinionqa(
     source: Annotated[Path, typer.Argument(help="The file global_opinions.csv.")],
     group: Annotated[str, typer.Option(help="A country, spelled as in the file.")],
@@ -40,10 +45,13 @@ def globalopinionqa(
     respondents: Annotated[
         int | None, typer.Option(min=1, help="The number of people behind each question, an assumption of yours.")
     ] = None,
+    report: Report = None,
 ) -> None:
     """Import one country of Anthropic/llm_global_opinions."""
-    questions = import_globalopinionqa(source, group, respondents)
+    read = ImportReport()
+    questions = import_globalopinionqa(source, group, respondents, read)
     write_imported(out, questions, group, asked=questions if respondents else None)
+    _show(read, report)
     if respondents:
         say(f"{respondents} respondents are an assumption: the data set does not have this number. {STATE_MAX_WEIGHT}")
         say(ROUNDED_SHARES)
@@ -60,12 +68,15 @@ def opinionqa(
         typer.Option(help="The column of respondents' weights; * stands for any characters, as in 'WEIGHT_W*'."),
     ] = None,
     no_weight: Annotated[bool, typer.Option("--no-weight", help="Every respondent has the weight 1.")] = False,
+    report: Report = None,
 ) -> None:
     """Import one demographic group of OpinionQA."""
     if weight is not None and no_weight:
         raise InvalidArgument(field="--no-weight", problem="--weight is given, too; leave one of them out")
-    questions = import_opinionqa(source, attribute, value, max_weight, "" if no_weight else weight)
+    read = ImportReport()
+    questions = import_opinionqa(source, attribute, value, max_weight, "" if no_weight else weight, read)
     write_imported(out, questions, f"{attribute}={value}", asked=questions if have_counts(questions) else None)
+    _show(read, report)
 
 
 def responses(
@@ -107,9 +118,7 @@ def responses(
         typer.Option(help="Whether the waves of one question are counted together or kept apart."),
     ] = None,
     wave_column: Annotated[str, typer.Option(help="The column that names the survey wave.")] = "wave",
-    report: Annotated[
-        Path | None, typer.Option(help="Write what was read, used and left out to this JSON file. It is private.")
-    ] = None,
+    report: Report = None,
 ) -> None:
     """Import single answers of respondents, and count them into distributions."""
     if weight is not None and no_weight:
@@ -122,15 +131,20 @@ def responses(
     counted = count_responses(source, group, options, max_weight, reading)
     asked = None if options is None else kept_apart(listed_questions(options), counted.waves)
     write_imported(out, counted.questions, group or "all rows", asked, counted.most_answered)
-    for line in counted.report.lines():
-        say(line)
-    if report is not None:
-        write_report(report, counted.report)
+    _show(counted.report, report)
     if counted.most_answered:
         say(
             f"One respondent has answered {counted.most_answered} questions. If the survey lets nobody answer more, state the"
             " number in policy.toml ([privacy] questions_per_respondent): fewer questions need less noise."
         )
+
+
+def _show(report: ImportReport, file: Path | None) -> None:
+    """Prints the report of an import, and writes it to a file if the partner names one."""
+    for line in report.lines():
+        say(line)
+    if file is not None:
+        write_report(file, report)
 
 
 def _missing_texts(listed: Sequence[str]) -> frozenset[str]:

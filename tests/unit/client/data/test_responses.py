@@ -9,6 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from pluralllm.client.data.codebook import codebook_of, kept_codebook
+from pluralllm.client.data.import_report import ImportReport
+from pluralllm.client.data.importers import import_globalopinionqa
 from pluralllm.client.data.private_data import check_file, read_counted
 from pluralllm.client.data.responses import Reading, count_responses
 from pluralllm.client.data.survey_labels import Labels, read_labels
@@ -86,7 +88,7 @@ def test_a_named_column_that_is_absent_is_told_with_those_that_are_there(
 ) -> None:
     (name,) = stated.values()
     with pytest.raises(InvalidData, match=f"no column .*{name}; it has: question, answer"):
-        counts(answers(tmp_path, "a", "b"), **stated)
+        count_responses(answers(tmp_path, "a", "b"), None, None, None, Reading(**stated))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -102,6 +104,7 @@ def test_a_named_column_that_is_absent_is_told_with_those_that_are_there(
         (("Yes", "No", "None", "Don't know"), []),
         (tuple(map(str, range(11))), []),
         (("1", "2", "3", "4", "5", "6", "7", "8"), []),
+        (("1", "70", "98"), []),
         (("60", "70", "80", "90", "98"), []),
     ],
 )
@@ -147,6 +150,18 @@ def test_labels_replace_codes_and_give_the_order_of_options(tmp_path: Path) -> N
     assert counts(path, labels=labels, missing=frozenset({"refused"})) == expected
     with pytest.raises(InvalidData, match="line 6: answer '7' is not among the options"):
         counts(answers(tmp_path, 1, 1, 1, 1, 1, 7), labels=labels, missing=frozenset({"98"}))
+
+
+def test_a_question_may_have_labels_of_its_own(tmp_path: Path) -> None:
+    labels = read_labels(as_json(tmp_path, "labels.json", {"Q?": {"1": "Yes", "2": "No"}}))
+    assert counts(answers(tmp_path, 1, 2, 2), labels=labels) == {"Q?": {"Yes": 1, "No": 2}}
+
+
+def test_answers_of_weight_0_are_told_as_left_out(tmp_path: Path) -> None:
+    rows = [{"question": "Q?", "answer": answer, "weight": weight} for answer, weight in (("a", 0), ("b", 1), ("c", 1))]
+    imported = count_responses(table(tmp_path, *rows), None, None)
+    assert imported.questions[0].options == ("b", "c")
+    assert dict(imported.report.dropped) == {"of respondents with weight 0": 1}
 
 
 @pytest.mark.parametrize("value", [[], {}, 3, {"Q?": 3}, {"1": ["a"]}, {"Q?": {"1": 2}}, {"Q": {"labels": {"1": ""}}}])
@@ -209,6 +224,27 @@ def test_a_text_that_joins_options_is_split_only_if_that_is_its_only_meaning(tmp
     own = as_json(tmp_path, "own.json", {"Q?": ["a", "b", text]})
     assert counts(path, own) == {"Q?": {"a": 1, "b": 1, text: 1}}, "an option of the list is one answer"
     assert "1 answers are an option that joins other options" in str(count_responses(path, None, own).report.notes)
+
+
+def test_a_list_that_a_program_wrote_as_a_text_is_several_answers(tmp_path: Path) -> None:
+    path = answers(tmp_path, "a", "b", "['a', 'b']", "[(", "['a']")
+    with pytest.raises(InvalidData, match="line 3: answer"):
+        counts(path)
+    assert counts(path, multi="split") == {"Q?": {"a": 1.5, "b": 1.5, "[(": 1, "['a']": 1}}
+
+
+def test_a_missing_code_in_a_list_does_not_count(tmp_path: Path) -> None:
+    listed = as_json(tmp_path, "options.json", {"Q?": ["1", "2"]})
+    assert counts(answers(tmp_path, "1;99", [2, 99]), listed, missing=frozenset({"99"})) == {"Q?": {"1": 1, "2": 1}}
+
+
+def test_questions_that_only_the_list_or_only_the_answers_have_are_told(tmp_path: Path) -> None:
+    listed = as_json(tmp_path, "options.json", {"R?": YES_NO, "S?": YES_NO})
+    notes = count_responses(answers(tmp_path, "a", "b"), None, listed).report.notes
+    assert notes == [
+        "1 questions with answers are not in the list of options",
+        "2 questions of the list of options have no answers",
+    ]
 
 
 def test_a_comma_inside_an_option_is_no_list(tmp_path: Path) -> None:
@@ -297,3 +333,32 @@ def test_the_command_of_the_page_imports_a_wide_file(tmp_path: Path, monkeypatch
     assert "2 questions of north" in printed
     assert "columns not used: id, note" in printed
     assert json.loads((tmp_path / "report.json").read_text())["used"] == 3
+
+
+def test_opinionqa_tells_what_it_left_out_and_which_weights_it_used(tmp_path: Path) -> None:
+    words = opinionqa(tmp_path, "WEIGHT_W1", "wt_k")
+    with (tmp_path / "info.csv").open("a") as file:
+        file.write("one,R?,\"['a']\"\nwt_k,S?,\"['a', 'b']\"\n")
+    with (tmp_path / "responses.csv").open("a") as file:
+        file.write("X,,1\nX,else,1\nY,a,1\n")
+    done = CliRunner().invoke(app, [*words, "--report", str(tmp_path / "r.json")], catch_exceptions=False)
+    assert f"weights of {tmp_path.name}: column WEIGHT_W1" in done.output
+    facts = json.loads((tmp_path / "r.json").read_text())
+    assert (facts["rows"], facts["used"]) == (4, 2)
+    assert facts["dropped"] == {"missing or empty": 3, "not among the options of the question": 3}
+    assert "one is left out: it has fewer than two options, or two that are equal" in facts["notes"]
+
+
+def test_globalopinionqa_tells_the_rows_left_out_and_the_waves(tmp_path: Path) -> None:
+    report = ImportReport()
+    with (tmp_path / "g.csv").open("w", newline="") as file:
+        rows = [["Q?", "{'Norway': [0.2, 0.8]}", "['a', 'b']"]] * 2
+        rows += [["R?", "{'Chad': [1, 1]}", "['a', 'b']"], ["S?", "{'Norway': [1]}", "['a']"]]
+        csv.writer(file).writerows([["question", "selections", "options"], *rows])
+    assert len(import_globalopinionqa(tmp_path / "g.csv", "Norway", None, report)) == 1
+    assert (report.rows, report.used) == (4, 2)
+    assert dict(report.dropped) == {
+        "rows without a question or two different options": 1,
+        "rows without answers of the group": 1,
+    }
+    assert report.notes == ["1 questions were asked in several waves; their shares are the mean of the waves"]

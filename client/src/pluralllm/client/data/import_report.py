@@ -9,6 +9,7 @@ from typing import Any
 
 from pluralllm.common.process.files import write_private
 
+MAX_NOTES_SHOWN = 8
 SCHEMA = "pluralllm.import-report/1"
 
 
@@ -49,7 +50,9 @@ class ImportReport:
             )
         if self.unused_columns:
             lines.append(f"columns not used: {', '.join(self.unused_columns)}")
-        return lines + self.notes
+        rest = len(self.notes) - MAX_NOTES_SHOWN
+        more = [f"and {rest} more notes; --report FILE has them all"] if rest > 0 else []
+        return lines + self.notes[:MAX_NOTES_SHOWN] + more
 
     def to_json(self) -> dict[str, Any]:
         """Returns the report as an object for a JSON file, with the respondents of each question."""

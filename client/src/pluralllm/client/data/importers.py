@@ -8,12 +8,13 @@ import ast
 import difflib
 import fnmatch
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from pluralllm.client.data.counted_question import CountedQuestion
-from pluralllm.client.data.survey_texts import weight_names, weight_of
+from pluralllm.client.data.import_report import ImportReport
+from pluralllm.client.data.survey_texts import text_of, weight_names, weight_of
 from pluralllm.client.data.tables import csv_rows
 from pluralllm.client.data.tally import Answer, Weights, tally
 from pluralllm.common.errors.tree import InvalidData
@@ -24,28 +25,35 @@ MAX_NAMES_SHOWN = 8
 UNREADABLE_LITERAL = (ValueError, SyntaxError, TypeError, AttributeError, MemoryError, RecursionError)
 
 
-def import_globalopinionqa(path: Path, group: str, respondents: int | None = None) -> tuple[Question, ...]:
+def import_globalopinionqa(
+    path: Path, group: str, respondents: int | None = None, report: ImportReport | None = None
+) -> tuple[Question, ...]:
     """Imports one country (`group`) of the data set `Anthropic/llm_global_opinions` (arXiv 2306.16388) from its CSV file.
 
     respondents: number of people behind each question, an assumption: the data set does not have it. None: the result has none.
     A row is left out if its question or an option is empty, or if the country has no answers to it. A row is also left out if
     it has fewer than two options, or if two of its options are equal. If several survey waves ask a question with the same
     options, the result has one such question. Its shares are the mean of the waves' shares.
+    report: what was used and left out is added to it.
     Raises InvalidData if the file cannot be read, has another layout, or does not name the group.
     """
-    questions = import_globalopinionqa_groups(path, (group,))[group]
+    questions = import_globalopinionqa_groups(path, (group,), report)[group]
     if respondents is None:
         return questions
     return tuple(CountedQuestion(q.text, q.options, q.shares, respondents=respondents) for q in questions)
 
 
-def import_globalopinionqa_groups(path: Path, countries: Sequence[str]) -> dict[str, tuple[Question, ...]]:
+def import_globalopinionqa_groups(
+    path: Path, countries: Sequence[str], report: ImportReport | None = None
+) -> dict[str, tuple[Question, ...]]:
     """Imports several countries from one reading of the file, by name; each as `import_globalopinionqa` imports it.
 
+    report: one answer of it is a row of the file for one country.
     Raises InvalidData as `import_globalopinionqa` does; if several countries are unknown, the error names the first of them.
     """
     waves: dict[str, dict[tuple[str, tuple[str, ...]], list[list[float]]]] = {name: {} for name in countries}
     groups: set[str] = set()
+    report = report or ImportReport()
     for line, row in csv_rows(path, {"question", "selections", "options"}):
         try:
             by_group, options = _selections(row["selections"]), ast.literal_eval(row["options"])
@@ -55,15 +63,23 @@ def import_globalopinionqa_groups(path: Path, countries: Sequence[str]) -> dict[
                 file=str(path), problems=f"  line {line}: selections or options cannot be read: {error}"
             ) from error
         groups |= by_group.keys()
+        report.rows += 1
+        report.answers += len(countries)
         text = row["question"].strip()
         if not (text and all(labels) and len(labels) >= 2 and len(set(labels)) == len(labels)):
+            report.dropped["rows without a question or two different options"] += len(countries)
             continue
         for name, own in waves.items():
             numbers = by_group.get(name)
             if numbers and len(numbers) == len(labels) and sum(numbers) > 0:
                 own.setdefault((text, labels), []).append([number / sum(numbers) for number in numbers])
+            else:
+                report.dropped["rows without answers of the group"] += 1
     if unknown := [name for name in countries if name not in groups]:
         raise unknown_name(path, "group", unknown[0], groups)
+    report.used = report.answers - report.dropped.total()
+    if several := sum(len(asked) > 1 for own in waves.values() for asked in own.values()):
+        report.notes.append(f"{several} questions were asked in several waves; their shares are the mean of the waves")
     return {
         name: tuple(_question(text, labels, _mean(distributions)) for (text, labels), distributions in own.items())
         for name, own in waves.items()
@@ -71,7 +87,12 @@ def import_globalopinionqa_groups(path: Path, countries: Sequence[str]) -> dict[
 
 
 def import_opinionqa(
-    folder: Path, attribute: str, value: str, max_weight: float | None = None, weight: str | None = None
+    folder: Path,
+    attribute: str,
+    value: str,
+    max_weight: float | None = None,
+    weight: str | None = None,
+    report: ImportReport | None = None,
 ) -> tuple[CountedQuestion, ...]:
     """Imports one demographic group of the data set OpinionQA (Santurkar et al. 2023, arXiv 2303.17548).
 
@@ -81,6 +102,7 @@ def import_opinionqa(
     attribute: name of a column in responses.csv. value: only rows with this value in that column count.
     max_weight: heavier weights are lowered to it; None leaves them as they are, and a wave with weights then has no counts.
     weight: name of the column of weights, a pattern with *; empty: no weights. None: the column WEIGHT*, if there is only one.
+    report: what was used and left out is added to it; one answer of it is a field of a respondent of the group.
     A question without an answer is left out, unless its counts are kept.
     Raises InvalidData if a file cannot be read, has another layout, or if no row has this value.
     """
@@ -91,37 +113,53 @@ def import_opinionqa(
         )
     questions: dict[str, CountedQuestion] = {}
     values: set[str] = set()
+    report = report or ImportReport()
     for info in infos:
         responses = info.with_name("responses.csv")
         answers = list(csv_rows(responses, {attribute}))
         values |= {row[attribute] for _, row in answers}
         group_rows = [(line, row) for line, row in answers if row[attribute] == value]
-        weight_key = _weight_column(responses, answers[0][1] if answers else {}, weight)
+        asked = list(csv_rows(info, {"key", "question", "references"}))
+        columns = set(answers[0][1] if answers else {}) - {row["key"] for _, row in asked} - {attribute}
+        weight_key = _weight_column(responses, sorted(columns), weight)
+        report.rows += len(group_rows)
+        report.notes += [f"weights of {info.parent.name}: column {weight_key}"] if weight_key else []
         weights = [
             _response_weight(responses, line, row[weight_key]) if weight_key else 1.0 for line, row in group_rows
         ]
-        for line, row in csv_rows(info, {"key", "question", "references"}):
-            try:
-                options = tuple(str(option).strip() for option in ast.literal_eval(row["references"]))
-                ordinal = ast.literal_eval(row["option_ordinal"]) if row.get("option_ordinal") else None
-                scale = _ordinal_scale(ordinal, options)
-            except UNREADABLE_LITERAL as error:
-                raise InvalidData(file=str(info), problems=f"  line {line}: options cannot be read: {error}") from error
+        for line, row in asked:
+            options, scale = _options_and_scale(info, line, row)
             if len(set(options)) < len(options) or len(options) < 2:
+                report.notes.append(f"{row['key']} is left out: it has fewer than two options, or two that are equal")
                 continue
+            by_text = {text_of(option): option for option in options}
+            fields = [text_of(answer.get(row["key"])) for _, answer in group_rows]
             given_answers = [
-                Answer(answer[row["key"]].strip(), weight)
-                for (_, answer), weight in zip(group_rows, weights, strict=True)
-                if answer.get(row["key"], "").strip() in options
+                Answer(by_text[text], weight) for text, weight in zip(fields, weights, strict=True) if text in by_text
             ]
+            _count_fields(report, fields, by_text)
             bound = Weights(weight_key is not None, max_weight)
             question = tally(row["question"].strip(), options, given_answers, bound, scale)
             # A later wave replaces a question that nobody of an earlier wave was asked.
             if (question.counts or question.respondents) and not _respondents(questions.get(question.id)):
                 questions[question.id] = question
+            elif question.respondents:
+                report.notes.append(f"{row['key']} is left out: an earlier wave has the same question and options")
     if value not in values:
         raise unknown_name(folder, attribute, value, values)
     return tuple(questions.values())
+
+
+def _options_and_scale(
+    info: Path, line: int, row: dict[str, str]
+) -> tuple[tuple[str, ...], tuple[float | None, ...] | None]:
+    """Returns the options of a question of OpinionQA, and their positions. Raises InvalidData, which names the line."""
+    try:
+        options = tuple(str(option).strip() for option in ast.literal_eval(row["references"]))
+        ordinal = ast.literal_eval(row["option_ordinal"]) if row.get("option_ordinal") else None
+        return options, _ordinal_scale(ordinal, options)
+    except UNREADABLE_LITERAL as error:
+        raise InvalidData(file=str(info), problems=f"  line {line}: options cannot be read: {error}") from error
 
 
 def _respondents(question: CountedQuestion | None) -> int:
@@ -163,14 +201,28 @@ def _ordinal_scale(ordinal: Any, options: tuple[str, ...]) -> tuple[float | None
     return (*positions, *[None] * (len(options) - len(positions)))
 
 
-def _weight_column(path: Path, row: dict[str, str], pattern: str | None) -> str | None:
+def _count_fields(report: ImportReport, fields: Sequence[str], options: Collection[str]) -> None:
+    """Counts the fields of one question in the report: those that are used, empty, or none of the options."""
+    used = sum(text in options for text in fields)
+    report.answers += len(fields)
+    report.used += used
+    if empty := fields.count(""):
+        report.dropped["missing or empty"] += empty
+    if others := len(fields) - used - empty:
+        report.dropped["not among the options of the question"] += others
+
+
+def _weight_column(path: Path, columns: Sequence[str], pattern: str | None) -> str | None:
     """Returns the column of weights in a file of OpinionQA, or None. Raises InvalidData if several columns may be it, or none is.
 
-    row: one row of the file. pattern: as the partner states it; None if nothing is stated, and empty for no weights.
+    columns: names of columns that hold no answers.
+    pattern: as the partner states it; None if nothing is stated, and empty for no weights.
     """
-    if pattern == "" or not row:
+    if pattern == "" or not columns:
         return None
-    alike = weight_names(row) if pattern is None else [name for name in row if fnmatch.fnmatchcase(name, pattern)]
+    alike = (
+        weight_names(columns) if pattern is None else [name for name in columns if fnmatch.fnmatchcase(name, pattern)]
+    )
     if len(alike) == 1 and (pattern is not None or alike[0].startswith("WEIGHT")):
         return alike[0]
     if not alike and pattern is None:

@@ -4,8 +4,9 @@ Nothing is guessed: where a column or an answer may have two meanings, the impor
 the command that says which one holds.
 """
 
+import ast
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +24,7 @@ from pluralllm.common.words.questions import Question
 
 MAX_PROBLEMS_SHOWN = 20
 SEPARATORS = (";", "|", ",")
+MAX_LIST_CHARACTERS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,7 @@ def count_responses(
     raw_answers = _given_answers(table, group)
     asked = [text for one in of_question for text in table.texts_apart(one)] if table.apart else list(of_question)
     answers: dict[str, list[Answer]] = {text: [] for text in [*asked, *raw_answers]}
+    table.note_unlisted(raw_answers)
     for text, own in raw_answers.items():
         answers[text] = _answers_of(table, text, own)
     table.raise_problems()
@@ -242,6 +245,14 @@ class _Table:
             rest = [f"  and {more} more"] if more > 0 else []
             raise InvalidData(file=str(self.path), problems="\n".join(self.problems[:MAX_PROBLEMS_SHOWN] + rest))
 
+    def note_unlisted(self, answered: Collection[str]) -> None:
+        """Adds to the report which questions only the list of options has, and which only the answers."""
+        bases = {self.base.get(text, text) for text in answered}
+        if self.of_question and (unlisted := bases - self.of_question.keys()):
+            self.report.notes.append(f"{len(unlisted)} questions with answers are not in the list of options")
+        if unanswered := self.of_question.keys() - bases:
+            self.report.notes.append(f"{len(unanswered)} questions of the list of options have no answers")
+
     def report_question(self, text: str, answers: Sequence[Answer], respondents: int) -> None:
         """Adds an imported question to the report."""
         cells = Counter(answer.option for answer in answers if answer.weight > 0)
@@ -372,7 +383,7 @@ def _answers_of(table: _Table, text: str, raw_answers: Sequence[Given]) -> list[
 def _parts(table: _Table, one: Given, question: str, options: frozenset[str], *, is_told: bool) -> tuple[str, ...]:
     """Returns the options that the text of an answer lists, such as "A; B"; the text itself if it is one option."""
     multi, (text,) = table.reading.multi, one.texts
-    parts = _joined(text, table.labels(question), options)
+    parts = _joined(text, table.labels(question), options, table.reading.missing or frozenset())
     if not parts:
         return one.texts
     if multi == "keep" or (is_told and text in options):
@@ -385,14 +396,29 @@ def _parts(table: _Table, one: Given, question: str, options: frozenset[str], *,
     return one.texts
 
 
-def _joined(text: str, labels: Mapping[str, str], options: frozenset[str]) -> tuple[str, ...]:
-    """Returns the options that a text joins with a separator; none if it has no separator, or a part is no option."""
-    for separator in SEPARATORS:
-        codes = [text_of(option) for option in text.split(separator)]
-        parts = tuple(dict.fromkeys(labels.get(code, code) for code in codes if code))
-        if len(parts) >= 2 and set(parts) <= options:
+def _joined(text: str, labels: Mapping[str, str], options: frozenset[str], missing: frozenset[str]) -> tuple[str, ...]:
+    """Returns the options that a text joins, as in "A; B" or "['A', 'B']"; none if it joins none or a part is no option.
+
+    Parts that mean a missing answer do not count.
+    """
+    for codes in (_literal_list(text), *(text.split(separator) for separator in SEPARATORS)):
+        texts = [text_of(code) for code in codes]
+        present = [code for code in texts if code and code.casefold() not in missing]
+        parts = tuple(dict.fromkeys(labels.get(code, code) for code in present))
+        if len(texts) >= 2 and parts and set(parts) <= options:
             return parts
     return ()
+
+
+def _literal_list(text: str) -> list[Any]:
+    """Returns the items of a list that a program has written as a text; none if the text is no such list."""
+    if not (text.startswith("[") and text.endswith("]")) or len(text) > MAX_LIST_CHARACTERS:
+        return []
+    try:
+        items = ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return []
+    return list(items) if isinstance(items, list) else []
 
 
 def kept_apart(questions: Sequence[Question], waves: Sequence[str]) -> tuple[Question, ...]:
