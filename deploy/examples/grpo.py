@@ -61,27 +61,29 @@ class Tuned:
 
 
 def tune_both_ways(
-    model: PluralPredictor, survey: Survey, group: str, other: str, seed: int, steps: int, folder: Path
+    model: PluralPredictor, survey: Survey, groups: tuple[str, str], seed: int, steps: int, folder: Path, cache: Path
 ) -> Tuned:
-    """Tunes the same policy twice from the same start: with the reward of `group` and with the reward of `other`.
+    """Tunes the same policy twice from the same start: with the reward of the first group and with that of the second.
 
-    steps: number of GRPO steps. folder: for the policies. Returns the alignment scores with `group`.
+    steps: number of GRPO steps. folder: for the policies. cache: folder of embedded texts. Returns the alignment scores with
+    the first group.
     """
+    group, other = groups
     contexts = {name: drawn(survey[name], CONTEXT) for name in (group, other)}
     asked = [question for question in survey[group] if question not in contexts[group]]
     tokenizer, start = policy_that_answers(asked, seed, folder / f"policy-{seed}")
     scores = [alignment(LlamaForCausalLM.from_pretrained(start), tokenizer, asked)]
     for rewarding_group in (group, other):
-        reward = group_reward(model, contexts, folder, rewarding_group)
+        reward = group_reward(model, contexts, cache, rewarding_group)
         policy = tuned(start, tokenizer, asked, reward, seed, steps)
         scores.append(alignment(policy, tokenizer, asked))
     return Tuned(*scores)
 
 
-def group_reward(model: PluralPredictor, contexts: Survey, folder: Path, group: str | None = None) -> GroupReward:
+def group_reward(model: PluralPredictor, contexts: Survey, cache: Path, group: str | None = None) -> GroupReward:
     path = get_model_path()
     return GroupReward(
-        model, contexts, group=group, no_option=0.0, embedding_model_path=path, cache=folder / "cache", device="cpu"
+        model, contexts, group=group, no_option=0.0, embedding_model_path=path, cache=cache, device="cpu"
     )
 
 
@@ -223,10 +225,10 @@ def alignment(policy: Any, tokenizer: PreTrainedTokenizerFast, questions: Sequen
     return total.score
 
 
-def train_predictor(survey: Survey, train: Sequence[str], rounds: int, folder: Path) -> Path:
+def train_predictor(survey: Survey, train: Sequence[str], rounds: int, folder: Path, cache: Path) -> Path:
     """Trains a predictor with FedAvg over the training groups, in this process, and writes it as an exported folder.
 
-    The folder has the form of a model version that a federation has published.
+    The folder has the form of a model version that a federation has published. cache: folder of embedded texts.
     """
     from pluralllm.experiment.federated import federate  # noqa: PLC0415 - not needed with --model
     from pluralllm.experiment.groups import embed_groups  # noqa: PLC0415
@@ -243,7 +245,7 @@ def train_predictor(survey: Survey, train: Sequence[str], rounds: int, folder: P
         spec,
         training_questions,
         Path(get_model_path()),
-        folder / "cache",
+        cache,
         torch.device("cpu"),
         lambda _done, _all: None,
     )
@@ -260,13 +262,13 @@ def train_predictor(survey: Survey, train: Sequence[str], rounds: int, folder: P
     return folder
 
 
-def predictor(folder: str | None, survey: Survey, rounds: int, work_folder: Path) -> PluralPredictor:
+def predictor(folder: str | None, survey: Survey, rounds: int, work_folder: Path, cache: Path) -> PluralPredictor:
     """Loads the predictor from `folder`, or trains a predictor on the survey's settlements if `folder` is None.
 
     The groups that the example names do not take part in this training.
     """
     train = [name for name in survey if name not in NAMED]
-    return PluralPredictor.from_pretrained(folder or train_predictor(survey, train, rounds, work_folder))
+    return PluralPredictor.from_pretrained(folder or train_predictor(survey, train, rounds, work_folder, cache))
 
 
 def options(description: str | None) -> argparse.ArgumentParser:
@@ -277,6 +279,8 @@ def options(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=120, help="Number of GRPO steps.")
     parser.add_argument("--rounds", type=int, default=20, help="Number of rounds that train the predictor.")
     parser.add_argument("--out", type=Path, help="JSON file that the scores are written to.")
+    parser.add_argument("--save", type=Path, help="Folder that keeps the predictor, for --model of another run.")
+    parser.add_argument("--cache", type=Path, help="Folder of embedded texts; runs that share it embed each text once.")
     return parser
 
 
@@ -289,10 +293,15 @@ def main() -> None:
     survey = made_up_survey()
     with tempfile.TemporaryDirectory() as folder:
         work_folder = Path(folder)
-        model = predictor(arguments.model, survey, arguments.rounds, work_folder)
+        cache = arguments.cache or work_folder / "cache"
+        model = predictor(arguments.model, survey, arguments.rounds, work_folder, cache)
+        if arguments.save:
+            model.save_pretrained(arguments.save)
         scores_of_seeds = []
         for seed in range(arguments.seeds):
-            scores = tune_both_ways(model, survey, arguments.group, arguments.other, seed, arguments.steps, work_folder)
+            scores = tune_both_ways(
+                model, survey, (arguments.group, arguments.other), seed, arguments.steps, work_folder, cache
+            )
             scores_of_seeds.append(scores)
             print(
                 f"seed {seed}: alignment with {arguments.group} {scores.before:.3f} before, {scores.by_its_reward:.3f} by its "

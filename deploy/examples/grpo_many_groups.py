@@ -34,7 +34,7 @@ RULES = {"mean": RewardAggregation(), "adaptive": RewardAggregation(rule="adapti
 
 
 def tune_for_all(
-    model: PluralPredictor, survey: Survey, seed: int, steps: int, folder: Path
+    model: PluralPredictor, survey: Survey, seed: int, steps: int, folder: Path, cache: Path
 ) -> dict[str, dict[str, float]]:
     """Tunes one policy with each aggregation rule; returns each group's alignment with the policy, by rule and group."""
     contexts = {name: drawn(survey[name], CONTEXT) for name in WHO}
@@ -46,7 +46,7 @@ def tune_for_all(
     asked = {name: [true[name][text] for text in sorted(texts)] for name in WHO}
     questions = asked[WHO[0]]
     tokenizer, start = policy_that_answers(questions, seed, folder / f"policy-{seed}")
-    rewards = group_reward(model, contexts, folder)
+    rewards = group_reward(model, contexts, cache)
     policies = {
         rule: tuned(start, tokenizer, questions, AggregateReward(rewards, settings), seed, steps)
         for rule, settings in RULES.items()
@@ -63,9 +63,12 @@ def main() -> None:
     scores_of_seeds = []
     with tempfile.TemporaryDirectory() as folder:
         work_folder = Path(folder)
-        model = predictor(arguments.model, survey, arguments.rounds, work_folder)
+        cache = arguments.cache or work_folder / "cache"
+        model = predictor(arguments.model, survey, arguments.rounds, work_folder, cache)
+        if arguments.save:
+            model.save_pretrained(arguments.save)
         for seed in range(arguments.seeds):
-            scores = tune_for_all(model, survey, seed, arguments.steps, work_folder)
+            scores = tune_for_all(model, survey, seed, arguments.steps, work_folder, cache)
             scores_of_seeds.append(scores)
             for rule, by_group in scores.items():
                 worst = min(by_group, key=lambda name: by_group[name])

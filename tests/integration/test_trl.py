@@ -162,12 +162,19 @@ def test_dpo_takes_the_pairs_a_predictor_ranks(place: Path, reward: GroupReward)
     assert trainer.state.global_step == 2
 
 
-@pytest.mark.parametrize("example", ["grpo.py", "grpo_many_groups.py"])
-def test_the_examples_run(tmp_path: Path, example: str) -> None:
-    """Runs the examples with few rounds and steps; benchmarks/RESULTS.md has the results of full runs."""
-    out = tmp_path / "figures.json"
-    command = [sys.executable, str(EXAMPLES / example), "--rounds", "2", "--steps", "2", "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "seed 0" in done.stdout
-    assert len(json.loads(out.read_text())) == 1
+def test_the_examples_run_and_one_takes_the_predictor_of_the_other(tmp_path: Path) -> None:
+    """Runs the examples with few rounds and steps; benchmarks/RESULTS.md has the results of full runs.
+
+    The first one trains a predictor and keeps it, which takes most of the time; the second one loads it.
+    """
+    model, shared = tmp_path / "predictor", ["--steps", "1", "--cache", str(tmp_path / "cache")]
+    for example, more in (
+        ("grpo.py", ["--rounds", "1", "--save", str(model)]),
+        ("grpo_many_groups.py", ["--model", str(model)]),
+    ):
+        out = tmp_path / f"{example}.json"
+        command = [sys.executable, str(EXAMPLES / example), *shared, *more, "--out", str(out)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "seed 0" in done.stdout
+        assert len(json.loads(out.read_text())) == 1
