@@ -63,7 +63,7 @@ def test_an_export_that_breaks_off_leaves_the_model_in_its_folder_whole(
     monkeypatch.setattr(model, "remote", lambda _: BreakingRemote(answers))
     with pytest.raises(Unreachable):
         model.export("r", folder)
-    check_weights(read_json(folder / CONFIG), folder / WEIGHTS, "model")
+    check_weights(read_json(folder / CONFIG), [folder / WEIGHTS], "model")
 
 
 def test_the_version_that_was_the_current_one_at_the_start_is_exported(

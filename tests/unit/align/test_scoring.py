@@ -28,7 +28,7 @@ NOT_USED: Any = None
         (b"\xff", "not JSON"),
         (b"[]", "not a JSON object"),
         (b'{"prompt": "Q", "chosen": "a", "rejected": "b", "weight": [1]}', "float"),
-        (b'{"prompt": "Q", "options": ["a", "b"], "completion": 5}', "completion is a int"),
+        (b'{"prompt": "Q", "options": ["a", "b"], "completion": null}', "completion is a NoneType"),
         (b'{"prompt": "Q", "options": ["a", "b"], "completion": ["a"]}', "list of messages"),
     ],
 )
@@ -92,7 +92,7 @@ def test_rows_of_the_context_are_scored_and_left_out_of_the_alignment_score(tmp_
     rows = [
         {"question": "known?", "options": ["No", "Yes"], "shares": [0.1, 0.9]},
         {"question": "New?", "options": ["Yes", "No"], "shares": [0.5, 0.5]},
-        {"question": "New?", "options": ["Yes", "No"], "completion": 7},
+        {"question": "New?", "options": ["Yes", "No"], "completion": {"text": 7}},
     ]
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     summary = score_rows(reward, source, out, lambda _: None)

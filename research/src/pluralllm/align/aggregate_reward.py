@@ -4,6 +4,7 @@ The module needs the context of every group in this process.
 GroupReward computes the reward of each group; an aggregation rule combines them.
 """
 
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -36,6 +37,7 @@ class AggregateReward:
         if unknown := sorted(set(self._groups) - set(reward.groups)):
             raise InvalidArgument(field="groups", problem=f"there is no context of {', '.join(unknown)}")
         self._ranks = Ranks()
+        self._taking_turns = threading.Lock()  # a history grows by one batch at a time
         self._history: History = ()
         self.weights: Mapping[str, float] = {}  # weight of each group in the newest batch
         self.__name__ = f"{aggregation.rule}_of_groups"
@@ -54,14 +56,24 @@ class AggregateReward:
         if not batch.values:
             return []
         rewards = dict(zip(self._groups, map(list, zip(*batch.values, strict=True)), strict=True))
-        aggregated = aggregate(self._aggregation, rewards, self._history)
-        self._history, self.weights = aggregated.history, aggregated.weights
+        with self._taking_turns:
+            aggregated = aggregate(self._aggregation, rewards, self._history)
+            self._history, self.weights = aggregated.history, aggregated.weights
         return batch.own(aggregated.rewards)
 
     def _scored(
         self, group: str, prompts: Sequence[Text], completions: Sequence[Text], columns: Mapping[str, Any]
     ) -> Sequence[Any]:
         return self._reward.score(prompts, completions, **columns, of_group=group)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns the object's values without its lock, which belongs to one process."""
+        return {name: value for name, value in self.__dict__.items() if name != "_taking_turns"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Makes the object again in another process, with its history so far."""
+        self.__dict__.update(state)
+        self._taking_turns = threading.Lock()
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the name of the aggregation rule and each group's history as a dictionary that can be written as JSON."""

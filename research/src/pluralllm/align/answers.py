@@ -38,13 +38,18 @@ _MARK = re.compile(r"(?:[-*•]|\d+[.)])\s+")  # of an entry in a list
 _ANSWER_KEYS = ("answer", "choice", "option", "final_answer")
 
 
-def text_of(message: str | Messages) -> str:
+def text_of(message: Any) -> str:
     """Returns the text of a message; for a conversation, the text of its last message.
 
-    If the content of the last message is a list of parts, the texts of the parts are joined.
+    If the content of the last message is a list of parts, the texts of the parts are joined. A number is written as an option
+    of a survey is: 5, 5.0 and numpy's int64(5) are "5"; a truth value is "True" or "False".
+    Raises ValueError if the message is something else.
     """
     if isinstance(message, str):
-        return message
+        return str(message)  # numpy's texts as well
+    if (number := _number_text(message)) is not None:
+        return number
+    check_text("a message", message)
     content = message[-1].get("content", "") if message else ""
     if isinstance(content, str):
         return content
@@ -53,12 +58,22 @@ def text_of(message: str | Messages) -> str:
 
 def check_text(name: str, message: Any) -> None:
     """Checks that a value can be the message of `text_of`. Raises ValueError if it is neither a text nor a conversation."""
-    if isinstance(message, str):
+    if isinstance(message, str) or _number_text(message) is not None:
         return
     if not isinstance(message, list | tuple) or not all(isinstance(turn, dict) for turn in message):
         raise ValueError(
-            f"{name} is a {type(message).__name__}; give a text, or a list of messages with role and content"
+            f"{name} is a {type(message).__name__}; give a text, a number, or a list of messages with role and content"
         )
+
+
+def _number_text(value: Any) -> str | None:
+    """Returns a number as a text; None if the value is no finite number."""
+    number = value.item() if isinstance(value, np.generic) else value
+    if isinstance(number, bool):
+        return str(number)
+    if not isinstance(number, int | float) or not math.isfinite(number):
+        return None
+    return str(int(number)) if number == int(number) else str(number)
 
 
 def read_answer(completion: str, options: Sequence[str]) -> NDArray[np.float64] | None:

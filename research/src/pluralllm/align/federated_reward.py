@@ -18,7 +18,7 @@ from pluralllm.align.answers import Reader, read_by
 from pluralllm.align.context_check import warn
 from pluralllm.align.ranks import Ranks
 from pluralllm.align.rollouts import COLUMNS, Columns, Judging, Rollout, Text, judge, read_rollouts
-from pluralllm.common.errors.tree import PluralError, Unreachable, WrongPhase
+from pluralllm.common.errors.tree import InvalidArgument, PluralError, Unreachable, WrongPhase
 from pluralllm.common.rewards.rollout_batch import Candidates, write_rollouts
 from pluralllm.common.trust.identity import load_identity
 from pluralllm.common.words.context_gain import check_context_gain, mean_gain
@@ -74,6 +74,7 @@ class FederatedReward:
         Otherwise the first batch raises InvalidModel. If nobody has measured the context gain, there is a warning.
         Raises InvalidArgument for an unknown form; InvalidConfig for a damaged identity.
         """
+        self._coordinator = coordinator
         self._remote = coordinator if isinstance(coordinator, Remote) else _connected(Path(coordinator).expanduser())
         self._run, self._columns, self._timeout_s = run, columns, timeout_s
         self._judging = Judging(form, 0.0, no_option, read)
@@ -106,6 +107,21 @@ class FederatedReward:
             log_metric(f"{self.__name__}/unscored", sum(reward is None for reward in rewards) / max(1, len(rewards)))
             log_metric(f"{self.__name__}/groups", float(len(self.groups)))
         return rewards
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns the object's values without its connection; another process opens the identity's folder again.
+
+        Raises InvalidArgument if the constructor got an open connection, which cannot travel to another process.
+        """
+        if isinstance(self._coordinator, Remote):
+            problem = "is an open connection, which cannot be pickled; give the folder of the administrator's identity"
+            raise InvalidArgument(field="coordinator", problem=problem)
+        return {name: value for name, value in self.__dict__.items() if name != "_remote"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Makes the object again in another process. Raises InvalidConfig if that process has no such identity."""
+        self.__dict__.update(state)
+        self._remote = _connected(Path(state["_coordinator"]).expanduser())
 
     async def _outcome(self, rollouts: Sequence[Rollout]) -> Outcome:
         """Asks for the shares of a batch. Returns an error instead of raising it, so that the other ranks hear of it as well."""

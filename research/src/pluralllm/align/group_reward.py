@@ -4,6 +4,8 @@ Each group's context is read once. A call embeds only new texts, and embeds them
 """
 
 import itertools
+import threading
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +15,7 @@ import numpy as np
 import torch
 
 from pluralllm.align.answers import Reader
-from pluralllm.align.context_check import warn
+from pluralllm.align.context_check import ContextGainWarning, warn
 from pluralllm.align.plural_predictor import PluralConfig, PluralPredictor
 from pluralllm.align.ranks import Ranks
 from pluralllm.align.rollouts import COLUMNS, Columns, Judging, Rollout, Scored, Text, judge, read_rollouts
@@ -36,7 +38,9 @@ Identity = tuple[str, tuple[str, ...]]  # of a question: its text, and its optio
 class GroupReward:
     """TRL reward function: takes prompts and completions, and returns one reward for each completion.
 
-    The reward is None for a completion that cannot be scored.
+    The reward is None for a completion that cannot be scored. Several threads may call one object; they take turns. An object
+    can be pickled: another process gets the weights, the contexts and the settings, and opens the embedding model, the cache
+    and the device again.
     """
 
     def __init__(
@@ -79,10 +83,9 @@ class GroupReward:
         Otherwise such a model is refused with InvalidModel. If the model does not say its context gain, there is a warning.
         Raises InvalidArgument, InvalidData, InvalidModel, TooFewQuestions, ModelUnavailable or EmbeddingMismatch.
         """
-        if not contexts:
-            raise InvalidArgument(field="contexts", problem="is empty; give a few answered questions of a group")
-        if group is not None and group not in contexts:
-            raise InvalidArgument(field="group", problem=_unknown(group, contexts))
+        self._settings = {name: value for name, value in locals().items() if name not in ("self", "model", "contexts")}
+        self._taking_turns = threading.RLock()  # the embedder and the model serve one thread at a time
+        _check(contexts, group)
         self._judging = Judging(form, caution, no_option, read)
         self._group = next(iter(contexts)) if group is None and len(contexts) == 1 else group
         self._group_column, self._columns = group_column, columns
@@ -94,7 +97,8 @@ class GroupReward:
         path = None if embedding_model_path is None else Path(embedding_model_path)
         self._embedder = Embedder(self._model.contract, path, _folder_of(cache), chosen)
         self._embedder.check_probes()
-        questions = {name: _questions(context) for name, context in contexts.items()}
+        self._contexts = questions = {name: tuple(_questions(context)) for name, context in contexts.items()}
+        self._full_model = self._model.in_full_precision()
         self._predictors = {name: self._predictor(name, answers, chosen) for name, answers in questions.items()}
         self._known = {name: frozenset(map(identity_of, answers)) for name, answers in questions.items()}
         self._ranks = Ranks()
@@ -127,7 +131,27 @@ class GroupReward:
         groups = self._groups(len(rollouts), columns) if of_group is None else [of_group] * len(rollouts)
         keys = {(group, r.question) for group, r in zip(groups, rollouts, strict=True) if r.question is not None}
         answers = self.predict(sorted(keys, key=lambda key: (key[0], key[1].id)))
-        return [self._judge(rollout, group, answers) for group, rollout in zip(groups, rollouts, strict=True)]
+        with self._taking_turns:  # `unscored` counts
+            return [self._judge(rollout, group, answers) for group, rollout in zip(groups, rollouts, strict=True)]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns what another process needs to make this object again. Files, locks and devices belong to one process."""
+        return {
+            "model": self.config.to_dict(),
+            "weights": {name: weight.cpu() for name, weight in self._model.state_dict().items()},
+            "contexts": self._contexts,
+            "settings": self._settings,
+            "unscored": self.unscored,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Makes the object again in another process. Raises what the constructor raises, such as ModelUnavailable."""
+        model = PluralPredictor(PluralConfig(**state["model"])).eval()
+        model.load_state_dict(state["weights"])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ContextGainWarning)  # the first process has warned
+            GroupReward.__init__(self, model, state["contexts"], **state["settings"])
+        self.unscored.update(state["unscored"])
 
     @property
     def config(self) -> PluralConfig:
@@ -163,6 +187,11 @@ class GroupReward:
         numbers = {question: number for number, question in enumerate(dict.fromkeys(q for _, q in keys))}
         if not numbers:
             return {}
+        with self._taking_turns:
+            return self._predicted(keys, numbers)
+
+    def _predicted(self, keys: Sequence[Key], numbers: Mapping[Question, int]) -> dict[Key, PredictedAnswer]:
+        """Returns the predicted answer for each key. numbers: the number of each question among the distinct ones."""
         questions = list(numbers)
         features = next(iter(self._predictors.values())).features(questions)  # the same for all groups
         ends = np.cumsum([len(question.options) for question in questions])
@@ -175,9 +204,7 @@ class GroupReward:
         return answers
 
     def _predictor(self, group: str, context: Sequence[Question], device: torch.device) -> GroupPredictor:
-        return GroupPredictor(
-            self._model.predictor, self._embedder, group, context, device, self._model.config.min_context
-        )
+        return GroupPredictor(self._full_model, self._embedder, group, context, device, self._model.config.min_context)
 
     def _judge(self, rollout: Rollout, group: str, answers: Mapping[Key, PredictedAnswer]) -> Scored | None:
         scored = None
@@ -217,6 +244,14 @@ def _folder_of(cache: str | Path) -> Path:
 
 def _questions(context: Sequence[Question] | str | Path) -> Sequence[Question]:
     return read_answers(Path(context)) if isinstance(context, str | Path) else context
+
+
+def _check(contexts: Mapping[str, Any], group: str | None) -> None:
+    """Raises InvalidArgument if there is no context, or none of the group."""
+    if not contexts:
+        raise InvalidArgument(field="contexts", problem="is empty; give a few answered questions of a group")
+    if group is not None and group not in contexts:
+        raise InvalidArgument(field="group", problem=_unknown(group, contexts))
 
 
 def _unknown(name: object, contexts: Mapping[str, Any]) -> str:

@@ -1,12 +1,14 @@
 """Contents of the Hugging Face folder that holds a published model version, and the check of its weights.
 
 config.json            architecture, embedding section of the run spec, sha256 of the weights
-model.safetensors      the weights, byte for byte as published
+model.safetensors      the weights, byte for byte as published; save_pretrained may split or rename them
 README.md              the model card
 provenance.json        run spec, chain of model versions, number of participants, scores
 """
 
+import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -101,11 +103,38 @@ def write_json(value: Values) -> bytes:
     return json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n"
 
 
-def check_weights(config: Values, weights: Path, folder: str) -> None:
+def weights_files(config: Any, variant: str | None = None) -> list[str]:
+    """Returns the names of the files of weights that config.json lists for a variant; model.safetensors if it lists none.
+
+    variant: as transformers uses it, a part of the file names, for example fp16 in model.fp16.safetensors. Weights are one file,
+    or several with numbers, such as model.fp16-00001-of-00002.safetensors.
+    Raises ValueError if config.json lists files, and none for the variant.
+    """
+    listed = config.get("weights_files") if isinstance(config, dict) else None
+    start = "model" if variant is None else f"model.{variant}"
+    if not isinstance(listed, dict) or not listed:
+        return [f"{start}.safetensors"]
+    if f"{start}.safetensors" in listed:
+        return [f"{start}.safetensors"]
+    shard = re.compile(rf"{re.escape(start)}-\d{{5}}-of-\d{{5}}\.safetensors")
+    shards = sorted(name for name in listed if shard.fullmatch(name))
+    if not shards or any(int(name.split("-of-")[1][:5]) != len(shards) for name in shards):
+        what = "no whole set of weights" if variant is None else f"no weights of variant {variant!r}"
+        raise ValueError(f"it has {what}; {CONFIG} lists {', '.join(sorted(listed))}")
+    return shards
+
+
+def digest_of_all(digests: Mapping[str, str]) -> str:
+    """Returns one digest for several files of weights: the SHA-256 of lines with each file's digest and name."""
+    lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def check_weights(config: Values, weights: Sequence[Path], folder: str) -> None:
     """Checks that this release can read a model folder's format and that its weights are the ones that were published.
 
-    config: the content of config.json. weights: the file of weights. folder: the folder's name for the error message.
-    Raises InvalidModel for another format, or if the weights' digest differs from the digest in config.json.
+    config: the content of config.json. weights: the files of weights. folder: the folder's name for the error message.
+    Raises InvalidModel for another format, or if a file's digest differs from the digest in config.json.
     """
     model_format = config.get("format")
     if model_format != FORMAT:
@@ -114,7 +143,9 @@ def check_weights(config: Values, weights: Path, folder: str) -> None:
         raise InvalidModel(
             folder=folder, problem=f"its format is {model_format!r}, this release reads {FORMAT!r}; {fix}"
         )
-    actual, expected = manifest_of(weights).digest, Digest(str(config.get("weights_sha256", "")))
-    if actual != expected:
-        problem = f"{weights.name} has digest {actual[:16]}, {CONFIG} says {expected[:16]}: it was changed, or is not complete"
-        raise InvalidModel(folder=folder, problem=f"{problem}; export or fetch it again")
+    listed = config.get("weights_files") or {WEIGHTS: config.get("weights_sha256", "")}
+    for file in weights:
+        actual, expected = manifest_of(file).digest, Digest(str(listed.get(file.name, "")))
+        if actual != expected:
+            problem = f"{file.name} has digest {actual[:16]}, {CONFIG} says {expected[:16]}: it was changed, or is not complete"
+            raise InvalidModel(folder=folder, problem=f"{problem}; export or fetch it again")

@@ -3,7 +3,9 @@
 No code is downloaded from the Hub.
 """
 
+import copy
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,10 +16,20 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
 
-from pluralllm.align.model_folder import CARD, CONFIG, FORMAT, PROVENANCE, WEIGHTS, check_weights, write_json
+from pluralllm.align.model_folder import (
+    CARD,
+    CONFIG,
+    FORMAT,
+    PROVENANCE,
+    WEIGHTS,
+    check_weights,
+    digest_of_all,
+    weights_files,
+    write_json,
+)
 from pluralllm.common import __version__
 from pluralllm.common.errors.tree import InvalidModel
-from pluralllm.common.predictor.interface import Points, Prediction
+from pluralllm.common.predictor.interface import Points, Prediction, PreferencePredictor
 from pluralllm.common.predictor.model import new_predictor
 from pluralllm.common.process.files import write_durably
 from pluralllm.common.text.printable import printable
@@ -102,10 +114,21 @@ class PluralPredictor(PreTrainedModel):  # type: ignore[misc]
     def forward(self, context: Points, shares: Tensor, targets: Points) -> Prediction:
         """Predicts the answers to the target questions from the answered context questions.
 
-        PreferencePredictor.forward documents the shapes of the arguments.
+        PreferencePredictor.forward documents the shapes of the arguments. A model in half precision (bfloat16, float16)
+        keeps its weights so, and computes in float32: its linear algebra exists in float32 only. Gradients reach the weights.
         """
-        prediction: Prediction = self.predictor(context, shares, targets)
+        named = dict(self.predictor.named_parameters()) | dict(self.predictor.named_buffers())
+        weights = {name: weight.float() if weight.is_floating_point() else weight for name, weight in named.items()}
+        arguments = (_in_float32(context), shares.float(), _in_float32(targets))
+        prediction: Prediction = torch.func.functional_call(self.predictor, weights, arguments)
         return prediction
+
+    def in_full_precision(self) -> PreferencePredictor:
+        """Returns the predictor with weights in float32: itself, or a copy if this model is in half precision."""
+        predictor: PreferencePredictor = self.predictor
+        if all(weight.dtype == torch.float32 for weight in predictor.parameters()):
+            return predictor
+        return copy.deepcopy(predictor).float()
 
     def _init_weights(self, module: torch.nn.Module) -> None:
         """Does nothing, because transformers must not overwrite the parameters' initial values.
@@ -114,10 +137,12 @@ class PluralPredictor(PreTrainedModel):  # type: ignore[misc]
         """
 
     @torch.no_grad()
-    def _forget_absent(self, weights: Path) -> None:
-        """Sets the parameters that a version does not have yet to 0. weights: the file of weights."""
-        with safe_open(weights, framework="numpy") as stored:
-            absent = self.predictor.may_be_absent - set(stored.keys())
+    def _forget_absent(self, weights: Sequence[Path]) -> None:
+        """Sets the parameters that a version does not have yet to 0. weights: the files of weights."""
+        absent = set(self.predictor.may_be_absent)
+        for file in weights:
+            with safe_open(file, framework="pt") as stored:
+                absent -= set(stored.keys())
         for name in absent:
             self.predictor.get_parameter(name).zero_()
 
@@ -125,13 +150,16 @@ class PluralPredictor(PreTrainedModel):  # type: ignore[misc]
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *arguments: Any, **options: Any) -> Self:
         """Loads a model from a folder or the Hub after checking that the weights have the digest in config.json.
 
+        options: those of transformers, such as dtype, variant, revision or token.
         Raises InvalidModel if the model is missing or has another format, or if its weights have another digest.
         """
         name = str(pretrained_model_name_or_path)
         hub = {key: options[key] for key in HUB_OPTIONS if key in options}
         try:
-            config_path, weights = (_path(name, file, hub) for file in (CONFIG, WEIGHTS))
+            config_path = _path(name, CONFIG, hub)
             config = read_json(config_path)
+            files = weights_files(config, options.get("variant"))
+            weights = [_path(name, file, hub) for file in files]
         except (OSError, ValueError) as error:
             problem = (
                 f"{str(error).strip().splitlines()[0]} (a folder that pluralllm model export has written, or a Hub id)"
@@ -150,23 +178,34 @@ class PluralPredictor(PreTrainedModel):  # type: ignore[misc]
             raise InvalidModel(folder=name, problem=problem) from error
         model: Self = super().from_pretrained(name, *arguments, **options).eval()
         model._forget_absent(weights)
+        if isinstance(model.config.dtype, torch.dtype):
+            model.to(
+                model.config.dtype
+            )  # a predictor with fixed first weights has them in float32 whatever was asked for
         model._folder = config_path.parent
         return model
 
     def save_pretrained(self, save_directory: str | Path, *arguments: Any, **options: Any) -> None:
-        """Writes a folder that from_pretrained can load; config.json gets the digest of the present weights.
+        """Writes a folder that from_pretrained can load; config.json gets the digests of all files of weights.
 
+        options: those of transformers, such as max_shard_size (weights in several files) or variant (another file name).
         The model card and provenance.json are copied from the folder that this model was loaded from, if there is one.
         """
         folder = Path(save_directory)
         super().save_pretrained(folder, *arguments, **options)
         config = read_json(folder / CONFIG)
-        config["weights_sha256"] = manifest_of(folder / WEIGHTS).digest
+        digests = {path.name: manifest_of(path).digest for path in sorted(folder.glob("*.safetensors"))}
+        config |= {"weights_sha256": digests.get(WEIGHTS) or digest_of_all(digests), "weights_files": digests}
+        self.config.weights_files = digests
         write_durably(folder / CONFIG, write_json(config))
         source = getattr(self, "_folder", None)
         for file in (CARD, PROVENANCE):
             if source is not None and (source / file).is_file() and source.resolve() != folder.resolve():
                 shutil.copyfile(source / file, folder / file)
+
+
+def _in_float32(points: Points) -> Points:
+    return Points(points.embeddings.float(), points.positions.float(), points.question, points.is_real)
 
 
 def _path(name: str, file: str, hub: dict[str, Any]) -> Path:

@@ -71,11 +71,16 @@ def read_rollouts(
 
     columns: further columns of the data set, by name. names: the names of the columns that are read.
     If a prompt has no options, its candidates are the distinct completions of the same prompt in this call, on all ranks.
+    Numbers are taken as texts (5, 5.0 and numpy's int64(5) are "5").
+    Raises InvalidArgument for a prompt, a completion or an option that is neither a text, a number nor a conversation.
     """
-    asked = [text_of(text).strip() for text in columns.get(names.question, prompts)]
-    texts = [text_of(text).strip() for text in completions]
+    asked = _texts(names.question if names.question in columns else "prompts", columns.get(names.question, prompts))
+    texts = _texts("completions", completions)
     options, scales = (
-        [*columns[name]] if name in columns else [None] * len(texts) for name in (names.options, names.scale)
+        [_listed(name, row, value) for row, value in enumerate(columns[name])]
+        if name in columns
+        else [None] * len(texts)
+        for name in (names.options, names.scale)
     )
     sampled: dict[str, dict[str, None]] = {}
     for question, completion in ranks.gathered(list(zip(asked, texts, strict=True))).values:
@@ -88,11 +93,30 @@ def read_rollouts(
                 Rollout(None, completion, bool(listed), "empty prompt" if completion else "empty completion")
             )
             continue
-        candidates = tuple(listed) if listed else tuple(sampled[question])
+        candidates = tuple(_texts(names.options, listed)) if listed else tuple(sampled[question])
         shares = tuple(1 / len(candidates) for _ in candidates)  # a Question needs shares; a prediction ignores them
         asks = Question(question, candidates, shares, tuple(scale) if scale else None, is_ordered=bool(listed))
         rollouts.append(Rollout(asks, completion, bool(listed)))
     return rollouts
+
+
+def _texts(name: str, values: Sequence[Any]) -> list[str]:
+    """Returns the texts of a column. Raises InvalidArgument for a value that has none."""
+    texts = []
+    for row, value in enumerate(values):
+        try:
+            texts.append(text_of(value).strip())
+        except ValueError as error:
+            raise InvalidArgument(field=f"{name}[{row}]", problem=str(error)) from error
+    return texts
+
+
+def _listed(name: str, row: int, value: Any) -> list[Any] | None:
+    """Returns a list, a tuple or an array of a data set as a list; None for None. Raises InvalidArgument for something else."""
+    values = value.tolist() if isinstance(value, np.ndarray) else value
+    if values is None or isinstance(values, list | tuple):
+        return None if values is None else list(values)
+    raise InvalidArgument(field=f"{name}[{row}]", problem=f"is {values!r}; give a list, such as [{values!r}, ...]")
 
 
 def judge(
