@@ -54,13 +54,13 @@ def texts(count: int) -> list[str]:
 
 def together(encoder: Encoder, asked: list[str]) -> NDArray[np.float32]:
     by_text = {
-        text: vector for batch, vectors in encoder.encode(asked) for text, vector in zip(batch, vectors, strict=True)
+        text: vector for batch, vectors, _ in encoder.encode(asked) for text, vector in zip(batch, vectors, strict=True)
     }
     return np.stack([by_text[text] for text in asked])
 
 
 def one_by_one(encoder: Encoder, asked: list[str]) -> NDArray[np.float32]:
-    return np.concatenate([vectors for text in asked for _, vectors in encoder.encode([text])])
+    return np.concatenate([vectors for text in asked for _, vectors, _ in encoder.encode([text])])
 
 
 def main() -> int:

@@ -151,6 +151,7 @@ def embed(
     device: Annotated[str, typer.Option(help="The device to use: auto, cuda, cuda:N, mps or cpu.")] = "auto",
 ) -> None:
     """Embed a private file beforehand, so that the daemon does not have to embed the file when it starts."""
+    need_torch()
     questions = read_answers(file)
     embedded, notes = _embedded(questions, load_spec(spec), cache, embedding_model_path, device)
     points, dimension = sum(len(rows) for rows in embedded), embedded[0].shape[1]

@@ -15,7 +15,7 @@ from pluralllm.client.data.answers import sha256_of
 from pluralllm.client.data.private_file import Answers, PrivateFile
 from pluralllm.client.disclosure.measurements import MeasuredTraining
 from pluralllm.client.keeping.record_chain import OwnUpdate
-from pluralllm.client.work.orders import TrainedUpdate
+from pluralllm.client.work.orders import PREPARE, Prepared, TrainedUpdate
 from pluralllm.common.words.ids import Digest, RoundNumber
 
 SPEC = small_spec()
@@ -111,7 +111,9 @@ class TrainedAtOnce:
     def __init__(self, examples: int) -> None:
         self._examples = examples
 
-    async def ask(self, *_: object) -> Any:
+    async def ask(self, command: object, *_: object) -> Any:
+        if command is PREPARE:
+            return Prepared(60, "cpu")
         measured = MeasuredTraining(loss=1.0, base_distance=0.5, target_questions=40, first_target_questions=40)
         return TrainedUpdate(Digest("d" * 64), self._examples, measured, 0)
 
