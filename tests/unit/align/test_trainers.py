@@ -2,6 +2,7 @@
 
 import copy
 import json
+import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -120,6 +121,31 @@ def test_eight_threads_get_the_rewards_that_one_gets(place: Path, tmp_path: Path
     assert shared.unscored.total() == 16
 
 
+def test_one_thread_at_a_time_is_let_into_the_embedding_and_the_model(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite and the model serve one thread at a time; the second thread comes while the first one is inside."""
+    reward, inside, entered = reward_of(place), list[int](), threading.Event()
+    predicted = GroupReward._predicted
+
+    def watched(self: GroupReward, keys: Any, numbers: Any) -> Any:
+        inside.append(len(inside))
+        assert not entered.is_set(), "two threads are inside"
+        entered.set()
+        second.start()
+        second.join(0.05)  # would be through by now
+        entered.clear()
+        monkeypatch.undo()
+        return predicted(self, keys, numbers)
+
+    returned: list[list[float | None]] = []
+    second = threading.Thread(target=lambda: returned.append(rewards(reward)))
+    monkeypatch.setattr(GroupReward, "_predicted", watched)
+    first = rewards(reward)
+    second.join(10)
+    assert (len(inside), returned) == (1, [first])
+
+
 def test_rewards_travel_to_another_process_and_open_again_what_cannot(
     place: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -137,7 +163,7 @@ def test_rewards_travel_to_another_process_and_open_again_what_cannot(
 
     def connected(folder: Path) -> object:
         opened.append(folder)
-        return object()
+        return threading.Lock()  # cannot be copied, as a connection
 
     monkeypatch.setattr(federated, "_connected", connected)
     copied = copy.deepcopy(FederatedReward(tmp_path, "tuning"))

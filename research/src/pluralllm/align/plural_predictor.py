@@ -178,10 +178,8 @@ class PluralPredictor(PreTrainedModel):  # type: ignore[misc]
             raise InvalidModel(folder=name, problem=problem) from error
         model: Self = super().from_pretrained(name, *arguments, **options).eval()
         model._forget_absent(weights)
-        if isinstance(model.config.dtype, torch.dtype):
-            model.to(
-                model.config.dtype
-            )  # a predictor with fixed first weights has them in float32 whatever was asked for
+        if isinstance(model.config.dtype, torch.dtype):  # fixed first weights are float32, whatever was asked for
+            model.to(model.config.dtype)
         model._folder = config_path.parent
         return model
 
