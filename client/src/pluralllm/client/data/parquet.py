@@ -27,9 +27,17 @@ SCHEMA = pa.schema(
 
 def read_table(path: Path) -> list[dict[str, Any]]:
     """Returns the rows of a Parquet file. Raises Unreadable if it cannot be opened, or if it is no Parquet file."""
-    content = read_bytes(path, MAX_DATA_BYTES)  # pyarrow would take a folder for a table in many files
+    return rows_of(path, read_bytes(path, MAX_DATA_BYTES))  # pyarrow would take a folder for a table in many files
+
+
+def rows_of(path: Path, content: bytes) -> list[dict[str, Any]]:
+    """Returns the rows in the bytes of a Parquet file. path: for errors. Raises Unreadable if they are no Parquet file."""
     try:
-        rows: list[dict[str, Any]] = pq.read_table(pa.BufferReader(content)).to_pylist()
+        table = pq.read_table(pa.BufferReader(content))
+        rows: list[dict[str, Any]] = table.to_pylist()
+        for name in (field.name for field in table.schema if pa.types.is_float32(field.type)):
+            for row, value in zip(rows, table[name].to_numpy(), strict=True):
+                row[name] = None if row[name] is None else float(str(value))  # 0.1 and not 0.10000000149
     except (pa.ArrowException, ValueError, ArithmeticError, LookupError, TypeError) as error:
         raise Unreadable(
             path, f"it is no Parquet file, or it is damaged: {str(error).partition(chr(10))[0]}"

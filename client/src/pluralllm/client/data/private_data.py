@@ -121,7 +121,7 @@ class Checked:
 
 def check_file(path: Path) -> Checked:
     """Reads a whole private file and collects all problems. Raises InvalidData only if the file cannot be read at all."""
-    rows, problems, lines = _valid_rows(path)
+    rows, problems, lines = _valid_rows(_rows(path))
     questions = tuple(row.to_question() for row in rows if row.respondents != 0)
     return Checked(questions, problems, lines, tuple(row.to_question() for row in rows if row.respondents == 0))
 
@@ -140,20 +140,20 @@ def read_counted(path: Path) -> tuple[CountedQuestion, ...]:
 
     Raises InvalidData as `read_group` does.
     """
-    rows, problems, _ = _valid_rows(path)
+    rows, problems, _ = _valid_rows(_rows(path))
     _check_no_problem(path, problems)
     if not rows:
         raise InvalidData(file=str(path), problems="  it has no questions")
     return tuple(row.to_counted() for row in rows)
 
 
-def _valid_rows(path: Path) -> tuple[list[Row], tuple[Problem, ...], int]:
+def _valid_rows(rows: Iterable[tuple[int, dict[str, Any] | str]]) -> tuple[list[Row], tuple[Problem, ...], int]:
     """Returns the valid rows of a private file, the problems of all others, and the number of rows."""
     valid: list[Row] = []
     problems: list[Problem] = []
     first_line: dict[str, int] = {}
     lines = 0
-    for line, values in _rows(path):
+    for line, values in rows:
         lines += 1
         if isinstance(values, str):
             problems.append(Problem(line, values))
@@ -187,8 +187,15 @@ def write_group(path: Path, questions: Iterable[Question]) -> None:
 
     A question with counts is written with its counts in place of its shares. Only the owner can read a new file.
 
-    Raises StorageFull if the disk is full. An interruption leaves either the complete new file or the file as it was before.
+    Raises InvalidData, before anything is written, if a reader of the file would refuse a question; StorageFull if the disk is
+    full. An interruption leaves either the complete new file or the file as it was before.
     """
+    questions = tuple(questions)
+    present = [{key: value for key, value in _record(one).items() if value is not None} for one in questions]
+    _, problems, _ = _valid_rows(enumerate(present, 1))
+    if problems:
+        lines = [f"  question {problem.line}: {problem.text}" for problem in problems[:MAX_PROBLEMS_SHOWN]]
+        raise InvalidData(file=str(path), problems="\n".join(["  it is not written:", *lines]))
     if path.suffix == ".parquet":
         from pluralllm.client.data.parquet import question_table  # noqa: PLC0415 - pyarrow takes a moment
 

@@ -19,6 +19,11 @@ def need_noise() -> None:
     _need("client", "noise", "opendp")
 
 
+def need_surveys() -> None:
+    """Checks that pyreadstat is installed, which reads files of SPSS and Stata. Raises ExtraMissing if it is missing."""
+    _need("client", "surveys", "pyreadstat")
+
+
 def need_align() -> None:
     """Checks that the packages for scoring with the predictor are installed: torch and transformers.
 
