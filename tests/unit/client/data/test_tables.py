@@ -15,10 +15,12 @@ import pyreadstat
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
-from pluralllm.client.data.importers import import_responses
 from pluralllm.client.data.private_data import read_group, write_group
+from pluralllm.client.data.responses import Reading, import_responses
 from pluralllm.client.data.tables import read_table, table_rows
+from pluralllm.client.data_commands import app
 from pluralllm.common.errors.tree import ExtraMissing, InvalidData
 from pluralllm.common.words.questions import Question
 
@@ -97,7 +99,7 @@ def test_a_guessed_encoding_is_told_and_another_can_be_stated(
         with pytest.raises(InvalidData, match=problem):
             table_rows(path, encoding=encoding)
     path.write_bytes(b"question,answer\nTea?,\x81\n")
-    with pytest.raises(InvalidData, match="line 2 has the byte 0x81, which is no cp1252; state the file's encoding"):
+    with pytest.raises(InvalidData, match="line 2 has the byte 0x81, which is no cp1252; save the file as UTF-8"):
         table_rows(path)
 
 
@@ -217,6 +219,9 @@ TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\r\0"), min_siz
 ANSWERS = st.one_of(TEXTS, st.integers(-5, 10**15), st.sampled_from([0, 0.5, 1e-7, None]))
 
 
+PLAIN = Reading(missing=frozenset(), multi="keep")  # whatever an answer looks like
+
+
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(TEXTS, ANSWERS, st.sampled_from([1, 0.5, 2.0])), min_size=1, max_size=8))
 def test_the_same_rows_in_any_format_import_to_the_same_questions(tmp_path: Path, drawn: list[Any]) -> None:
@@ -226,7 +231,7 @@ def test_the_same_rows_in_any_format_import_to_the_same_questions(tmp_path: Path
         rows = [row | {"answer": None if row["answer"] is None else str(row["answer"])} for row in rows]
     imported = []
     for ending in ("csv", "tsv", "jsonl", "json", "parquet"):
-        questions = import_responses(written(tmp_path, rows, ending), None, None, 2.0)
+        questions = import_responses(written(tmp_path, rows, ending), None, None, 2.0, PLAIN)
         write_group(tmp_path / "out.jsonl", questions)
         imported.append((tmp_path / "out.jsonl").read_bytes())
     assert len(set(imported)) == 1
@@ -247,3 +252,11 @@ def test_what_a_reader_would_refuse_is_not_written(tmp_path: Path, ending: str) 
     with pytest.raises(InvalidData, match=r"question 1: the question is empty.*\n.*question 2: shares sum to 0.6"):
         write_group(path, questions)
     assert not path.exists()
+
+
+def test_the_command_takes_encoding_and_delimiter(tmp_path: Path) -> None:
+    (tmp_path / "b.csv").write_bytes("question^answer\nTea?^á\nTea?^ł\n".encode("cp1250"))
+    arguments = ["import", "responses", str(tmp_path / "b.csv"), "--encoding", "cp1250", "--delimiter", "^"]
+    result = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "g.jsonl")])
+    assert result.exit_code == 0, result.output
+    assert read_group(tmp_path / "g.jsonl")[0].options == ("á", "ł")

@@ -43,6 +43,8 @@ class Reading:
     labels: Labels = field(default_factory=Labels)
     multi: Literal["split", "keep", "refuse"] | None = None
     waves: Literal["pool", "apart"] | None = None
+    encoding: str | None = None  # of a text file; None: found
+    delimiter: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +124,9 @@ class _Table:
     def __init__(self, path: Path, reading: Reading, of_question: Mapping[str, Sequence[str]]) -> None:
         self.path, self.reading, self.of_question = path, reading, of_question
         required = set() if reading.wide else {reading.question, reading.answer}
-        self.rows: list[tuple[int, dict[str, Any]]] = list(table_rows(path, required))
+        self.rows: list[tuple[int, dict[str, Any]]] = table_rows(
+            path, required, encoding=reading.encoding, delimiter=reading.delimiter
+        )
         self.columns = list(dict.fromkeys(name for _, row in self.rows for name in row))
         self.report = ImportReport(rows=len(self.rows))
         self.problems: list[str] = []

@@ -60,10 +60,10 @@ def read_table(
         table = _read(path, columns, encoding, delimiter)
     except Unreadable as error:
         raise InvalidData(file=str(path), problems=f"  {error.problem}") from error
-    present = {name for _, row in table.rows for name in row} if table.columns is None else set(table.columns)
-    absent = sorted(set(columns) - present)
+    present = list(table.columns or dict.fromkeys(name for _, row in table.rows for name in row))
+    absent = sorted(set(columns).difference(present))
     if absent and (table.columns is not None or table.rows):
-        has = ", ".join(table.columns or sorted(present)) or "no column"
+        has = ", ".join(present) or "no column"
         raise InvalidData(file=str(path), problems=f"  no column {', '.join(absent)}; it has: {has}")
     rows = tuple((line, {name: _value(value) for name, value in row.items()}) for line, row in table.rows)
     return Table(rows, table.problems, table.notes, table.columns)

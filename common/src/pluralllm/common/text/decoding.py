@@ -26,7 +26,7 @@ def decoded(path: Path, content: bytes, encoding: str | None = None) -> tuple[st
             line = content.count(b"\n", 0, error.start) + 1
             chosen = USUAL
             note = (
-                f"line {line} is no UTF-8, so the file is read as {USUAL} (Windows); state another by --encoding NAME"
+                f"line {line} is no UTF-8, so the file is read as {USUAL} (Windows); save it as UTF-8 if that is wrong"
             )
             notes = (note,)
     try:
@@ -35,7 +35,7 @@ def decoded(path: Path, content: bytes, encoding: str | None = None) -> tuple[st
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         problem = f"line {line} has the byte 0x{content[error.start]:02x}, which is no {chosen}"
-        raise Unreadable(path, f"{problem}; state the file's encoding by --encoding NAME") from error
+        raise Unreadable(path, f"{problem}; save the file as UTF-8, or state its encoding (--encoding)") from error
     except (LookupError, UnicodeError, ValueError, TypeError) as error:
         raise Unreadable(path, f"it cannot be read as {chosen!r}; give an encoding such as utf-8 or cp1252") from error
     return text.removeprefix("\ufeff"), notes
