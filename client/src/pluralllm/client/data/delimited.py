@@ -82,14 +82,14 @@ def _delimiter(path: Path, text: str, columns: Collection[str], delimiter: str |
         if len(delimiter) != 1 or delimiter in '"\r\n':
             raise Unreadable(path, f"the delimiter {delimiter!r} is not one character; give , ; | or tab")
         return delimiter
-    found = []
+    rankings = []
     for candidate in DELIMITERS:
         sample = [len(fields) for _, fields in _first(text, candidate) if not isinstance(fields, str)]
         header = next((fields for _, fields in _first(text, candidate)), [])
         names = set() if isinstance(header, str) else {name.strip() for name in header}
         fits = sample.count(sample[0]) if sample else 0
-        found.append((bool(columns) and set(columns) <= names, len(names) > 1, fits, len(names), candidate))
-    return max(found, key=lambda facts: facts[:4])[4]
+        rankings.append((bool(columns) and set(columns) <= names, len(names) > 1, fits, len(names), candidate))
+    return max(rankings, key=lambda facts: facts[:4])[4]
 
 
 def _first(text: str, delimiter: str) -> Iterator[tuple[int, list[str] | str]]:
