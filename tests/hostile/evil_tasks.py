@@ -26,6 +26,7 @@ from pluralllm.client.link.tasks import (
 )
 from pluralllm.client.link.transport import Traffic
 from pluralllm.client.process.config import ClientConfig
+from pluralllm.client.work.orders import PREPARE, Prepared
 from pluralllm.common.trust.version_record import VersionRecord, record_sha256
 from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber, RunId, TaskId
 from pluralllm.common.words.names import TaskKind
@@ -168,7 +169,7 @@ class NotedWorker:
     async def ask(self, command: Any, order: object, *_: object) -> Any:
         self.orders.append(order)
         if len(self.orders) <= self.passes:
-            return None
+            return Prepared(60, "cpu") if command is PREPARE else None
         raise AssertionError("nothing is computed for this coordinator")
 
 
