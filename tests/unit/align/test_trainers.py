@@ -217,7 +217,10 @@ def verl_settings(place: Path) -> dict[str, Any]:
 
 
 def test_verl_calls_it_as_verl_does(place: Path) -> None:
-    """verl 0.6: naive.py and batch.py of verl/workers/reward_manager, whose keywords these are; settings by reward_kwargs."""
+    """The keywords are those of naive.py (0df61dc5) and batch.py (0ffc057d) in verl/workers/reward_manager of volcengine/verl.
+
+    verl itself is not installed here. Those files do not show `reward_router_address`; it stands for what newer ones may add.
+    """
     expected, settings = rewards(reward_of(place)), verl_settings(place)
     asked = [{"question": q.text, "options": list(q.options), "index": n} for n, q in enumerate(ASKED)]
     one = compute_score(
