@@ -66,6 +66,11 @@ def test_the_delimiter_is_found(tmp_path: Path, delimiter: str) -> None:
     assert kept(tmp_path / "a.csv") == ROWS
 
 
+def test_the_delimiter_is_the_one_that_finds_the_named_columns(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("question;answer;a|b|c|d\nTea?;Yes;1|2|3|4\n")
+    assert kept(tmp_path / "a.csv")[0]["answer"] == "Yes"
+
+
 def test_the_delimiter_can_be_stated(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("a,b^c\n1,2^3\n")
     assert table_rows(tmp_path / "a.csv", delimiter="^") == [(2, {"a,b": "1,2", "c": "3"})]
@@ -98,6 +103,8 @@ def test_a_guessed_encoding_is_told_and_another_can_be_stated(
     ):
         with pytest.raises(InvalidData, match=problem):
             table_rows(path, encoding=encoding)
+    path.write_bytes("\ufeffquestion,answer\nTea?,Né\n".encode())
+    assert kept(path) == [row for _, row in table_rows(path, {"question"}, encoding="utf-8")]
     path.write_bytes(b"question,answer\nTea?,\x81\n")
     with pytest.raises(InvalidData, match="line 2 has the byte 0x81, which is no cp1252; save the file as UTF-8"):
         table_rows(path)

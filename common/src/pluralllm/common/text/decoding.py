@@ -30,8 +30,7 @@ def decoded(path: Path, content: bytes, encoding: str | None = None) -> tuple[st
             )
             notes = (note,)
     try:
-        codec = codecs.lookup(chosen)
-        text = content.decode("utf-8-sig" if codec.name == "utf-8" else codec.name)
+        text = content.decode(codecs.lookup(chosen).name)
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         problem = f"line {line} has the byte 0x{content[error.start]:02x}, which is no {chosen}"
