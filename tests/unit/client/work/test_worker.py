@@ -19,6 +19,7 @@ from pluralllm.client.data.answers import sha256_of
 from pluralllm.client.data.private_data import write_group
 from pluralllm.client.disclosure.measurements import MeasuredScores, MeasuredTraining
 from pluralllm.client.work import command_loop, worker
+from pluralllm.client.work.embedding_notes import read_notes
 from pluralllm.client.work.orders import Evaluate, Prepare, Prepared, Reward, Train
 from pluralllm.client.work.sums import GroupTerms, answer_sums
 from pluralllm.client.work.train import evaluate, evaluation_episode, reward_context, train
@@ -119,8 +120,12 @@ def test_to_prepare_a_run_reads_the_file_checks_the_model_and_embeds_once(
     threads: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
     work, steps, order = LocalWork(), [], order_for(tmp_path)
+    order.cache.mkdir()
     for _ in range(2):
         assert work.prepare(lambda *step: steps.append(step), order) == PREPARED
+    notes = read_notes(order.cache, order.data)
+    assert notes is not None
+    assert notes.not_seen == PREPARED.not_seen
     assert steps == [("embedding", 1, 2)]
     (embedder,) = embedders
     assert embedder.facts == (small_spec().embedding, None, tmp_path / "cache", torch.device("cpu"))

@@ -13,6 +13,7 @@ from unit.common.predictor.test_embedding import causal_model
 
 from pluralllm.common.errors.tree import ModelUnavailable
 from pluralllm.common.predictor import encoder as encoder_module
+from pluralllm.common.predictor.embedding import Embedder
 from pluralllm.common.predictor.encoder import Encoder
 from pluralllm.common.words.spec import Embedding, Pooling
 
@@ -98,3 +99,13 @@ def test_a_text_beyond_positions_of_an_unknown_kind_is_an_error_that_says_what(
 
 def test_only_the_mean_is_the_pooling_of_a_spec_that_names_none() -> None:
     assert Embedding(model="m", dimension=2).pooling == "mean"
+
+
+def test_the_specs_pooling_is_used_and_has_a_cache_of_its_own(tmp_path: Path) -> None:
+    folder = tiny_embedding_model(tmp_path / "tiny")
+    for pooling in ("mean", "last"):
+        contract = Embedding.model_validate(
+            {"model": "tiny", "dimension": 2 * WIDTH, "pooling": pooling, "normalize": False}
+        )
+        (vector,) = Embedder(contract, folder, tmp_path, CPU).embed_texts(["Tea or coffee"], lambda *_: None)
+        assert vector == pytest.approx(pooled(states(folder, "Tea or coffee"), contract.pooling), abs=1e-5)
