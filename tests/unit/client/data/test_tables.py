@@ -1,5 +1,6 @@
 """Every format of a table is read with one meaning, and each bad row is a problem with its line."""
 
+import contextlib
 import csv
 import gzip
 import io
@@ -17,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from pluralllm.client.data.codebook import codebook_of, keep_codebook
 from pluralllm.client.data.private_data import read_group, write_group
 from pluralllm.client.data.responses import Reading, import_responses
 from pluralllm.client.data.tables import read_table, table_rows
@@ -267,3 +269,52 @@ def test_the_command_takes_encoding_and_delimiter(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "g.jsonl")])
     assert result.exit_code == 0, result.output
     assert read_group(tmp_path / "g.jsonl")[0].options == ("á", "ł")
+
+
+PIECES = st.sampled_from(
+    [
+        b"PAR1",
+        b"$FL2",
+        b"\x1f\x8b",
+        b"{",
+        b"[",
+        b"}",
+        b"]",
+        b'"a"',
+        b":",
+        b",",
+        b";",
+        b'"',
+        b"\n",
+        b"\r",
+        b"\0",
+        b"1e999",
+        b"\xff\xfe",
+    ]
+)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.one_of(PIECES, st.binary(max_size=6)), max_size=12),
+    st.sampled_from(["csv", "tsv", "json", "jsonl", "parquet", "sav", "dta", "csv.gz", "jsonl.gz", "txt", "", "xlsx"]),
+    st.sampled_from([None, "utf-16", "base64", "idna", "punycode", "utf-7", "undefined", "cp1252", "\0"]),
+)
+def test_no_bytes_end_in_anything_but_a_table_or_a_problem(
+    tmp_path: Path, pieces: list[bytes], ending: str, encoding: str | None
+) -> None:
+    path = tmp_path / f"a.{ending}"
+    content = b"".join(pieces)
+    path.write_bytes(gzip.compress(content) if ending.endswith("gz") else content)
+    with contextlib.suppress(InvalidData):
+        table_rows(path, encoding=encoding)
+
+
+def test_pairs_and_codebooks_keep_line_separators(tmp_path: Path) -> None:
+    question = Question("Which\x85one?", ("a\u2028b", "c\x85d"), (0.75, 0.25))
+    write_group(tmp_path / "g.jsonl", [question])
+    keep_codebook(tmp_path / "g.jsonl", [question])
+    assert [(q.text, q.options) for q in codebook_of(tmp_path / "g.jsonl", None)] == [(question.text, question.options)]
+    result = CliRunner().invoke(app, ["pairs", str(tmp_path / "g.jsonl"), "--out", str(tmp_path / "pairs.jsonl")])
+    assert result.exit_code == 0, result.output
+    assert [row["chosen"] for _, row in table_rows(tmp_path / "pairs.jsonl", {"prompt"})] == ["a\u2028b"]
