@@ -150,11 +150,11 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
 
 
 def write_script(shell: Shell) -> None:
-    # Six rounds are enough for the commands that follow.
+    # Four rounds are enough for the commands that follow.
     new = "pluralllm spec new --clients 5"
     lines = lines_of("README.md", "By hand")
     peers = next(number for number, line in enumerate(lines) if line.startswith("pluralllm-client peers "))
-    shell.copy(lines[:peers], (new, f"{new} | sed 's/^rounds = 30$/rounds = 6/'"))
+    shell.copy(lines[:peers], (new, f"{new} | sed 's/^rounds = 30$/rounds = 4/'"))
     logs = " ".join(f"{name}.log" for name in PARTNERS)
     shell.add(f"until [ $(grep -l client.connected {logs} | wc -l) = 5 ]; do sleep 0.2; done 2> /dev/null")
     shell.copy(lines[peers:])
@@ -167,8 +167,8 @@ def write_script(shell: Shell) -> None:
     )
 
     # The commands of rewards.md, with the model that the README has trained.
-    shell.copy(lines_of("rewards.md", "A published version as a model"), ("first@30", "first@6"))
-    # After six rounds a model may predict the same for every group.
+    shell.copy(lines_of("rewards.md", "A published version as a model"), ("first@30", "first@4"))
+    # After four rounds a model may predict the same for every group.
     reward = lines_of("rewards.md", "Groups whose answers stay where they are")
     shell.copy(reward, ("--start", "--start --accept-no-context-gain"))
     shell.add("head -60 survey/northmark.jsonl > answers.jsonl; tail -20 survey/northmark.jsonl > in.jsonl")
@@ -199,7 +199,7 @@ def write_script(shell: Shell) -> None:
 
 def test_the_commands_of_the_pages_work_one_after_the_other(shell: Shell) -> None:
     output = shell.run()
-    assert "of 6  completed" in output
+    assert "of 4  completed" in output
     assert re.search(r"northmark +client +northmark +active", output)
     assert "private rounds: the coordinator reads sums of updates, no single one" in output
     assert output.count("5 members are pinned in ") == 5

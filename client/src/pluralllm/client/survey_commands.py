@@ -38,6 +38,18 @@ Report = Annotated[
 ]
 
 
+OptionsOrder = Annotated[
+    Literal["sorted"] | None,
+    typer.Option(help="The order of options that neither --options nor --labels names: sorted by their texts."),
+]
+Encoding = Annotated[
+    str | None, typer.Option(help="The encoding of a text file, such as cp1252. Default: it is found.")
+]
+Delimiter = Annotated[
+    str | None, typer.Option(help="The character between the fields of a CSV file, or tab. Default: it is found.")
+]
+
+
 def globalopinionqa(
     source: Annotated[Path, typer.Argument(help="The file global_opinions.csv.")],
     group: Annotated[str, typer.Option(help="A country, spelled as in the file.")],
@@ -118,12 +130,9 @@ def responses(
         typer.Option(help="Whether the waves of one question are counted together or kept apart."),
     ] = None,
     wave_column: Annotated[str, typer.Option(help="The column that names the survey wave.")] = "wave",
-    encoding: Annotated[
-        str | None, typer.Option(help="The encoding of a text file, such as cp1252. Default: it is found.")
-    ] = None,
-    delimiter: Annotated[
-        str | None, typer.Option(help="The character between the fields of a CSV file, or tab. Default: it is found.")
-    ] = None,
+    options_order: OptionsOrder = None,
+    encoding: Encoding = None,
+    delimiter: Delimiter = None,
     report: Report = None,
 ) -> None:
     """Import single answers of respondents, and count them into distributions."""
@@ -132,7 +141,7 @@ def responses(
     reading = Reading(
         question_column, answer_column, group_column, respondent_column, weight, no_weight, wave_column, wide,
         None if missing is None else _missing_texts(missing), Labels() if labels is None else read_labels(labels),
-        multi, waves, encoding, delimiter,
+        multi, waves, options_order, encoding, delimiter,
     )  # fmt: skip
     counted = count_responses(source, group, options, max_weight, reading)
     asked = None if options is None else kept_apart(listed_questions(options), counted.waves)

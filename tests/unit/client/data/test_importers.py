@@ -8,9 +8,10 @@ import pytest
 
 from pluralllm.client.data.importers import import_globalopinionqa, import_opinionqa
 from pluralllm.client.data.private_data import read_group, write_group
-from pluralllm.client.data.responses import import_responses
+from pluralllm.client.data.responses import Reading, import_responses
 from pluralllm.common.errors.tree import InvalidData
 
+SORTED = Reading(options_order="sorted")
 HEADER = "question,selections,options,source\n"
 
 
@@ -78,8 +79,8 @@ def test_responses_become_distributions(tmp_path: Path) -> None:
     ]
     lines = [",".join(map(str, row)) for row in rows]
     (tmp_path / "r.csv").write_text("group,question,answer,weight\n" + "\n".join(lines) + "\n")
-    found = import_responses(tmp_path / "r.csv", "north", None)
-    assert [(q.options, q.shares) for q in found] == [(("Yes", "No"), (0.25, 0.75))]
+    found = import_responses(tmp_path / "r.csv", "north", None, reading=SORTED)
+    assert [(q.options, q.shares) for q in found] == [(("No", "Yes"), (0.75, 0.25))]
     (tmp_path / "options.json").write_text(json.dumps({"Tea?": ["No", "Maybe", "Yes"]}))
     ordered = import_responses(tmp_path / "r.csv", "north", tmp_path / "options.json")
     assert [(q.options, q.shares) for q in ordered] == [(("No", "Maybe", "Yes"), (0.75, 0.0, 0.25))]
@@ -124,7 +125,7 @@ def test_a_folder_is_no_parquet_file(tmp_path: Path) -> None:
 
 def test_a_short_row_of_a_csv_file_has_empty_fields_at_its_end(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("question,answer,group\nQ,a\nQ,b\nQ,a,,\n")
-    assert import_responses(tmp_path / "a.csv", None, None)[0].shares == pytest.approx((2 / 3, 1 / 3))
+    assert import_responses(tmp_path / "a.csv", None, None, reading=SORTED)[0].shares == pytest.approx((2 / 3, 1 / 3))
 
 
 @pytest.mark.parametrize("field", ["5", "\"{'Norway': 5}\"", "", '"{' + "(" * 300 + '}"'])

@@ -28,6 +28,9 @@ def table(folder: Path, *rows: dict[str, Any]) -> Path:
     return path
 
 
+SORTED = Reading(options_order="sorted")
+
+
 def answers(folder: Path, *given: Any, **more: Any) -> Path:
     return table(folder, *({"question": "Q?", "answer": one, **more} for one in given))
 
@@ -38,7 +41,7 @@ def as_json(folder: Path, name: str, value: Any) -> Path:
 
 
 def counts(path: Path, options: Path | None = None, **stated: Any) -> dict[str, dict[str, float]]:
-    found = count_responses(path, None, options, None, Reading(**stated)).questions
+    found = count_responses(path, None, options, None, Reading(**{"options_order": "sorted", **stated})).questions
     return {one.text: dict(zip(one.options, one.counts or one.shares, strict=True)) for one in found}
 
 
@@ -72,7 +75,9 @@ def test_names_that_are_no_weights_are_left_alone() -> None:
 def test_columns_are_named_and_those_not_used_are_told(tmp_path: Path) -> None:
     row = {"item": "Q?", "reply": "a", "land": "north", "who": "ann", "colour": "red"}
     path = table(tmp_path, row, {**row, "reply": "b"}, {**row, "reply": "b", "who": "bob"}, {**row, "land": "south"})
-    imported = count_responses(path, "north", None, None, Reading("item", "reply", "land", "who"))
+    imported = count_responses(
+        path, "north", None, None, Reading("item", "reply", "land", "who", options_order="sorted")
+    )
     assert [(q.counts, q.respondents) for q in imported.questions] == [((0.5, 1.5), 2)]
     assert imported.report.unused_columns == ["colour"]
     assert dict(imported.report.dropped) == {"of another group": 1}
@@ -159,7 +164,7 @@ def test_a_question_may_have_labels_of_its_own(tmp_path: Path) -> None:
 
 def test_answers_of_weight_0_are_told_as_left_out(tmp_path: Path) -> None:
     rows = [{"question": "Q?", "answer": answer, "weight": weight} for answer, weight in (("a", 0), ("b", 1), ("c", 1))]
-    imported = count_responses(table(tmp_path, *rows), None, None)
+    imported = count_responses(table(tmp_path, *rows), None, None, None, SORTED)
     assert imported.questions[0].options == ("b", "c")
     assert dict(imported.report.dropped) == {"of respondents with weight 0": 1}
 
@@ -202,8 +207,8 @@ def test_the_columns_of_a_wide_file_may_be_named_by_the_list_of_options(tmp_path
 def test_lists_of_answers_share_the_respondents_weight(tmp_path: Path) -> None:
     path = answers(tmp_path, ["a", "b"], ["a"], "b", [], ["a", "a"])
     assert counts(path) == {"Q?": {"a": 2.5, "b": 1.5}}
-    assert count_responses(path, None, None).questions[0].respondents == 4
-    assert count_responses(path, None, None).most_answered == 0, "no row names its respondent"
+    assert count_responses(path, None, None, None, SORTED).questions[0].respondents == 4
+    assert count_responses(path, None, None, None, SORTED).most_answered == 0, "no row names its respondent"
     with pytest.raises(InvalidData, match="line 1: a list of 2 answers"):
         counts(path, multi="refuse")
     with pytest.raises(InvalidData, match="line 1: the answer is an object"):
@@ -240,7 +245,7 @@ def test_a_missing_code_in_a_list_does_not_count(tmp_path: Path) -> None:
 
 def test_questions_that_only_the_list_or_only_the_answers_have_are_told(tmp_path: Path) -> None:
     listed = as_json(tmp_path, "options.json", {"R?": YES_NO, "S?": YES_NO})
-    notes = count_responses(answers(tmp_path, "a", "b"), None, listed).report.notes
+    notes = count_responses(answers(tmp_path, "a", "b"), None, listed, None, SORTED).report.notes
     assert notes == [
         "1 questions with answers are not in the list of options",
         "2 questions of the list of options have no answers",
@@ -362,3 +367,18 @@ def test_globalopinionqa_tells_the_rows_left_out_and_the_waves(tmp_path: Path) -
         "rows without answers of the group": 1,
     }
     assert report.notes == ["1 questions were asked in several waves; their shares are the mean of the waves"]
+
+
+def test_two_files_of_one_survey_have_the_same_questions_whatever_the_order_of_their_rows(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    given = [("Tea?", "Yes"), ("Tea?", "No"), ("Rice?", "Often"), ("Rice?", "Never")]
+    rows = [{"question": text, "answer": answer} for text, answer in given]
+    one, other = table(tmp_path / "one", *rows), table(tmp_path, *reversed(rows))
+    with pytest.raises(
+        InvalidData, match=r"order of the options of 'Tea\?'; give --options FILE .* --options-order sorted"
+    ):
+        count_responses(one, None, None)
+    ids = [{q.id for q in count_responses(path, None, None, None, SORTED).questions} for path in (one, other)]
+    assert ids[0] == ids[1]
+    assert len(ids[0]) == 2
+    assert "2 questions" in typed(one, "--options-order", "sorted", "--out", tmp_path / "q.jsonl")

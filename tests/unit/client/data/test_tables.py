@@ -228,7 +228,7 @@ TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\r\0"), min_siz
 ANSWERS = st.one_of(TEXTS, st.integers(-5, 10**15), st.sampled_from([0, 0.5, 1e-7, None]))
 
 
-PLAIN = Reading(missing=frozenset(), multi="keep")  # whatever an answer looks like
+PLAIN = Reading(missing=frozenset(), multi="keep", options_order="sorted")  # whatever an answer looks like
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -265,7 +265,17 @@ def test_what_a_reader_would_refuse_is_not_written(tmp_path: Path, ending: str) 
 
 def test_the_command_takes_encoding_and_delimiter(tmp_path: Path) -> None:
     (tmp_path / "b.csv").write_bytes("question^answer\nTea?^á\nTea?^ł\n".encode("cp1250"))
-    arguments = ["import", "responses", str(tmp_path / "b.csv"), "--encoding", "cp1250", "--delimiter", "^"]
+    arguments = [
+        "import",
+        "responses",
+        str(tmp_path / "b.csv"),
+        "--encoding",
+        "cp1250",
+        "--delimiter",
+        "^",
+        "--options-order",
+        "sorted",
+    ]
     result = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "g.jsonl")])
     assert result.exit_code == 0, result.output
     assert read_group(tmp_path / "g.jsonl")[0].options == ("á", "ł")

@@ -10,7 +10,7 @@ from pluralllm.client.data.counted_question import CountedQuestion, is_countable
 from pluralllm.client.data.importers import import_globalopinionqa, import_opinionqa
 from pluralllm.client.data.preference_data import import_preferences
 from pluralllm.client.data.private_data import check_file, read_counted, read_group, write_group
-from pluralllm.client.data.responses import import_responses
+from pluralllm.client.data.responses import Reading, import_responses
 from pluralllm.client.data.tally import Answer, Weights, tally
 from pluralllm.common.errors.tree import InvalidData
 from pluralllm.common.words.questions import Question
@@ -75,7 +75,7 @@ def test_the_questions_and_options_of_a_list_are_kept_in_its_order_also_without_
         {"question": "Unlisted?", "answer": "b"},
     )
     (tmp_path / "options.json").write_text('{"Rice?": ["Yes", "No"], "Tea?": ["No", "Maybe", "Yes"]}')
-    imported = import_responses(path, None, tmp_path / "options.json")
+    imported = import_responses(path, None, tmp_path / "options.json", None, Reading(options_order="sorted"))
     assert [(q.text, q.options, q.counts, q.respondents) for q in imported] == [
         ("Rice?", ("Yes", "No"), (0, 0), 0),
         ("Tea?", ("No", "Maybe", "Yes"), (0.5, 0, 0.5), 1),
@@ -92,7 +92,9 @@ def test_weighted_rows_have_counts_only_with_a_largest_weight(tmp_path: Path) ->
     path = responses(
         tmp_path, {"question": "Q?", "answer": "a", "weight": 4}, {"question": "Q?", "answer": "b", "weight": 1}
     )
-    (plain,), (bound,) = import_responses(path, None, None), import_responses(path, None, None, max_weight=2.0)
+    (plain,), (bound,) = (
+        import_responses(path, None, None, bound, Reading(options_order="sorted")) for bound in (None, 2.0)
+    )
     assert (plain.counts, plain.shares) == ((), (0.8, 0.2))
     assert bound.counts == (1.0, 0.5)
 

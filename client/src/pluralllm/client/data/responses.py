@@ -43,6 +43,7 @@ class Reading:
     labels: Labels = field(default_factory=Labels)
     multi: Literal["split", "keep", "refuse"] | None = None
     waves: Literal["pool", "apart"] | None = None
+    options_order: Literal["sorted"] | None = None  # of options that no list and no label names; None: not stated
     encoding: str | None = None  # of a text file; None: found
     delimiter: str | None = None
 
@@ -86,10 +87,10 @@ def count_responses(
     group: only rows of this group count. None means that all rows count.
     options: JSON file with an object that maps each question to its list of options. The result has all these questions, in
     this order, also those that nobody has answered. If it is None, the options of a question are those of its labels, or its
-    answers in order of their first appearance.
+    answers in the order that `reading` states: two files of one survey then have the same questions.
     max_weight: heavier weights are lowered to it; None leaves them as they are. Rows with weights give counts only if it is set.
     Raises InvalidData if a file cannot be read, if a row's answer or weight is not allowed, if no row has this group, or if a
-    column or an answer may have two meanings.
+    column, an answer or the order of options may have two meanings.
     """
     reading = reading or Reading()
     of_question = {} if options is None else listed_options(options)
@@ -105,10 +106,16 @@ def count_responses(
     bound, questions, answered = Weights(table.has_weights or max_weight is not None, max_weight), [], Counter[str]()
     for text, own_answers in answers.items():
         listed = table.listed(text)
-        labels = tuple(listed or dict.fromkeys(answer.option for answer in own_answers))
+        labels = tuple(listed or sorted({answer.option for answer in own_answers}))
         if len(labels) < 2:
             table.drop("to a question with fewer than two options", len(own_answers))
             continue
+        if not listed and reading.options_order is None:
+            raise table.refusal(
+                f"nothing says the order of the options of {shown([repr(text)])}; give --options FILE or --labels FILE, as the"
+                " other groups do, or say --options-order sorted"
+                " (a group in which nobody chose an option then has another question)"
+            )
         question = tally(text, labels, own_answers, bound)
         if question.respondents or (not (bound.exist and max_weight is None) and table.is_asked(text)):
             questions.append(question)
