@@ -87,7 +87,7 @@ def test_vectors_of_a_gpu_point_where_those_of_the_cpu_do(tmp_path: Path) -> Non
     there, here = (
         {
             text: vector
-            for batch, vectors in Encoder(source, "main", 64, device).encode(texts)
+            for batch, vectors, _ in Encoder(source, "main", 64, device).encode(texts)
             for text, vector in zip(batch, vectors, strict=True)
         }
         for device in (CUDA, CPU)
