@@ -31,13 +31,9 @@ MaxWeight = Annotated[
     float | None,
     typer.Option(min=0.001, help="Heavier weights are lowered to it. Answers with weights keep counts only with this."),
 ]
-
-
 Report = Annotated[
     Path | None, typer.Option(help="Write what was read, used and left out to this JSON file. It is private.")
 ]
-
-
 OptionsOrder = Annotated[
     Literal["sorted"] | None,
     typer.Option(help="The order of options that neither --options nor --labels names: sorted by their texts."),
