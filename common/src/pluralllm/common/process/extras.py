@@ -32,6 +32,11 @@ def need_align() -> None:
     need_torch("research", "align")
 
 
+def need_serve() -> None:
+    """Checks that starlette and uvicorn are installed, which serve rewards by HTTP. Raises ExtraMissing if one is missing."""
+    _need("research", "serve", "starlette", "uvicorn")
+
+
 def need_experiment() -> None:
     """Checks that the packages for experiments are installed: torch, transformers and pluralllm-server.
 
