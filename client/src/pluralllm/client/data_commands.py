@@ -9,10 +9,10 @@ import typer
 from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 
-from pluralllm.client import privacy_commands, survey_commands
+from pluralllm.client import preference_command, privacy_commands, survey_commands
 from pluralllm.client.data.answers import read_answers
 from pluralllm.client.data.codebook import keep_codebook
-from pluralllm.client.data.preference_data import import_preferences, ranked_pairs
+from pluralllm.client.data.preferences.rows import ranked_pairs
 from pluralllm.client.data.private_data import Checked, check_file, read_counted, write_group
 from pluralllm.common.errors.tree import InvalidArgument
 from pluralllm.common.process.console import Json, print_json, say, terminal
@@ -20,7 +20,7 @@ from pluralllm.common.process.extras import need_torch
 from pluralllm.common.process.files import make_folder, write_private
 from pluralllm.common.process.json_forms import DATA_CHECK
 from pluralllm.common.words.questions import Question, is_held_out
-from pluralllm.common.words.spec import Preset, RunSpec, load_spec
+from pluralllm.common.words.spec import RunSpec, load_spec
 
 app = typer.Typer(no_args_is_help=True, help="Import, check or embed the private file.")
 import_app = typer.Typer(no_args_is_help=True, help="Import a group's private file from the layout of a public survey.")
@@ -28,31 +28,10 @@ app.add_typer(import_app, name="import")
 
 # The bounds of the invented survey, as sample_survey.py has them; importing that module here would load numpy.
 MOST_GROUPS, MOST_QUESTIONS, USUAL_QUESTIONS = 64, 312, 240
-PREFERENCES_PRESET: Preset = "default"  # serves groups of two camps: benchmarks/two_camps.py
 import_app.command("globalopinionqa")(survey_commands.globalopinionqa)
 import_app.command("opinionqa")(survey_commands.opinionqa)
 import_app.command("responses")(survey_commands.responses)
-
-
-@import_app.command("preferences")
-def preferences(
-    source: Annotated[
-        Path,
-        typer.Argument(help="JSONL, Parquet or CSV: prompt with chosen and rejected, or with candidates and votes."),
-    ],
-    out: survey_commands.Out,
-    group: Annotated[
-        str | None, typer.Option(help="Only this group's rows, or its votes where votes are listed by group.")
-    ] = None,
-) -> None:
-    """Import preferences between candidates from a data set of the Hugging Face Hub, counted into distributions."""
-    survey_commands.write_imported(out, import_preferences(source, group), group or "all rows")
-    say(
-        f"Preset for a run on preferences: {PREFERENCES_PRESET} (the operator types pluralllm spec new --preset "
-        f"{PREFERENCES_PRESET}). Its predictions follow each group, even if groups have opposite tastes."
-    )
-
-
+import_app.command("preferences")(preference_command.preferences)
 app.command("release")(privacy_commands.release_answers)
 
 

@@ -11,7 +11,7 @@ import grpc
 import structlog
 
 from pluralllm.align.group_reward import GroupReward
-from pluralllm.client.data.preference_data import candidates_of
+from pluralllm.client.data.preferences.rows import candidates_of
 from pluralllm.common.errors.grpc_status import to_status
 from pluralllm.common.errors.tree import Internal, InvalidArgument, NotFound, OverLimit, PluralError
 from pluralllm.common.process.listening import why_not_open

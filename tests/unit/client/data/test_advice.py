@@ -5,7 +5,8 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
-from pluralllm.client.data_commands import PREFERENCES_PRESET, app
+from pluralllm.client.data_commands import app
+from pluralllm.client.preference_command import PREFERENCES_PRESET
 from pluralllm.common.words.spec import PRESETS, preset_values
 
 

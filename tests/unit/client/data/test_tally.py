@@ -8,7 +8,7 @@ import pytest
 
 from pluralllm.client.data.counted_question import CountedQuestion, is_countable
 from pluralllm.client.data.importers import import_globalopinionqa, import_opinionqa
-from pluralllm.client.data.preference_data import import_preferences
+from pluralllm.client.data.preferences.imports import import_preferences
 from pluralllm.client.data.private_data import check_file, read_counted, read_group, write_group
 from pluralllm.client.data.responses import Reading, import_responses
 from pluralllm.client.data.tally import Answer, Weights, tally
@@ -135,7 +135,7 @@ def test_a_survey_without_numbers_of_respondents_gets_the_one_that_the_partner_s
         ({"prompt": "p", "chosen": "x", "rejected": "y"}, {"x": 1, "y": 0}),
         ({"prompt": "p", "options": ["x", "y"], "votes": [2, 1]}, {"x": 2, "y": 1}),
         ({"prompt": "p", "options": ["x", "y"], "votes": [0.5, 1]}, None),
-        ({"prompt": "p", "options": ["x", "y"], "scores": [2, 1]}, None),
+        ({"prompt": "p", "options": ["x", "y"], "shares": [2, 1]}, None),
         ({"prompt": "p", "chosen": "x", "rejected": "y", "weight": 2}, None),
     ],
 )

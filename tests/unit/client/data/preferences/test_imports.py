@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from pluralllm.client.data.preference_data import candidates_of, import_preferences
+from pluralllm.client.data.preferences.imports import import_preferences
+from pluralllm.client.data.preferences.rows import candidates_of
 from pluralllm.common.errors.tree import InvalidData
 
 
