@@ -233,7 +233,7 @@ LAYOUTS: dict[str, Layout] = {
             _chosen_index, prompt="history", candidates=("human_ref_A", "human_ref_B"), chosen="labels", first_if=1
         ),
     ),
-    "arena": _of("lmsys/chatbot_arena_conversations", "conversation_a conversation_b winner judge", _arena),
+    "arena": _of("lmsys/chatbot_arena_conversations", "conversation_a conversation_b winner judge turn", _arena),
     "mt-bench": _of("lmsys/mt_bench_human_judgments", "conversation_a conversation_b winner judge turn", _arena),
     "arena-55k": _of(
         "lmsys/lmsys-arena-human-preference-55k",
