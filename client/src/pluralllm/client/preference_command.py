@@ -35,7 +35,7 @@ def preferences(
         str | None, typer.Option("--map", help="Your columns: prompt=COLUMN,chosen=COLUMN,rejected=COLUMN,votes=...")
     ] = None,
     scores: Annotated[
-        str | None, typer.Option(help="What scores mean: softmax, softmax:TEMPERATURE, best-of or win-rate.")
+        str | None, typer.Option(help="The meaning of scores: softmax, softmax:TEMPERATURE, best-of or win-rate.")
     ] = None,
     lower_is_better: Annotated[
         bool | None,

@@ -10,7 +10,8 @@ from pluralllm.client.data.codebook import codebook_beside, codebook_of, keep_co
 from pluralllm.client.data.counted_question import CountedQuestion
 from pluralllm.client.data.private_data import read_counted
 from pluralllm.client.data.sample_survey import RESPONDENTS, sample_groups, with_counts
-from pluralllm.client.data_commands import preferences, sample
+from pluralllm.client.data_commands import sample
+from pluralllm.client.preference_command import preferences
 from pluralllm.client.survey_commands import globalopinionqa, opinionqa, responses
 from pluralllm.common.errors.tree import InvalidData
 from pluralllm.common.words.questions import Question

@@ -75,12 +75,12 @@ def number(row: Mapping[str, Any], path: str) -> float:
     """Returns the finite number at a path. Raises ValueError if there is none."""
     value = needed(row, path)
     try:
-        found = float(value)
+        finite = float(value)
     except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{path} {value!r} is not a number") from None
-    if not math.isfinite(found):
+    if not math.isfinite(finite):
         raise ValueError(f"{path} {value!r} is not a finite number")
-    return found
+    return finite
 
 
 def index(row: Mapping[str, Any], path: str, options: int) -> int:

@@ -55,11 +55,11 @@ class Imported:
         lines: dict[str, list[int]] = defaultdict(list)
         for line, reason in self.bad:
             lines[reason].append(line)
-        told = [f"{self.alone} prompts have a single scored candidate and were left out"] if self.alone else []
+        sentences = [f"{self.alone} prompts have a single scored candidate and were left out"] if self.alone else []
         for reason, numbers in sorted(lines.items(), key=lambda item: -len(item[1])):
             shown = ", ".join(map(str, numbers[:MAX_LINES_SHOWN])) + (", ..." if len(numbers) > MAX_LINES_SHOWN else "")
-            told.append(f"{len(numbers)} of {self.rows} rows left out (line {shown}): {reason}")
-        return told
+            sentences.append(f"{len(numbers)} of {self.rows} rows left out (line {shown}): {reason}")
+        return sentences
 
 
 @dataclass(slots=True)

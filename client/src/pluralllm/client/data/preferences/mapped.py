@@ -28,10 +28,10 @@ def columns_of(text: str) -> dict[str, str]:
     cannot be read.
     """
     columns: dict[str, str] = {}
-    for part in text.split(","):
-        name, equals, column = (piece.strip() for piece in part.partition("="))
+    for assignment in text.split(","):
+        name, equals, column = (piece.strip() for piece in assignment.partition("="))
         if not equals or not column or name not in FIELDS or name in columns:
-            problem = f"{part.strip()!r}: give FIELD=COLUMN, each field once; fields: {', '.join(FIELDS)}"
+            problem = f"{assignment.strip()!r}: give FIELD=COLUMN, each field once; fields: {', '.join(FIELDS)}"
             raise InvalidArgument(field="--map", problem=problem)
         columns[name] = column
     if "prompt" not in columns or not ({"chosen", "rejected"} <= columns.keys() or "candidates" in columns):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pluralllm.client.data.preferences.ballots import top_of
 from pluralllm.common.errors.tree import InvalidArgument
 
+UNIT_FOLLOWS = ":"  # as in softmax:0.5
 FORMS = "softmax, softmax:TEMPERATURE, best-of or win-rate"
 NOT_SAID = f"scores are no shares of votes; say what they mean: --scores {FORMS}, and --lower-is-better for penalties"
 
@@ -27,12 +28,16 @@ class ScoreMeaning:
 
 def score_meaning(text: str, *, lower_is_better: bool = False) -> ScoreMeaning:
     """Returns the meaning that a text such as "softmax:0.5" names. Raises InvalidArgument if it names none."""
-    kind, _, temperature = text.partition(":")
+    kind, _, temperature = text.partition(UNIT_FOLLOWS)
     try:
         unit = float(temperature) if temperature else 1.0
     except ValueError:
         unit = math.nan
-    if kind not in KINDS or (":" in text and (kind != "softmax" or not temperature)) or not 0 < unit < math.inf:
+    if (
+        kind not in KINDS
+        or (UNIT_FOLLOWS in text and (kind != "softmax" or not temperature))
+        or not 0 < unit < math.inf
+    ):
         raise InvalidArgument(
             field="--scores", problem=f"{text!r} names no meaning; give {FORMS}, with a temperature above 0"
         )
