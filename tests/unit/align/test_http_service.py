@@ -2,6 +2,8 @@
 
 import base64
 import json
+import socket
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -12,7 +14,7 @@ import pytest
 from support.exported_model import export
 from support.process_harness import tiny_embedding_model
 
-from pluralllm.align import GroupReward
+from pluralllm.align import GroupReward, http_service
 from pluralllm.align.http_service import (
     MAX_ROWS,
     completion_of,
@@ -166,3 +168,19 @@ def test_a_label_has_known_keys_only() -> None:
     assert label_of(0, " ").question is None
     with pytest.raises(InvalidArgument, match=r"labels\[3\]"):
         label_of(3, '{"choices": []}')
+
+
+def test_a_connection_that_sends_no_whole_head_is_closed(reward: GroupReward, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_service, "HEAD_S", 0.3)
+    with serving_rewards(reward, "127.0.0.1:0", None) as address:
+        host, port = address.split(":")
+        begin_s = time.monotonic()
+        with socket.create_connection((host, int(port)), timeout=10) as silent:
+            silent.sendall(b"POST /get_reward HTTP/1.1\r\nHost: 127.0.0.1\r\nX: ")
+            assert silent.recv(1) == b""
+        assert 0.2 < time.monotonic() - begin_s < 8
+        with socket.create_connection((host, int(port)), timeout=10) as kept:
+            kept.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+            answer = b"".join(iter(lambda: kept.recv(4096), b""))
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert b"connection: close" in answer.lower()

@@ -25,6 +25,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from pluralllm.align.group_reward import GroupReward
 from pluralllm.common.errors.tree import Internal, InvalidArgument, PluralError
@@ -37,7 +38,7 @@ log = structlog.get_logger()
 MAX_ROWS = 4_096  # in one call
 MAX_BODY_BYTES = 32 << 20
 MIN_TOKEN_CHARACTERS = 16
-BODY_S = 30.0  # for the body of a request to arrive
+HEAD_S, BODY_S = 5.0, 30.0  # for the head and the body of a request to arrive
 MAX_VISITORS = 64
 NAME_END = ":"  # between name and password (RFC 7617, section 2)
 START_S, STOP_S = 10, 5
@@ -180,6 +181,19 @@ def is_allowed(authorization: str, token: str | None) -> bool:
     return hmac.compare_digest(shown.strip().encode(), token.encode())
 
 
+class _Connection(H11Protocol):
+    """A connection of one request, which is closed if the request's head does not arrive in time."""
+
+    def connection_made(self, transport: Any) -> None:
+        """Accepts the connection and begins to wait for the head."""
+        super().connection_made(transport)
+        self.loop.call_later(HEAD_S, self._close_if_silent)
+
+    def _close_if_silent(self) -> None:
+        if self.cycle is None:
+            self.transport.close()
+
+
 def application(reward: GroupReward, token: str | None) -> Starlette:
     """Returns the web application. token: what every call must show; None for calls from this machine only."""
 
@@ -264,6 +278,8 @@ def serving_rewards(reward: GroupReward, listen: str, token: str | None) -> Iter
         access_log=False,
         lifespan="off",
         server_header=False,
+        http=_Connection,
+        headers=[("Connection", "close")],  # a second request could arrive as slowly as it likes
         limit_concurrency=MAX_VISITORS,
         timeout_graceful_shutdown=STOP_S,
     )
