@@ -115,3 +115,29 @@ def test_a_file_without_a_row_that_can_be_scored_is_refused_and_nothing_is_writt
         command(reward, source, out, seen=lambda _: None)
     assert exit_code_of(type(refused.value)) == 3
     assert sorted(tmp_path.iterdir()) == [source]
+
+
+ODD_ROWS = [
+    {"votes": [10**400, 1]},
+    {"weight": {}, "chosen": "a", "rejected": "b"},
+    {"options": {"a": 1}},
+    {"options": ["a", None]},
+    {"prompt": None},
+    {"votes": {"other": 3}},
+    {"shares": ["x", "y"]},
+    {"scale": [[1], 2]},
+    {"completion": []},
+]
+
+
+@pytest.mark.parametrize("odd", ODD_ROWS, ids=map(str, range(len(ODD_ROWS))))
+def test_an_odd_row_costs_no_other_row(odd: dict[str, Any], tmp_path: Path) -> None:
+    reward: Any = Even()
+    good = {"prompt": "New?", "options": ["Yes", "No"], "votes": [3, 1], "completion": "Yes"}
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in [good, good | odd, good]))
+    summary = score_rows(reward, source, out, lambda _: None)
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert (summary["rows"], len(rows)) == (3, 3)
+    assert rows[0]["reward"] == rows[2]["reward"] == 0.5
+    assert rows[1].get("problem") or rows[1]["predicted_shares"] is not None

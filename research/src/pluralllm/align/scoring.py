@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pluralllm.align.answers import check_text
 from pluralllm.align.group_reward import GroupReward, identity_of
 from pluralllm.align.rollouts import Scored
+from pluralllm.client.data.preferences.imports import UNREADABLE
 from pluralllm.client.data.preferences.rows import candidates_of, ranked_pairs
 from pluralllm.common.errors.tree import InvalidArgument, InvalidData
 from pluralllm.common.predictor.group_predictor import PredictedAnswer
@@ -205,7 +206,7 @@ def _line(raw: bytes) -> Line:
         question, has_shares = candidates_of(row)
         if "completion" in row:
             check_text("completion", row["completion"])
-    except (ValueError, TypeError, RecursionError) as error:
+    except UNREADABLE as error:
         return Line(row, None, problem=str(error))
     return Line(row, question, has_shares)
 

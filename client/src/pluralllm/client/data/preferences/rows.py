@@ -144,7 +144,11 @@ def groups_of(row: Mapping[str, Any]) -> set[str]:
 def _scale(row: Mapping[str, Any], options: int) -> tuple[float | None, ...] | None:
     """Returns the position of each option on the row's scale, or None if the scale has not one position for each option.
 
-    options: number of options.
+    options: number of options. Raises ValueError if a position is neither a finite number nor null.
     """
     scale = row.get("scale")
-    return tuple(scale) if isinstance(scale, list | tuple) and len(scale) == options else None
+    if not isinstance(scale, list | tuple) or len(scale) != options:
+        return None
+    if not all(place is None or (isinstance(place, int | float) and math.isfinite(place)) for place in scale):
+        raise ValueError(f"scale {scale!r}; give a number or null for each candidate")
+    return tuple(scale)
