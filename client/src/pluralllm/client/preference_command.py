@@ -8,7 +8,7 @@ import typer
 from pluralllm.client.data.preferences.imports import Reading, read_preferences
 from pluralllm.client.data.preferences.mapped import columns_of
 from pluralllm.client.data.preferences.scores import score_meaning
-from pluralllm.client.survey_commands import Out, write_imported
+from pluralllm.client.survey_commands import Delimiter, Encoding, Out, write_imported
 from pluralllm.common.errors.tree import InvalidArgument
 from pluralllm.common.process.console import say
 from pluralllm.common.words.spec import Preset
@@ -44,6 +44,8 @@ def preferences(
     skip_bad: Annotated[
         float | None, typer.Option(min=0, max=100, help="Leave out rows that cannot be used, up to this per cent.")
     ] = None,
+    encoding: Encoding = None,
+    delimiter: Delimiter = None,
 ) -> None:
     """Import preferences between candidates from a public data set or a file of yours, counted into distributions."""
     if layout is not None and map_ is not None:
@@ -62,6 +64,8 @@ def preferences(
         None if scores is None else score_meaning(scores, lower_is_better=bool(lower_is_better)),
         lower_is_better is not None,
         skip_bad,
+        encoding,
+        delimiter,
     )
     imported = read_preferences(source, reading)
     write_imported(out, imported.questions, group or "all rows")

@@ -395,6 +395,16 @@ def test_the_command_has_an_option_for_each_meaning(tmp_path: Path) -> None:
     assert "pluralllm spec new --preset default" in told
 
 
+def test_the_encoding_and_the_delimiter_of_a_file_may_be_said(tmp_path: Path) -> None:
+    (tmp_path / "v.csv").write_bytes("prompt^chosen^rejected\np^ł^y\n".encode("cp1250"))
+    said = Reading(encoding="cp1250", delimiter="^")
+    assert shares(read_preferences(tmp_path / "v.csv", said)) == {"p": {"ł": 1.0, "y": 0.0}}
+    words = ["import", "preferences", str(tmp_path / "v.csv"), "--out", str(tmp_path / "g.jsonl")]
+    done = CliRunner().invoke(app, [*words, "--encoding", "cp1250", "--delimiter", "^"])
+    assert done.exit_code == 0, done.output
+    assert set(read_group(tmp_path / "g.jsonl")[0].options) == {"ł", "y"}
+
+
 def test_the_page_on_rewards_lists_all_layouts() -> None:
     page = (Path(__file__).parents[5] / "docs" / "rewards.md").read_text()
     assert [name for name in LAYOUTS if f"`{name}`" not in page] == []

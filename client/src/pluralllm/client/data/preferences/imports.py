@@ -39,6 +39,8 @@ class Reading:
     scores: ScoreMeaning | None = None  # what scores mean; None: not said
     is_direction_said: bool = False  # whether the partner has said if a lower score is better
     most_bad: float | None = None  # per cent of rows that may be left out because they cannot be used; None: no row
+    encoding: str | None = None  # of a text file; None: found
+    delimiter: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +120,7 @@ def read_preferences(path: Path, reading: Reading) -> Imported:
     if an option is missing, or names what the file does not have.
     """
     _check_layout(reading)
-    rows = list(table_rows(path))
+    rows = list(table_rows(path, encoding=reading.encoding, delimiter=reading.delimiter))
     if rows and reading.layout is None and reading.columns is None:
         _check_own(path, rows[0][1])
     box, groups, read, bad = Box(), set[str](), 0, list[tuple[int, str]]()
