@@ -42,7 +42,11 @@ RESEARCH_COMMANDS = (
     ResearchCommand("score", "Writes the shares that a group is predicted to give, for each row of a file.", "align"),
     ResearchCommand("pairs", "Writes ranked pairs for DPO (prompt, chosen, rejected).", "align"),
     ResearchCommand("model.export", "Writes a model version as a Hugging Face folder."),
-    ResearchCommand("model.serve", "Serves scores to other programs by gRPC, on this machine only.", "align"),
+    ResearchCommand(
+        "model.serve",
+        "Serves scores to other programs by gRPC, on this machine only, and by HTTP if it is asked for.",
+        "align",
+    ),
     ResearchCommand("experiment", "Compares methods on survey data, in one process.", "experiment"),
 )
 
