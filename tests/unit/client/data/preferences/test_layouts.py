@@ -350,6 +350,40 @@ def test_a_single_scored_candidate_is_compared_with_nothing_and_told(tmp_path: P
     assert imported.notes() == ["1 prompts have a single scored candidate and were left out"]
 
 
+def test_scores_of_one_candidate_by_several_raters_are_averaged(tmp_path: Path) -> None:
+    rated = [("x", 4), ("x", 0), ("y", 3)]
+    rows = [{"prompt": "p", "response": text, "helpfulness": score} for text, score in rated]
+    assert shares(read_preferences(written(tmp_path, rows), reading("helpsteer2"))) == {"p": {"x": 0.0, "y": 1.0}}
+
+
+def test_translations_into_two_languages_are_not_compared(tmp_path: Path) -> None:
+    first, second = CASES["wmt-da"][1]
+    imported = read_preferences(written(tmp_path, [first, second | {"lp": "en-fr"}]), reading("wmt-da"))
+    assert (imported.questions, imported.alone) == ((), 2)
+
+
+def test_equal_scores_of_a_chosen_pair_and_two_bad_answers_are_ties(tmp_path: Path) -> None:
+    equal = CASES["ultrafeedback-binarized"][1][0] | {"score_rejected": 9.0}
+    assert shares(read_preferences(written(tmp_path, [equal]), reading("ultrafeedback-binarized"))) == TIE
+    bad = CASES["arena"][1][0] | {"winner": "both_bad"}
+    assert shares(read_preferences(written(tmp_path, [bad]), reading("arena"))) == TIE
+
+
+@pytest.mark.parametrize(
+    ("name", "odd", "problem"),
+    [
+        ("wmt-da", {"score": "inf"}, "score 'inf' is not a finite number"),
+        ("subpop", {"responses": [-0.1, 1.1]}, "shares .* give numbers of 0 or more"),
+        ("subpop", {"responses": [0, 0]}, "shares .* not all 0"),
+        ("webgpt", {"score_0": "much"}, "score_0 'much' is not a number"),
+        ("arena", {"winner": "model_c"}, "winner 'model_c'"),
+    ],
+)
+def test_numbers_that_are_none_are_problems(tmp_path: Path, name: str, odd: dict[str, Any], problem: str) -> None:
+    with pytest.raises(InvalidData, match=f"line 1: {problem}"):
+        read_preferences(written(tmp_path, [CASES[name][1][0] | odd]), reading(name))
+
+
 def test_columns_of_ones_own_are_named(tmp_path: Path) -> None:
     pair = [{"ask": {"text": "p"}, "good": "x", "bad": "y", "who": "a"}]
     named = Reading(columns=columns_of("prompt=ask.text, chosen=good, rejected=bad, group=who"), group="a")
