@@ -11,7 +11,8 @@ from rich.table import Table
 
 from pluralllm.client import preference_command, privacy_commands, survey_commands
 from pluralllm.client.data.answers import read_answers
-from pluralllm.client.data.codebook import keep_codebook
+from pluralllm.client.data.codebook import keep_codebook, listed_questions
+from pluralllm.client.data.overlap import overlap
 from pluralllm.client.data.preferences.rows import ranked_pairs
 from pluralllm.client.data.private_data import Checked, check_file, read_counted, write_group
 from pluralllm.common.errors.tree import InvalidArgument
@@ -28,6 +29,10 @@ app.add_typer(import_app, name="import")
 
 # The bounds of the invented survey, as sample_survey.py has them; importing that module here would load numpy.
 MOST_GROUPS, MOST_QUESTIONS, USUAL_QUESTIONS = 64, 312, 240
+DIFFERENTLY_WRITTEN = (
+    "  {count} questions are in {file} with another order or spelling of their options: another group may train on those that"
+    " this file withholds; import with --options {file}"
+)
 import_app.command("globalopinionqa")(survey_commands.globalopinionqa)
 import_app.command("opinionqa")(survey_commands.opinionqa)
 import_app.command("responses")(survey_commands.responses)
@@ -66,13 +71,19 @@ def check(
     ] = None,
     embedding_model_path: Annotated[Path | None, typer.Option(help="A local folder with the model.")] = None,
     device: Annotated[str, typer.Option(help="For --cache: auto, cuda, cuda:N, mps or cpu.")] = "auto",
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            help="The other groups' questions, as JSON: question -> options. Counts how many the file shares."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """List every problem with its line number, and count the usable questions. The exit code is 3 if there is a problem."""
     if cache is not None and spec is None:
         raise InvalidArgument(field="--cache", problem="needs --spec, which names the embedding model")
     checked = check_file(file)
-    facts = _facts(checked, load_spec(spec) if spec is not None else None)
+    facts = _facts(checked, load_spec(spec) if spec is not None else None, against)
     if epsilon is not None and not checked.problems:
         from pluralllm.client.privacy.forecast import forecast  # noqa: PLC0415 - numpy takes a moment
 
@@ -81,6 +92,8 @@ def check(
     if cache is not None and spec is not None and checked.questions:
         _, notes = _embedded(checked.questions, load_spec(spec), cache, embedding_model_path, device)
     problems = [*map(str, checked.problems), *([f"  {facts['shortage']}"] if facts["shortage"] else [])]
+    if facts["differently_written"]:
+        problems.append(DIFFERENTLY_WRITTEN.format(count=facts["differently_written"], file=against))
     if as_json:
         listed = [{"line": problem.line, "problem": problem.text} for problem in checked.problems]
         print_json(DATA_CHECK, {**facts, "problems": listed, "embedding_notes": None if notes is None else list(notes)})
@@ -99,8 +112,8 @@ def check(
         raise typer.Exit(3)
 
 
-def _facts(checked: Checked, spec: RunSpec | None) -> dict[str, Any]:
-    """Returns the counts of a checked file by name; the counts that depend on a run spec are None if `spec` is None."""
+def _facts(checked: Checked, spec: RunSpec | None, against: Path | None) -> dict[str, Any]:
+    """Returns the counts of a checked file by name. Counts that depend on a run spec or a list `against` are None without it."""
     questions = checked.questions
     facts: dict[str, Any] = {
         "lines": checked.lines,
@@ -109,8 +122,11 @@ def _facts(checked: Checked, spec: RunSpec | None) -> dict[str, Any]:
         "options": sum(len(question.options) for question in questions),
         "ordinal_questions": sum(question.scale is not None for question in questions),
         **dict.fromkeys(("training_questions", "evaluation_questions", "episode_needs", "shortage")),
-        **dict.fromkeys(("noise_on_a_share", "distance_of_noised_answers")),
+        **dict.fromkeys(("shared_questions", "differently_written", "noise_on_a_share", "distance_of_noised_answers")),
     }
+    if against is not None:
+        found = overlap(questions, listed_questions(against))
+        facts |= {"shared_questions": found.shared, "differently_written": found.apart}
     if spec is not None:
         held = sum(is_held_out(question.id, spec.evaluation.holdout_share) for question in questions)
         episodes = spec.training.episodes
