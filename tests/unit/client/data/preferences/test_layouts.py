@@ -55,7 +55,7 @@ CASES: dict[str, tuple[str, Rows, Expected]] = {
         PAIR,
     ),
     "summarize-from-feedback": (
-        "code",
+        "unread",
         [
             {
                 "info": {"post": "p", "title": "t"},
@@ -67,7 +67,7 @@ CASES: dict[str, tuple[str, Rows, Expected]] = {
         PAIR,
     ),
     "ultrafeedback": (
-        "code",
+        "unread",
         [
             {
                 "source": "s",
@@ -122,7 +122,7 @@ CASES: dict[str, tuple[str, Rows, Expected]] = {
         [{"history": "p", "human_ref_A": "x", "human_ref_B": "y", "labels": 1, "score_A": 340, "score_B": 166}],
         PAIR,
     ),
-    "arena": ("code", [TALK | {"winner": "model_a", "judge": "j1", "turn": 1, "language": "English"}], PAIR),
+    "arena": ("read", [TALK | {"winner": "model_a", "judge": "j1", "turn": 1, "language": "English"}], PAIR),
     "mt-bench": ("unread", [TALK | {"winner": "tie", "judge": "expert_1", "turn": 1}], TIE),
     "arena-55k": (
         "code",
@@ -179,7 +179,7 @@ CASES: dict[str, tuple[str, Rows, Expected]] = {
         PAIR,
     ),
     "pku-saferlhf": (
-        "code",
+        "unread",
         [{"prompt": "p", "response_0": "x", "response_1": "y", "better_response_id": 0, "safer_response_id": 1}],
         PAIR,
     ),
