@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.exported_model import export
-from support.process_harness import process_spec, tiny_embedding_model
+from support.process_harness import process_spec
 
 from pluralllm.align import GroupReward, PluralPredictor
 from pluralllm.align.commands.scoring import pairs, score
@@ -26,14 +26,6 @@ from pluralllm.common.words.questions import Question
 
 SURVEY: dict[str, tuple[Question, ...]] = {str(name): found for name, found in sample_groups(3, 40, 0).items()}
 NAMES = list(SURVEY)
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("align")
-    export(folder / "model")
-    tiny_embedding_model(folder / "tiny")
-    return folder
 
 
 @pytest.fixture(scope="module")

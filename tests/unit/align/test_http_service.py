@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.exported_model import export
-from support.process_harness import tiny_embedding_model
 
 from pluralllm.align import GroupReward, http_service
 from pluralllm.align.http_service import (
@@ -34,13 +32,10 @@ TOKEN = "0123456789abcdef0123456789abcdef"
 
 
 @pytest.fixture(scope="module")
-def reward(tmp_path_factory: pytest.TempPathFactory) -> GroupReward:
-    folder = tmp_path_factory.mktemp("http")
-    export(folder / "model")
-    tiny_embedding_model(folder / "tiny")
+def reward(place: Path) -> GroupReward:
     contexts = {name: SURVEY[name][:20] for name in (GROUP, OTHER)}
-    settings: dict[str, Any] = {"embedding_model_path": folder / "tiny", "cache": folder / "cache", "device": "cpu"}
-    return GroupReward(folder / "model", contexts, group=GROUP, accept_no_context_gain=True, **settings)
+    settings: dict[str, Any] = {"embedding_model_path": place / "tiny", "cache": place / "cache", "device": "cpu"}
+    return GroupReward(place / "model", contexts, group=GROUP, accept_no_context_gain=True, **settings)
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 import torch.distributed as dist
-from support.exported_model import export
-from support.process_harness import tiny_embedding_model
 
 from pluralllm.align import AggregateReward, FederatedReward, GroupReward
 from pluralllm.align.ranks import Ranks
@@ -46,14 +44,6 @@ def one_rank(rank: int, count: int, meeting: str, work: Work, argument: Any) -> 
         return work(PROMPTS[own], COMPLETIONS[own], argument)
     finally:
         dist.destroy_process_group()
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("align")
-    export(folder / "model")
-    tiny_embedding_model(folder / "tiny")
-    return folder
 
 
 def rewards_of_groups(

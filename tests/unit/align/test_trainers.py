@@ -13,7 +13,7 @@ import pytest
 import torch
 from support.exported_model import export
 from support.points import random_points, random_shares
-from support.process_harness import process_spec, tiny_embedding_model
+from support.process_harness import process_spec
 from support.small_survey import KERNEL
 
 from pluralllm.align import AggregateReward, FederatedReward, GroupReward, PluralPredictor
@@ -30,14 +30,6 @@ from pluralllm.operator.remote import Remote
 SURVEY: dict[str, tuple[Question, ...]] = {str(name): found for name, found in sample_groups(2, 40, 0).items()}
 NAMES = list(SURVEY)
 ASKED = SURVEY[NAMES[0]][20:28]
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("trainers")
-    export(folder / "model")
-    tiny_embedding_model(folder / "tiny")
-    return folder
 
 
 def reward_of(place: Path, model: Any = None, **choices: Any) -> GroupReward:

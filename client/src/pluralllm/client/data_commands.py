@@ -83,14 +83,15 @@ def check(
     if cache is not None and spec is None:
         raise InvalidArgument(field="--cache", problem="needs --spec, which names the embedding model")
     checked = check_file(file)
-    facts = _facts(checked, load_spec(spec) if spec is not None else None, against)
+    run = None if spec is None else load_spec(spec)
+    facts = _facts(checked, run, against)
     if epsilon is not None and not checked.problems:
         from pluralllm.client.privacy.forecast import forecast  # noqa: PLC0415 - numpy takes a moment
 
         facts |= forecast(read_counted(file), epsilon, delta, questions_per_respondent)
     notes: tuple[str, ...] | None = None
-    if cache is not None and spec is not None and checked.questions:
-        _, notes = _embedded(checked.questions, load_spec(spec), cache, embedding_model_path, device)
+    if cache is not None and run is not None and checked.questions:
+        _, notes = _embedded(checked.questions, run, cache, embedding_model_path, device)
     problems = [*map(str, checked.problems), *([f"  {facts['shortage']}"] if facts["shortage"] else [])]
     if facts["differently_written"]:
         problems.append(DIFFERENTLY_WRITTEN.format(count=facts["differently_written"], file=against))

@@ -29,9 +29,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from pluralllm.align.group_reward import GroupReward
 from pluralllm.common.errors.tree import Internal, InvalidArgument, PluralError
-from pluralllm.common.process.listening import why_not_open
+from pluralllm.common.process.listening import bound_socket, checked_listen, why_not_open
 from pluralllm.common.text.reading import Unreadable, read_text
-from pluralllm.common.words.addresses import check_listen, is_loopback, join_address, split_address
+from pluralllm.common.words.addresses import is_loopback, join_address, split_address
 
 log = structlog.get_logger()
 
@@ -262,18 +262,14 @@ def serving_rewards(reward: GroupReward, listen: str, token: str | None) -> Iter
     Raises InvalidArgument if the address can be reached from other machines and there is no token, or if the port cannot be
     opened; InUse if another process has it.
     """
-    try:
-        check_listen(listen)
-    except ValueError as error:
-        raise InvalidArgument(field="--http", problem=str(error)) from error
-    host, _ = split_address(listen)
+    host, port = split_address(checked_listen("--http", listen))
     if token is None and not is_loopback(host):
         problem = f"{listen} can be reached from other machines; give --token-file FILE, or a loopback address"
         raise InvalidArgument(field="--http", problem=problem)
     config = uvicorn.Config(
         application(reward, token),
         host=host,
-        port=split_address(listen)[1],
+        port=port,
         log_config=None,
         access_log=False,
         lifespan="off",
@@ -283,10 +279,7 @@ def serving_rewards(reward: GroupReward, listen: str, token: str | None) -> Iter
         limit_concurrency=MAX_VISITORS,
         timeout_graceful_shutdown=STOP_S,
     )
-    try:
-        socket = config.bind_socket()
-    except SystemExit as error:  # uvicorn's way to say that the port is taken
-        raise why_not_open(listen) from error
+    socket = bound_socket(config.bind_socket, listen)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]}, daemon=True)
     thread.start()

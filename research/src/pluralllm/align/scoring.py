@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pluralllm.align.answers import check_text
 from pluralllm.align.group_reward import GroupReward, identity_of
 from pluralllm.align.rollouts import Scored
-from pluralllm.client.data.preferences.imports import UNREADABLE
+from pluralllm.client.data.preferences.ballots import UNREADABLE
 from pluralllm.client.data.preferences.rows import candidates_of, ranked_pairs
 from pluralllm.common.errors.tree import InvalidArgument, InvalidData
 from pluralllm.common.predictor.group_predictor import PredictedAnswer

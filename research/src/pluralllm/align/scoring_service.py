@@ -14,8 +14,8 @@ from pluralllm.align.group_reward import GroupReward
 from pluralllm.client.data.preferences.rows import candidates_of
 from pluralllm.common.errors.grpc_status import to_status
 from pluralllm.common.errors.tree import Internal, InvalidArgument, NotFound, OverLimit, PluralError
-from pluralllm.common.process.listening import why_not_open
-from pluralllm.common.words.addresses import check_listen, check_loopback, join_address, split_address
+from pluralllm.common.process.listening import checked_listen, why_not_open
+from pluralllm.common.words.addresses import check_loopback, join_address, split_address
 from pluralllm.common.words.questions import Question
 from pluralllm.v1 import scoring_pb2 as pb
 from pluralllm.v1 import scoring_pb2_grpc as pb_grpc
@@ -82,11 +82,7 @@ def bind_scores(scoring: Scoring, listen: str) -> tuple[grpc.Server, str]:
 
     Raises NotLoopback if the address can be reached from other machines; InUse or InvalidArgument if the port cannot be opened.
     """
-    try:
-        check_listen(listen)
-    except ValueError as error:
-        raise InvalidArgument(field="--listen", problem=str(error)) from error
-    check_loopback(listen)
+    check_loopback(checked_listen("--listen", listen))
     server = grpc.server(ThreadPoolExecutor(4), options=OPTIONS)
     pb_grpc.add_ScoringServiceServicer_to_server(scoring, server)
     try:

@@ -17,12 +17,12 @@ from pluralllm.client.data.import_report import ImportReport, QuestionReport, sh
 from pluralllm.client.data.importers import unknown_name
 from pluralllm.client.data.survey_labels import Labels
 from pluralllm.client.data.survey_texts import missing_codes, text_of, weight_names, weight_of
+from pluralllm.client.data.table import bad_rows
 from pluralllm.client.data.tables import table_rows
 from pluralllm.client.data.tally import Answer, Weights, tally
 from pluralllm.common.errors.tree import InvalidData
 from pluralllm.common.words.questions import Question
 
-MAX_PROBLEMS_SHOWN = 20
 SEPARATORS = (";", "|", ",")
 MAX_LIST_CHARACTERS = 10_000
 
@@ -136,7 +136,7 @@ class _Table:
         )
         self.columns = list(dict.fromkeys(name for _, row in self.rows for name in row))
         self.report = ImportReport(rows=len(self.rows))
-        self.problems: list[str] = []
+        self.problems: list[tuple[int, str]] = []  # each with its line
         self.has_weights = False
         self.joined = 0  # answers that are an option which joins other options
         self.base: dict[str, str] = {}  # text of the question in the list of options, by text with its wave
@@ -242,7 +242,7 @@ class _Table:
 
     def problem(self, line: int, text: str) -> None:
         """Keeps a problem of a line."""
-        self.problems.append(f"  line {line}: {text}")
+        self.problems.append((line, text))
 
     def drop(self, reason: str, count: int = 1) -> None:
         """Counts answers that are left out."""
@@ -252,9 +252,7 @@ class _Table:
     def raise_problems(self) -> None:
         """Raises InvalidData with the first problems, if there are any."""
         if self.problems:
-            more = len(self.problems) - MAX_PROBLEMS_SHOWN
-            rest = [f"  and {more} more"] if more > 0 else []
-            raise InvalidData(file=str(self.path), problems="\n".join(self.problems[:MAX_PROBLEMS_SHOWN] + rest))
+            raise bad_rows(self.path, self.problems)
 
     def note_unlisted(self, answered: Collection[str]) -> None:
         """Adds to the report which questions only the list of options has, and which only the answers."""

@@ -2,9 +2,10 @@
 
 import math
 import re
-import unicodedata
 from collections.abc import Collection, Iterable
 from typing import Any
+
+from pluralllm.common.words.questions import folded
 
 WHOLE = re.compile(r"([+-]?\d+)\.0+")
 # "Wt" alone is a syllable of many words, so it must begin or end a part of the name, as in WTSSALL, hh_wt and perwt.
@@ -32,7 +33,7 @@ def text_of(value: Any) -> str:
         return ""
     if isinstance(value, bool):
         return "true" if value else "false"
-    text = " ".join(unicodedata.normalize("NFC", str(value)).split())
+    text = folded(str(value))
     whole = WHOLE.fullmatch(text)
     return whole[1] if whole else text
 

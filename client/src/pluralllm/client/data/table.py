@@ -1,7 +1,11 @@
 """A table that was read: its rows, and what could not be read."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from pluralllm.common.errors.tree import InvalidData
 
 MAX_PROBLEMS_SHOWN = 20
 
@@ -14,3 +18,11 @@ class Table:
     problems: tuple[tuple[int, str], ...] = ()  # of rows that cannot be read, each with its line
     notes: tuple[str, ...] = ()  # what the reader has guessed
     columns: tuple[str, ...] | None = None  # None: rows may differ in their fields
+
+
+def bad_rows(path: Path, problems: Sequence[tuple[int, str]], *advice: str) -> InvalidData:
+    """Returns the error for a file with problems, each with its line: the first of them, how many more there are, and advice."""
+    lines = [f"line {line}: {text}" for line, text in problems[:MAX_PROBLEMS_SHOWN]]
+    more = len(problems) - len(lines)
+    lines += [f"and {more} more"] if more else []
+    return InvalidData(file=str(path), problems="\n".join(f"  {line}" for line in [*lines, *advice]))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pluralllm.client.data.delimited import delimited_rows
-from pluralllm.client.data.table import MAX_PROBLEMS_SHOWN, Table
+from pluralllm.client.data.table import Table, bad_rows
 from pluralllm.common.errors.tree import InvalidData
 from pluralllm.common.process.console import say
 from pluralllm.common.text.decoding import decoded
@@ -43,9 +43,7 @@ def table_rows(
     for note in table.notes:
         say(f"{path}: {note}", err=True)
     if table.problems:
-        shown = [f"  line {line}: {text}" for line, text in table.problems[:MAX_PROBLEMS_SHOWN]]
-        more = len(table.problems) - len(shown)
-        raise InvalidData(file=str(path), problems="\n".join([*shown, *([f"  and {more} more"] if more else [])]))
+        raise bad_rows(path, table.problems)
     return list(table.rows)
 
 

@@ -6,7 +6,6 @@ says that the noised answers of a charge are in their file. Each entry holds the
 
 import hashlib
 import json
-import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Annotated, Literal
@@ -14,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from pluralllm.common.errors.tree import LedgerBroken
-from pluralllm.common.words.questions import Question
+from pluralllm.common.words.questions import Question, folded
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
@@ -63,11 +62,6 @@ def question_name(question: Question) -> str:
     """
     texts = [folded(question.text), *sorted(folded(option) for option in question.options)]
     return hashlib.sha256("\x1f".join(texts).encode()).hexdigest()
-
-
-def folded(text: str) -> str:
-    """Returns a text in one form of Unicode (NFC), with single spaces."""
-    return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 def line_of(entry: Entry) -> bytes:

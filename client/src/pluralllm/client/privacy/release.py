@@ -27,7 +27,6 @@ from pluralllm.client.privacy.entries import (
     Charge,
     Entry,
     Released,
-    folded,
     latest_release,
     open_charge,
     population_of,
@@ -40,7 +39,7 @@ from pluralllm.client.privacy.mechanism import LARGEST_COUNT, Draw, noise_on_cou
 from pluralllm.common.errors.tree import InvalidArgument, InvalidData, NoisedFileLost, PrivacyBudgetSpent
 from pluralllm.common.process.files import why_not_writable, write_durably
 from pluralllm.common.process.lock import DirectoryLock, locked_file
-from pluralllm.common.words.questions import Question
+from pluralllm.common.words.questions import Question, folded
 
 Now = Callable[[], str]
 # A release with less than this part of an even share of the budget would be noise alone.

@@ -35,6 +35,11 @@ class Question:
         return f"Question({self.id[:8]}, {len(self.options)} options)"
 
 
+def folded(text: str) -> str:
+    """Returns a text in one form of Unicode (NFC), with single spaces."""
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
 def is_held_out(question_id: str, share: float) -> bool:
     """Returns whether a question is held out. No group trains on a question that is held out.
 

@@ -22,7 +22,7 @@ from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from pluralllm.common.errors.tree import NotFound
-from pluralllm.common.process.listening import why_not_open
+from pluralllm.common.process.listening import bound_socket
 from pluralllm.common.process.watched_tasks import WatchedTasks
 from pluralllm.common.text.printable import printable_values
 from pluralllm.common.words.addresses import check_loopback, join_address, split_address
@@ -246,10 +246,7 @@ async def showing(listen: str, app: Starlette, tasks: WatchedTasks) -> AsyncIter
         http=_Connection,
         timeout_graceful_shutdown=STOP_S,
     )
-    try:
-        socket = config.bind_socket()
-    except SystemExit as error:  # uvicorn's way to say that the port is taken
-        raise why_not_open(listen) from error
+    socket = bound_socket(config.bind_socket, listen)
 
     async def serve() -> None:
         server = _Server(config)

@@ -14,18 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from pluralllm.client.data.counted_question import CountedQuestion, shares_of
-from pluralllm.client.data.preferences.ballots import Ballot, at
+from pluralllm.client.data.preferences.ballots import UNREADABLE, Ballot, at
 from pluralllm.client.data.preferences.layouts import LAYOUTS, recognised
 from pluralllm.client.data.preferences.mapped import mapped_row
 from pluralllm.client.data.preferences.rows import groups_of, plain_ballot
 from pluralllm.client.data.preferences.scores import NOT_SAID, ScoreMeaning
+from pluralllm.client.data.table import bad_rows
 from pluralllm.client.data.tables import table_rows
 from pluralllm.common.errors.tree import InvalidArgument, InvalidData
 
-MAX_PROBLEMS_SHOWN = 20
 MAX_NAMES_SHOWN = 8
 MAX_LINES_SHOWN = 5
-UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, RecursionError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,12 +202,9 @@ def _check_bad(path: Path, bad: Sequence[tuple[int, str]], rows: int, most: floa
     """Raises InvalidData if more rows are faulty than may be left out. most: per cent of the rows; None for none."""
     if not bad or (most is not None and len(bad) <= rows * most / 100):
         return
-    problems = [f"  line {line}: {reason}" for line, reason in bad[:MAX_PROBLEMS_SHOWN]]
-    if len(bad) > MAX_PROBLEMS_SHOWN:
-        problems.append(f"  and {len(bad) - MAX_PROBLEMS_SHOWN} more")
     share = f"{100 * len(bad) / rows:.3g} % of {rows} rows cannot be used"
     limit = "--skip-bad PERCENT leaves them out" if most is None else f"more than --skip-bad {most:g}"
-    raise InvalidData(file=str(path), problems="\n".join([*problems, f"  {share}; {limit}"]))
+    raise bad_rows(path, bad, f"{share}; {limit}")
 
 
 def _no_group(path: Path, reading: Reading, groups: set[str]) -> InvalidData:
