@@ -179,3 +179,8 @@ def test_a_connection_that_sends_no_whole_head_is_closed(reward: GroupReward, mo
             answer = b"".join(iter(lambda: kept.recv(4096), b""))
         assert answer.startswith(b"HTTP/1.1 200")
         assert b"connection: close" in answer.lower()
+
+
+def test_an_address_that_is_none_is_named_with_its_option(reward: GroupReward) -> None:
+    with pytest.raises(InvalidArgument, match="--http"), serving_rewards(reward, "here", TOKEN):
+        pass

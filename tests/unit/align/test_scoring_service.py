@@ -6,7 +6,7 @@ import pytest
 from hostile.evil_strangers import open_among, seconds_until_closed, silent_connections
 
 from pluralllm.align.scoring_service import MAX_CONNECTIONS, Scoring, bind_scores
-from pluralllm.common.errors.tree import InUse, NotLoopback
+from pluralllm.common.errors.tree import InUse, InvalidArgument, NotLoopback
 
 NO_REWARD: Any = None  # no call is made
 
@@ -30,3 +30,8 @@ def test_the_scoring_port_is_of_this_machine_and_of_one_process() -> None:
     with pytest.raises(InUse):
         bind_scores(Scoring(NO_REWARD), address)
     server.stop(None).wait()
+
+
+def test_an_address_that_is_none_is_named_with_its_option() -> None:
+    with pytest.raises(InvalidArgument, match="--listen"):
+        bind_scores(Scoring(NO_REWARD), "here")
