@@ -19,9 +19,13 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from pluralllm.client.data.codebook import codebook_of, keep_codebook
+from pluralllm.client.data.preferences.ballots import text_of as candidate_text
+from pluralllm.client.data.preferences.imports import Reading as Preferences
+from pluralllm.client.data.preferences.imports import read_preferences
 from pluralllm.client.data.private_data import read_group, write_group
 from pluralllm.client.data.responses import Reading, import_responses
-from pluralllm.client.data.tables import read_table, table_rows
+from pluralllm.client.data.survey_texts import text_of
+from pluralllm.client.data.tables import csv_rows, read_table, table_rows
 from pluralllm.client.data_commands import app
 from pluralllm.common.errors.tree import ExtraMissing, InvalidData
 from pluralllm.common.words.questions import Question
@@ -202,6 +206,19 @@ def test_bad_rows_are_listed_beside_the_good_ones(tmp_path: Path) -> None:
 def test_a_long_field_is_read(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(f"question,answer\nQ,{'a' * 200_000}\n")
     assert len(kept(tmp_path / "a.csv")[0]["answer"]) == 200_000
+
+
+def test_a_truth_value_has_one_text_in_surveys_tables_and_preferences(tmp_path: Path) -> None:
+    row = {"question": "Q", "prompt": "p", "options": [True, False], "votes": [1, 0], "group": True}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
+    assert dict(csv_rows(tmp_path / "a.jsonl", {"group"}))[1]["group"] == "true"
+    assert (text_of(True), text_of(False), candidate_text(False)) == ("true", "false", "false")
+    (question,) = read_preferences(tmp_path / "a.jsonl", Preferences(group="true")).questions
+    assert dict(zip(question.options, question.shares, strict=True)) == {"true": 1, "false": 0}
+    mapped = Preferences(
+        group="true", group_column="group", columns={"prompt": "prompt", "candidates": "options", "votes": "votes"}
+    )
+    assert read_preferences(tmp_path / "a.jsonl", mapped).questions == (question,)
 
 
 @pytest.mark.parametrize("ending", ["sav", "dta"])

@@ -5,6 +5,7 @@ import re
 from collections.abc import Collection, Iterable
 from typing import Any
 
+from pluralllm.client.data.table import plain_text
 from pluralllm.common.words.questions import folded
 
 WHOLE = re.compile(r"([+-]?\d+)\.0+")
@@ -29,11 +30,9 @@ def text_of(value: Any) -> str:
 
     Unicode's composed form (NFC) is used, each run of spaces becomes one, and a whole number has no decimals (5.0 is "5").
     """
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    if isinstance(value, float) and math.isnan(value):
         return ""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    text = folded(str(value))
+    text = folded(plain_text(value))
     whole = WHOLE.fullmatch(text)
     return whole[1] if whole else text
 

@@ -10,6 +10,13 @@ from pluralllm.common.errors.tree import InvalidData
 MAX_PROBLEMS_SHOWN = 20
 
 
+def plain_text(value: Any) -> str:
+    """Returns the text of a value as every importer has it: empty for None, and true or false as JSON writes them."""
+    if value is None:
+        return ""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 @dataclass(frozen=True, slots=True)
 class Table:
     """Rows with named fields. Numbers of rows are those of lines; a format without lines has the numbers of rows."""

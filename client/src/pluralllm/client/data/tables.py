@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pluralllm.client.data.delimited import delimited_rows
-from pluralllm.client.data.table import Table, bad_rows
+from pluralllm.client.data.table import Table, bad_rows, plain_text
 from pluralllm.common.errors.tree import InvalidData
 from pluralllm.common.process.console import say
 from pluralllm.common.text.decoding import decoded
@@ -220,5 +220,5 @@ def csv_rows(path: Path, columns: Collection[str]) -> Iterable[tuple[int, dict[s
     for line, row in table_rows(path, columns):
         yield (
             line,
-            dict.fromkeys(columns, "") | {name: "" if value is None else str(value) for name, value in row.items()},
+            dict.fromkeys(columns, "") | {name: plain_text(value) for name, value in row.items()},
         )

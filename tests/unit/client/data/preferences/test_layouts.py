@@ -1,7 +1,9 @@
 """Public data sets of preferences import from small files of their shape; each layout names its card.
 
-Read: the card itself, or a copy of it. Code: public programs that read the data set. Unread: neither was at hand, so that the
-shape is from the data set's paper or page as its readers describe it, and may differ from a newer release.
+Read: the card itself, or a copy of it; for summarize-from-feedback and UltraFeedback the README of the authors' repository
+(openai/summarize-from-feedback, OpenBMB/UltraFeedback). Code: public programs that read the data set. helpsteer2-preference:
+tianjianl/OpenRLHF, scripts/preprocess_helpsteer2_preferences.py. The card of UltraFeedback's files on the Hub was not at hand;
+programs read an overall_score there that the README lacks, so both shapes are tried.
 """
 
 import json
@@ -45,6 +47,8 @@ ASSESSED = {
 }
 HISTORY = [user("p"), model("x") | {"score": 90}, model("y") | {"score": 10}, user("more"), model("z") | {"score": 5}]
 SUBPOP = {"qkey": "Q1", "question": "p", "options": ["x", "y", "Refused"], "responses": [0.75, 0.25]}
+ASPECTS = {"correctness": 4, "coherence": 4, "complexity": 2, "verbosity": 1}
+JUDGED = {"question_id": 81, "model_a": "m", "model_b": "n", "judge": "expert_1", "turn": 1}
 WMT = {"lp": "en-de", "src": "p", "ref": "r", "annotators": 1, "domain": "news", "year": 2020}
 
 # name: how its card is known, rows, expected shares
@@ -55,19 +59,25 @@ CASES: dict[str, tuple[str, Rows, Expected]] = {
         PAIR,
     ),
     "summarize-from-feedback": (
-        "unread",
+        "read",
         [
             {
-                "info": {"post": "p", "title": "t"},
-                "summaries": [{"text": "y"}, {"text": "x"}],
+                "info": {"id": "t3_1", "post": "p", "title": "t", "subreddit": "legaladvice"},
+                "summaries": [
+                    {"text": " y", "policy": "sup4", "note": None},
+                    {"text": " x", "policy": "ref", "note": "n"},
+                ],
                 "choice": 1,
                 "worker": "w",
+                "batch": "batch9",
+                "split": "train",
+                "extra": {"confidence": 8},
             }
         ],
         PAIR,
     ),
     "ultrafeedback": (
-        "unread",
+        "read",
         [
             {
                 "source": "s",
@@ -91,16 +101,25 @@ CASES: dict[str, tuple[str, Rows, Expected]] = {
         PAIR,
     ),
     "helpsteer2": (
-        "unread",
+        "read",
         [
-            {"prompt": "p", "response": "x", "helpfulness": 4, "correctness": 4},
-            {"prompt": "p", "response": "y", "helpfulness": 1, "correctness": 4},
+            {"prompt": "p", "response": "x", "helpfulness": 4, **ASPECTS},
+            {"prompt": "p", "response": "y", "helpfulness": 1, **ASPECTS},
         ],
         PAIR,
     ),
     "helpsteer2-preference": (
-        "unread",
-        [{"prompt": "p", "response_1": "y", "response_2": "x", "preference_strength": 2}],
+        "code",
+        [
+            {
+                "split": "train",
+                "prompt": "p",
+                "response_1": "y",
+                "response_2": "x",
+                "preference_strength": 2,
+                "preference_statement": "s",
+            }
+        ],
         PAIR,
     ),
     "helpsteer3": (
@@ -123,7 +142,7 @@ CASES: dict[str, tuple[str, Rows, Expected]] = {
         PAIR,
     ),
     "arena": ("read", [TALK | {"winner": "model_a", "judge": "j1", "turn": 1, "language": "English"}], PAIR),
-    "mt-bench": ("unread", [TALK | {"winner": "tie", "judge": "expert_1", "turn": 1}], TIE),
+    "mt-bench": ("read", [TALK | JUDGED | {"winner": "tie (inconsistent)"}], TIE),
     "arena-55k": (
         "code",
         [
@@ -179,7 +198,7 @@ CASES: dict[str, tuple[str, Rows, Expected]] = {
         PAIR,
     ),
     "pku-saferlhf": (
-        "unread",
+        "code",
         [{"prompt": "p", "response_0": "x", "response_1": "y", "better_response_id": 0, "safer_response_id": 1}],
         PAIR,
     ),
@@ -207,7 +226,7 @@ CASES: dict[str, tuple[str, Rows, Expected]] = {
         PAIR,
     ),
     "preference-collection": (
-        "unread",
+        "code",
         [{"orig_instruction": "p", "orig_response_A": "y", "orig_response_B": "x", "orig_preference": "B"}],
         PAIR,
     ),
@@ -360,6 +379,31 @@ def test_translations_into_two_languages_are_not_compared(tmp_path: Path) -> Non
     first, second = CASES["wmt-da"][1]
     imported = read_preferences(written(tmp_path, [first, second | {"lp": "en-fr"}]), reading("wmt-da"))
     assert (imported.questions, imported.alone) == ((), 2)
+
+
+@pytest.mark.parametrize("rating", [{"Rating": "2"}, {"Rating": "2", "Type": ["1"]}])
+def test_completions_without_an_overall_score_have_the_mean_of_their_ratings(tmp_path: Path, rating: Any) -> None:
+    better = {"honesty": {"Rating": "5"}, "helpfulness": rating, "truthfulness": {"Rating": "N/A"}}
+    completions = [
+        {"response": "y", "annotations": {"honesty": {"Rating": "3"}}},
+        {"response": "x", "annotations": better},
+    ]
+    rows = [{"source": "s", "instruction": "p", "models": [], "completions": completions}]
+    assert shares(read_preferences(written(tmp_path, rows), reading("ultrafeedback"))) == PAIR
+    rows[0]["completions"] = [{"response": "x", "annotations": {}}]
+    with pytest.raises(InvalidData, match="line 1: no overall_score, and no annotations with a Rating"):
+        read_preferences(written(tmp_path, rows), reading("ultrafeedback"))
+
+
+def test_a_vote_on_a_turn_is_about_the_messages_up_to_it(tmp_path: Path) -> None:
+    talks = {name: [user("p"), model(first), user("q"), model("z")] for name, first in (("a", "x"), ("b", "y"))}
+    row = {"conversation_a": talks["a"], "conversation_b": talks["b"], **JUDGED, "winner": "model_a"}
+    assert shares(read_preferences(written(tmp_path, [row]), reading("mt-bench"))) == PAIR
+    both = read_preferences(written(tmp_path, [row | {"turn": 2}]), reading("mt-bench"))
+    assert shares(both) == {"p": {"x\nq\nz": 1.0, "y\nq\nz": 0.0}}
+    for turn in (0, 1.5):
+        with pytest.raises(InvalidData, match=f"line 1: turn {turn}; the first turn is 1"):
+            read_preferences(written(tmp_path, [row | {"turn": turn}]), reading("mt-bench"))
 
 
 def test_equal_scores_of_a_chosen_pair_and_two_bad_answers_are_ties(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from pluralllm.client.data.table import plain_text
+
 Meaning = Literal["votes", "shares", "scores"]
 # What reading a row of a file can raise.
 UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, RecursionError)
@@ -43,7 +45,7 @@ def text_of(value: Any) -> str:
         return text_of(value[-1]) if value else ""
     if isinstance(value, Mapping):
         return text_of(value.get("content", value.get("text", "")))
-    return "" if value is None else str(value).strip()
+    return plain_text(value).strip()
 
 
 def before_last(conversation: Any) -> str:

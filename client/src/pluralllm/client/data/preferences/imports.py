@@ -19,7 +19,7 @@ from pluralllm.client.data.preferences.layouts import LAYOUTS, recognised
 from pluralllm.client.data.preferences.mapped import mapped_row
 from pluralllm.client.data.preferences.rows import groups_of, plain_ballot
 from pluralllm.client.data.preferences.scores import NOT_SAID, ScoreMeaning
-from pluralllm.client.data.table import bad_rows
+from pluralllm.client.data.table import bad_rows, plain_text
 from pluralllm.client.data.tables import table_rows
 from pluralllm.common.errors.tree import InvalidArgument, InvalidData
 
@@ -185,7 +185,7 @@ def _groups(row: Mapping[str, Any], reading: Reading) -> set[str]:
     if column is None:
         return groups_of(row)
     value = at(row, column)
-    return set() if value is None or value == "" else {str(value)}
+    return set() if value is None or value == "" else {plain_text(value)}
 
 
 def _check_own(path: Path, row: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@ The names of the columns are those of the data set's card, or of programs that r
 the tests say which. A choice of two candidates is a vote, a tie half a vote for each.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -58,11 +59,22 @@ def _summaries(row: Row) -> Iterable[Ballot]:
 
 
 def _ultrafeedback(row: Row) -> Iterable[Ballot]:
+    """Reads each completion's overall score, or the mean of the ratings of its aspects in files that have no overall score."""
     completions = listed(row, "completions")
-    scores = tuple(number(one, "overall_score") for one in completions)
+    is_overall = any("overall_score" in one for one in completions)
+    scores = tuple(number(one, "overall_score") if is_overall else _mean_rating(one) for one in completions)
     yield Ballot(
         text_of(row.get("instruction")), tuple(text_of(one["response"]) for one in completions), scores, "scores"
     )
+
+
+def _mean_rating(completion: Row) -> float:
+    """Returns the mean of the ratings of a completion. Raises ValueError if no aspect has a rating."""
+    aspects = [aspect for aspect in (at(completion, "annotations") or {}).values() if isinstance(aspect, Mapping)]
+    ratings = [number(aspect, "Rating") for aspect in aspects if aspect.get("Rating") not in (None, "", "N/A")]
+    if not ratings:
+        raise ValueError("no overall_score, and no annotations with a Rating")
+    return math.fsum(ratings) / len(ratings)
 
 
 def _binarized(row: Row) -> Iterable[Ballot]:
@@ -120,6 +132,11 @@ def _arena(row: Row) -> Iterable[Ballot]:
     if winner not in {"model_a", "model_b"} and not winner.startswith("tie") and winner != "both_bad":
         raise ValueError(f"winner {winner!r}; expected model_a, model_b, tie or tie (bothbad)")
     vote = one_vote({"model_a": 0, "model_b": 1}.get(winner), 2)
+    if row.get("turn") is not None:  # the turns after it were not judged
+        turn = number(row, "turn")
+        if turn < 1 or turn != int(turn):
+            raise ValueError(f"turn {turn:g}; the first turn is 1")
+        first, second = first[: 2 * int(turn)], second[: 2 * int(turn)]
     prompt = before_last(first[:2])  # later turns answer different texts
     if len(first) == len(second) == 2:
         yield Ballot(prompt, (text_of(first), text_of(second)), vote)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pluralllm.client.data.preferences.ballots import at
+from pluralllm.client.data.preferences.ballots import at, text_of
 from pluralllm.common.errors.tree import InvalidArgument
 
 FIELDS = (
@@ -52,7 +52,7 @@ def mapped_row(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, 
     elif names[0]:
         own["candidates"] = at(row, names[0])
     if "winner" in columns:
-        own["votes"] = _votes_for(str(at(row, columns["winner"])).strip(), [name.strip() for name in names])
+        own["votes"] = _votes_for(text_of(at(row, columns["winner"])), [name.strip() for name in names])
     return own
 
 

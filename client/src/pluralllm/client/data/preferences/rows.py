@@ -10,6 +10,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from pluralllm.client.data.preferences.ballots import Ballot, before_last, text_of
+from pluralllm.client.data.table import plain_text
 from pluralllm.common.words.questions import Question
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ def plain_ballot(row: Mapping[str, Any], group: str | None) -> Ballot:
 def groups_of(row: Mapping[str, Any]) -> set[str]:
     """Returns the groups that a row names, in its column `group` or in its votes."""
     votes = row.get("votes")
-    named = {str(row["group"])} if row.get("group") not in (None, "") else set()
+    named = {plain_text(row["group"])} if row.get("group") not in (None, "") else set()
     return named | ({str(name) for name in votes} if isinstance(votes, Mapping) else set())
 
 
