@@ -11,7 +11,7 @@ from support.exported_model import SPEC, export
 from support.points import random_points, random_shares
 from support.process_harness import process_spec
 from support.small_survey import KERNEL
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
 from pluralllm.align import PluralConfig, PluralPredictor
 from pluralllm.align.model_card import _table, model_card
@@ -66,6 +66,15 @@ def test_a_version_without_a_group_projection_is_loaded_with_zeros_in_its_place(
 def test_the_auto_classes_know_it(folder: Path) -> None:
     assert isinstance(AutoConfig.from_pretrained(folder), PluralConfig)
     assert isinstance(AutoModel.from_pretrained(folder), PluralPredictor)
+
+
+def test_a_trainer_that_takes_the_folder_for_a_classifier_is_told_to_give_the_object(folder: Path) -> None:
+    with pytest.raises(InvalidModel, match=r"no sequence classifier.*reward_funcs=GroupReward\(folder") as refused:
+        AutoModelForSequenceClassification.from_pretrained(
+            folder, num_labels=1, device_map=None, trust_remote_code=False
+        )
+    assert str(folder) in str(refused.value)
+    assert 'as in `reward_funcs="this folder"`, for a sequence classifier' in (folder / "README.md").read_text()
 
 
 def test_an_architecture_that_this_release_does_not_know_is_refused_with_what_to_do(folder: Path) -> None:

@@ -59,6 +59,9 @@ seen in training. Context gain: the score minus the score with uniform answers a
     reward = GroupReward(model, {{"My group": "answers.jsonl"}}, group="My group")
     trainer = trl.GRPOTrainer(policy, reward_funcs=reward, ...)
 
+Give the trainer the object. It takes a folder or a name, as in `reward_funcs="this folder"`, for a sequence classifier,
+which this model is not.
+
 It reads vectors of `{embedding["model"]}` (revision `{embedding["revision"]}`), by the templates {templates}
 (pooling {embedding["pooling"]}), cuts each text at {embedding["max_tokens"]} tokens,
 and needs {spec["training"]["episodes"]["min_context"]} answered questions of the group; it was scored with

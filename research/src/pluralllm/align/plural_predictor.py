@@ -13,7 +13,7 @@ import torch
 from pydantic import ValidationError
 from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
 
 from pluralllm.align.model_folder import (
@@ -202,6 +202,19 @@ class PluralPredictor(PreTrainedModel):  # type: ignore[misc]
                 shutil.copyfile(source / file, folder / file)
 
 
+class SequenceClassifier(PluralPredictor):
+    """Refuses to be loaded: a trainer that takes a model's name for a reward, as TRL does, loads a classifier of texts."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *_: Any, **__: Any) -> Self:
+        """Raises InvalidModel, which shows how to give a trainer the reward."""
+        problem = (
+            "it is no sequence classifier, because it needs a group's answers; give the trainer an object in place of the"
+            ' name: reward_funcs=GroupReward(folder, {"My group": "answers.jsonl"}), from pluralllm.align'
+        )
+        raise InvalidModel(folder=str(pretrained_model_name_or_path), problem=problem)
+
+
 def _in_float32(points: Points) -> Points:
     return Points(points.embeddings.float(), points.positions.float(), points.question, points.is_real)
 
@@ -219,3 +232,4 @@ def _path(name: str, file: str, hub: dict[str, Any]) -> Path:
 
 AutoConfig.register("pluralllm", PluralConfig, exist_ok=True)
 AutoModel.register(PluralConfig, PluralPredictor, exist_ok=True)
+AutoModelForSequenceClassification.register(PluralConfig, SequenceClassifier, exist_ok=True)
