@@ -129,6 +129,9 @@ def responses(
     options_order: OptionsOrder = None,
     encoding: Encoding = None,
     delimiter: Delimiter = None,
+    codes: Annotated[
+        bool, typer.Option("--codes", help="Answers of an SPSS or Stata file are its codes; by default, their labels.")
+    ] = False,
     report: Report = None,
 ) -> None:
     """Import single answers of respondents, and count them into distributions."""
@@ -137,7 +140,7 @@ def responses(
     reading = Reading(
         question_column, answer_column, group_column, respondent_column, weight, no_weight, wave_column, wide,
         None if missing is None else _missing_texts(missing), Labels() if labels is None else read_labels(labels),
-        multi, waves, options_order, encoding, delimiter,
+        multi, waves, options_order, encoding, delimiter, codes,
     )  # fmt: skip
     counted = count_responses(source, group, options, max_weight, reading)
     asked = None if options is None else kept_apart(listed_questions(options), counted.waves)

@@ -15,10 +15,10 @@ from pluralllm.client.data.codebook import listed_options
 from pluralllm.client.data.counted_question import CountedQuestion
 from pluralllm.client.data.import_report import ImportReport, QuestionReport, shown
 from pluralllm.client.data.importers import unknown_name
-from pluralllm.client.data.survey_labels import Labels
+from pluralllm.client.data.survey_labels import FileLabels, Labels, file_labels
 from pluralllm.client.data.survey_texts import missing_codes, text_of, weight_names, weight_of
-from pluralllm.client.data.table import bad_rows
-from pluralllm.client.data.tables import table_rows
+from pluralllm.client.data.table import Table, bad_rows
+from pluralllm.client.data.tables import checked_table, labelled
 from pluralllm.client.data.tally import Answer, Weights, tally
 from pluralllm.common.errors.tree import InvalidData
 from pluralllm.common.words.questions import Question
@@ -46,6 +46,7 @@ class Reading:
     options_order: Literal["sorted"] | None = None  # of options that no list and no label names; None: not stated
     encoding: str | None = None  # of a text file; None: found
     delimiter: str | None = None
+    codes: bool = False  # whether answers of an SPSS or Stata file are its codes; otherwise they are the labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +132,8 @@ class _Table:
     def __init__(self, path: Path, reading: Reading, of_question: Mapping[str, Sequence[str]]) -> None:
         self.path, self.reading, self.of_question = path, reading, of_question
         required = set() if reading.wide else {reading.question, reading.answer}
-        self.rows: list[tuple[int, dict[str, Any]]] = table_rows(
-            path, required, encoding=reading.encoding, delimiter=reading.delimiter
-        )
+        table = checked_table(path, required, encoding=reading.encoding, delimiter=reading.delimiter)
+        self.rows, self.titles = table.rows, table.titles
         self.columns = list(dict.fromkeys(name for _, row in self.rows for name in row))
         self.report = ImportReport(rows=len(self.rows))
         self.problems: list[tuple[int, str]] = []  # each with its line
@@ -144,6 +144,7 @@ class _Table:
         self._check_columns(required)
         self.question_columns = self._question_columns() if reading.wide else {}
         self.weight = self._weight_column()
+        self.file_labels = self._read_labels(table)
         self.has_waves = reading.wave in self.columns and not reading.wide
         self.waves = (
             list(dict.fromkeys(text_of(row.get(reading.wave)) for _, row in self.rows)) if self.has_waves else []
@@ -166,8 +167,13 @@ class _Table:
     def _question_columns(self) -> dict[str, str]:
         """Returns the texts of the questions of a wide file by column."""
         labels = self.reading.labels
-        columns = {name: labels.texts.get(name, text_of(name)) for name in labels.of_question if name in self.columns}
-        by_text = {text_of(name): name for name in self.columns}
+        titles = {name: text_of(title) for name, title in self.titles.items()}
+        columns = {
+            name: labels.texts.get(name) or titles.get(name) or text_of(name)
+            for name in labels.of_question
+            if name in self.columns
+        }
+        by_text = {titles.get(name, ""): name for name in self.columns} | {text_of(name): name for name in self.columns}
         columns |= {by_text[text]: text for text in self.of_question if text in by_text}
         if not columns:
             raise self.refusal(
@@ -178,6 +184,15 @@ class _Table:
             raise self.refusal("two columns ask the same question; give them different texts in --labels FILE")
         self.column_of = {text: name for name, text in columns.items()}
         return columns
+
+    def _read_labels(self, table: Table) -> FileLabels:
+        """Returns the file's labels for answers. Elsewhere labels replace codes, but not in weights and names."""
+        answers = self.question_columns if self.reading.wide else {self.reading.answer: ""}
+        kept = {*answers, self.weight, self.reading.respondent}
+        others = {name: labels for name, labels in table.labels.items() if name not in kept}
+        if others:
+            self.rows = tuple((line, labelled(row, others)) for line, row in self.rows)
+        return FileLabels() if self.reading.codes else file_labels(table, answers, self.reading.missing or frozenset())
 
     def _weight_column(self) -> str | None:
         reading = self.reading
@@ -227,6 +242,8 @@ class _Table:
         base = self.base.get(text, text)
         if base in self.of_question:
             return list(self.of_question[base])
+        if self.own_labels(text) and self.answer_column(text) not in self.file_labels.whole:
+            return []  # labels of the ends of a scale say nothing about the answers between them
         labels, missing = self.labels(text), self.reading.missing or frozenset()
         kept = [label for code, label in labels.items() if not {code.casefold(), label.casefold()} & missing]
         return list(dict.fromkeys(kept))
@@ -236,9 +253,20 @@ class _Table:
         return self.base.get(text, text) in self.of_question
 
     def labels(self, text: str) -> Mapping[str, str]:
-        """Returns the labels of a question by code."""
+        """Returns the labels of a question by code: those that the partner gives, or those of the file."""
         base = self.base.get(text, text)
-        return self.reading.labels.of(base, self.column_of.get(base, ""))
+        return self.reading.labels.of(base, self.column_of.get(base, "")) or self.own_labels(text)
+
+    def own_labels(self, text: str) -> Mapping[str, str]:
+        """Returns the labels that the file has for the answers to a question; empty where the partner gives other ones."""
+        base = self.base.get(text, text)
+        if self.reading.labels.of(base, self.column_of.get(base, "")):
+            return {}
+        return self.file_labels.of_column.get(self.answer_column(text), {})
+
+    def answer_column(self, text: str) -> str:
+        """Returns the column with the answers to a question."""
+        return self.column_of.get(self.base.get(text, text), "") if self.reading.wide else self.reading.answer
 
     def problem(self, line: int, text: str) -> None:
         """Keeps a problem of a line."""
@@ -338,9 +366,13 @@ def _check_missing(table: _Table, raw_answers: Mapping[str, Sequence[Given]]) ->
     if table.reading.missing is not None:
         return
     codes: list[str] = []
-    for text, own in raw_answers.items():
-        different = {answer for one in own for answer in one.texts}
+    for text, given in raw_answers.items():
+        different = {answer for one in given for answer in one.texts}
         options = table.listed(text) if table.is_asked(text) else []
+        if not table.is_asked(text):  # a label that nobody of this group has chosen would be an option all the same
+            own = table.own_labels(text)
+            different |= set(own.values())
+            codes += missing_codes(list(own))
         codes += missing_codes(sorted(different), options)
     if codes:
         codes = list(dict.fromkeys(codes))

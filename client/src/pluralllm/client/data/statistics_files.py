@@ -4,6 +4,8 @@ Other modules import this module only for such a file, because pyreadstat is an 
 """
 
 import math
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,10 @@ from pluralllm.common.text.reading import MAX_DATA_BYTES, Unreadable, not_opened
 
 
 def statistics_table(path: Path, encoding: str | None = None) -> Table:
-    """Returns the table in a file of SPSS or Stata. A value with a label is its label; a missing value is None.
+    """Returns the table in a file of SPSS or Stata, with its codes, and the labels of codes and columns beside them.
 
-    Raises Unreadable if the file cannot be read; ExtraMissing if pyreadstat is not installed.
+    A value that the file declares as missing is None, and has no label. Raises Unreadable if the file cannot be read;
+    ExtraMissing if pyreadstat is not installed.
     """
     need_surveys()
     import pyreadstat  # noqa: PLC0415
@@ -29,7 +32,7 @@ def statistics_table(path: Path, encoding: str | None = None) -> Table:
         raise Unreadable(path, f"it is too large: more than {MAX_DATA_BYTES} bytes")
     read = pyreadstat.read_dta if path.suffix.lower() == ".dta" else pyreadstat.read_sav
     try:
-        columns, facts = read(str(path), output_format="dict", encoding=encoding)
+        columns, facts = read(str(path), output_format="dict", encoding=encoding, user_missing=True)
     except (
         pyreadstat.PyreadstatError,
         pyreadstat.ReadstatError,
@@ -41,15 +44,22 @@ def statistics_table(path: Path, encoding: str | None = None) -> Table:
     ) as error:
         problem = str(error).partition("\n")[0]
         raise Unreadable(path, f"it is no file of SPSS or Stata, or it is damaged: {problem}") from error
-    labelled = facts.variable_value_labels
-    texts = {name: [_labelled(value, labelled.get(name, {})) for value in values] for name, values in columns.items()}
-    rows = (dict(zip(texts, row, strict=True)) for row in zip(*texts.values(), strict=True))
-    return Table(tuple(enumerate(rows, 1)), columns=tuple(texts))
+    codes: dict[str, list[Any]] = {}
+    labels: dict[str, dict[Any, str]] = {}
+    for name, values in columns.items():
+        ranges: Any = facts.missing_ranges.get(name, ())  # after reading each is an object with lo and hi
+        is_missing = partial(_is_missing, ranges, facts.missing_user_values.get(name, ()))
+        plain = [value.item() if hasattr(value, "item") else value for value in values]
+        codes[name] = [None if is_missing(value) else value for value in plain]
+        own = facts.variable_value_labels.get(name, {})
+        labels[name] = {code: label for code, label in own.items() if not is_missing(code)}
+    rows = (dict(zip(codes, row, strict=True)) for row in zip(*codes.values(), strict=True))
+    titles = {name: title for name, title in facts.column_names_to_labels.items() if title}
+    return Table(tuple(enumerate(rows, 1)), columns=tuple(codes), labels=labels, titles=titles)
 
 
-def _labelled(value: Any, labels: dict[Any, str]) -> Any:
-    """Returns the label of a value, or the value itself; None for a missing one."""
-    plain = value.item() if hasattr(value, "item") else value
-    if plain is None or (isinstance(plain, float) and math.isnan(plain)):
-        return None
-    return labels.get(plain, plain)
+def _is_missing(ranges: Sequence[Mapping[str, Any]], values: Sequence[Any], code: Any) -> bool:
+    """Returns whether a code is absent, or is one that the file declares as missing: in SPSS by ranges, in Stata by name."""
+    if code is None or code in values or (isinstance(code, float) and math.isnan(code)):
+        return True
+    return any(type(code) is type(one["lo"]) and one["lo"] <= code <= one["hi"] for one in ranges)

@@ -1,11 +1,12 @@
 """The labels of a survey: what each code of an answer means, and what each column of a wide file asks."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pluralllm.client.data.survey_texts import text_of
+from pluralllm.client.data.table import Table
 from pluralllm.common.errors.tree import InvalidData
 from pluralllm.common.text.reading import Unreadable, read_json
 
@@ -54,3 +55,34 @@ def _labels(path: Path, listed: Any) -> dict[str, str]:
     if not isinstance(listed, dict) or not all(isinstance(label, str) and label.strip() for label in listed.values()):
         raise InvalidData(file=str(path), problems=FORM)
     return {text_of(code): text_of(label) for code, label in listed.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class FileLabels:
+    """The labels that a file of SPSS or Stata has for its codes. Empty for any other file."""
+
+    of_column: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # by column and text of the code, in order
+    whole: frozenset[str] = frozenset()  # columns in which every answer has a label, so that the labels are all options
+    titles: Mapping[str, str] = field(default_factory=dict)  # text of the question in a column
+
+
+def file_labels(table: Table, columns: Collection[str], missing: Collection[str]) -> FileLabels:
+    """Returns the labels of those columns that hold answers.
+
+    missing: codes and labels of missing answers in lower case; they need no label. All rows count, those of other groups, too:
+    groups that are imported from one file get the same options.
+    """
+    of_column = {name: _by_text(table.labels[name]) for name in columns if table.labels.get(name)}
+    answers = {name: {text_of(row.get(name)) for _, row in table.rows} - {""} for name in of_column}
+    whole = {
+        name
+        for name, labels in of_column.items()
+        if all(code in labels or code.casefold() in missing for code in answers[name])
+    }
+    return FileLabels(of_column, frozenset(whole), {name: text_of(title) for name, title in table.titles.items()})
+
+
+def _by_text(labels: Mapping[Any, str]) -> dict[str, str]:
+    """Returns labels by the texts of their codes, in the order of the codes."""
+    codes = sorted(labels, key=lambda code: (isinstance(code, str), code))
+    return {text_of(code): text_of(labels[code]) for code in codes if text_of(labels[code])}

@@ -1,7 +1,7 @@
 """A table that was read: its rows, and what could not be read."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ class Table:
     problems: tuple[tuple[int, str], ...] = ()  # of rows that cannot be read, each with its line
     notes: tuple[str, ...] = ()  # what the reader has guessed
     columns: tuple[str, ...] | None = None  # None: rows may differ in their fields
+    labels: Mapping[str, Mapping[Any, str]] = field(default_factory=dict)  # of values, by column and value, in order
+    titles: Mapping[str, str] = field(default_factory=dict)  # what a column is about
 
 
 def bad_rows(path: Path, problems: Sequence[tuple[int, str]], *advice: str) -> InvalidData:

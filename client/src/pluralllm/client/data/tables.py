@@ -11,6 +11,7 @@ import math
 import re
 import zlib
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from datetime import date, time, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -36,6 +37,22 @@ def table_rows(
 ) -> list[tuple[int, dict[str, Any]]]:
     """Reads a table. Returns its rows, each with its line number, or with its row number where a format has no lines.
 
+    Of SPSS and Stata files, a value with a label is its label. The rest is as in `checked_table`.
+    """
+    table = checked_table(path, columns, encoding=encoding, delimiter=delimiter)
+    return [(line, labelled(row, table.labels)) for line, row in table.rows]
+
+
+def labelled(row: Mapping[str, Any], labels: Mapping[str, Mapping[Any, str]]) -> dict[str, Any]:
+    """Returns a row with labels in place of the values that have one. labels: by column and value."""
+    return {name: labels[name].get(value, value) if labels.get(name) else value for name, value in row.items()}
+
+
+def checked_table(
+    path: Path, columns: Collection[str] = (), *, encoding: str | None = None, delimiter: str | None = None
+) -> Table:
+    """Reads a table in which every row can be read.
+
     columns: names of columns that must be there. encoding, delimiter: of a text file; None: found, and a guess is told on stderr.
     Raises InvalidData if the file cannot be read, if a column is missing, or if rows cannot be read: it lists the first of them.
     """
@@ -44,7 +61,7 @@ def table_rows(
         say(f"{path}: {note}", err=True)
     if table.problems:
         raise bad_rows(path, table.problems)
-    return list(table.rows)
+    return table
 
 
 def read_table(
@@ -64,7 +81,8 @@ def read_table(
         has = ", ".join(present) or "no column"
         raise InvalidData(file=str(path), problems=f"  no column {', '.join(absent)}; it has: {has}")
     rows = tuple((line, {name: _value(value) for name, value in row.items()}) for line, row in table.rows)
-    return Table(rows, table.problems, table.notes, table.columns)
+    labels = {name: {_value(code): label for code, label in own.items()} for name, own in table.labels.items()}
+    return replace(table, rows=rows, labels=labels)
 
 
 def _read(path: Path, columns: Collection[str], encoding: str | None, delimiter: str | None) -> Table:
