@@ -13,8 +13,9 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo check test faults mutants lint protos docs bench experiment locks sbom clean setup
 
+# KEEP=1 keeps the federation up after the result, to be looked at, until Ctrl-C.
 demo: .stamps/run
-	$(BIN)/python deploy/demo.py $(if $(DATA),--data "$(DATA)")
+	$(BIN)/python deploy/demo.py $(if $(DATA),--data "$(DATA)") $(if $(KEEP),--keep)
 
 # The inner loop, for every change: lint, types and the fast tests. It takes less than a minute.
 QUICK_TESTS := tests/architecture tests/unit tests/machine tests/contract

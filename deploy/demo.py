@@ -2,6 +2,7 @@
 
 .venv/bin/python deploy/demo.py                     synthetic survey: 6 groups train, 2 are held out
 .venv/bin/python deploy/demo.py --data FILE.csv     GlobalOpinionQA: the paper's 8 countries train, 6 are held out
+.venv/bin/python deploy/demo.py --keep              afterwards everything stays up to be looked at, until Ctrl-C
 """
 
 import argparse
@@ -91,6 +92,11 @@ def main() -> int:
     )
     parser.add_argument("--rounds", type=int, help="Number of rounds; default: 12, or 30 with --data.")
     parser.add_argument("--out", type=Path, help="Folder for state, model and logs; default: a new temporary folder.")
+    parser.add_argument(
+        "--keep",
+        action="store_true",
+        help="Keep coordinator and clients up after the run, to be looked at, until Ctrl-C.",
+    )
     arguments = parser.parse_args()
     console = Console()
     for number in STOP_SIGNALS:
@@ -99,7 +105,7 @@ def main() -> int:
         federation = _federation(arguments.data, arguments.rounds)
         folder = arguments.out or Path(tempfile.mkdtemp(prefix="pluralllm-demo-"))
         folder.mkdir(parents=True, exist_ok=True)
-        play(federation, folder, console)
+        play(federation, folder, console, keep=arguments.keep)
     except Interrupted:
         console.print("interrupted; every process of the demo has been stopped")
         return 130
@@ -131,10 +137,11 @@ def _federation(data: Path | None, rounds: int | None) -> Federation:
     )
 
 
-def play(federation: Federation, folder: Path, console: Console) -> None:
+def play(federation: Federation, folder: Path, console: Console, *, keep: bool = False) -> None:
     """Starts all processes, watches the run and prints the result; stops every process before it returns or raises.
 
-    folder: the folder for state, model and logs. Raises DemoFailed if a process dies, the run fails or takes too long.
+    folder: the folder for state, model and logs. keep: after the result, everything stays up until a signal comes.
+    Raises DemoFailed if a process dies, the run fails or takes too long.
     """
     model_path = Path(get_model_path())
     state, admin = folder / "coordinator", folder / "admin"
@@ -179,10 +186,48 @@ def play(federation: Federation, folder: Path, console: Console) -> None:
             _wait(client)  # the coordinator reports the end of the run to each daemon, which then exits
         number, of_round = secrets.newest()
         verified = training[0].does(folder, "verify", RUN, str(number))
-    summary(evaluations, last, folder, console)
-    console.print(f"\npluralllm-client verify, by {training[0].name}: {verified.strip()}\n", soft_wrap=True)
-    kept = Kept(state, folder / "coordinator.log", RUN)
-    show_sight(kept, number, of_round, [folder / partner.name for partner in partners], console)
+
+        def conclude() -> None:
+            summary(evaluations, last, folder, console)
+            console.print(f"\npluralllm-client verify, by {training[0].name}: {verified.strip()}\n", soft_wrap=True)
+            kept = Kept(state, folder / "coordinator.log", RUN)
+            show_sight(kept, number, of_round, [folder / partner.name for partner in partners], console)
+
+        if keep:
+            conclude()
+            clients = [partner.start(children, folder, model_path, stays=True) for partner in partners]
+            keep_up([server, *clients], folder, remote.address, console)
+            return
+    conclude()
+    how_to_look_further(folder, console)
+
+
+def keep_up(processes: "list[Child]", folder: Path, address: str, console: Console) -> None:
+    """Prints how to look at the federation, and waits for a signal. Raises DemoFailed if a process dies.
+
+    folder: the demo's folder. address: the coordinator's, host:port.
+    """
+    programs = Path(sys.executable).parent
+    pluralllm = programs / "pluralllm"
+    lines = (
+        "\nEverything is still up. In another terminal:",
+        f"  export PLURALLLM_IDENTITY={folder / 'admin'} PLURALLLM_COORDINATOR={address}",
+        f"  {pluralllm} status {RUN}; {pluralllm} rounds {RUN}; {pluralllm} members; {pluralllm} audit",
+        f"  {pluralllm} report {RUN} --out {folder / 'report'}",
+        f"  {pluralllm} run create again {folder / 'run.toml'} --start; {pluralllm} status again --watch",
+        f"In a browser: http://{(folder / 'coordinator' / 'page-address').read_text()}/",
+        "Ctrl-C stops everything.",
+    )
+    for line in lines:
+        console.print(line, soft_wrap=True)
+    try:
+        while True:
+            for child in processes:
+                if child.popen.poll() is not None:
+                    raise DemoFailed(f"a process ended (exit code {child.popen.returncode})\n{child.tail()}")
+            pause(LOOK_EVERY_S)
+    except Interrupted:
+        console.print("every process of the demo is being stopped")
 
 
 def pin(partners: "list[Partner]", folder: Path) -> str:
@@ -263,6 +308,16 @@ def summary(evaluations: list[dict[str, Any]], run: dict[str, Any], folder: Path
         console.print(f"{label:<11} all groups: {_figures(scores)}; held out: {_figures(unseen)}", soft_wrap=True)
     console.print(f"moved: {size(run['received_bytes'])} to the coordinator, {size(run['sent_bytes'])} from it")
     console.print(f"model: {folder / 'model'}")
+    if fallen := [name for name, change in changes.items() if change <= 0]:
+        console.print(f"\nThe alignment of {', '.join(fallen)} did not rise.")
+    if not changes:
+        raise DemoFailed("no group reported its alignment at both versions")
+    if sum(changes.values()) <= 0:
+        raise DemoFailed("the mean alignment did not rise")
+
+
+def how_to_look_further(folder: Path, console: Console) -> None:
+    """Prints the commands that look at what the demo has left in its folder."""
     server = f"{Path(sys.executable).parent / 'pluralllm-server'}"
     pluralllm = f"{Path(sys.executable).parent / 'pluralllm'}"
     console.print(
@@ -274,12 +329,6 @@ def summary(evaluations: list[dict[str, Any]], run: dict[str, Any], folder: Path
         f"  export PLURALLLM_IDENTITY={folder / 'admin'} PLURALLLM_COORDINATOR=127.0.0.1:7443", soft_wrap=True
     )
     console.print(f"  {pluralllm} status; {pluralllm} rounds; {pluralllm} members; {pluralllm} audit", soft_wrap=True)
-    if fallen := [name for name, change in changes.items() if change <= 0]:
-        console.print(f"\nThe alignment of {', '.join(fallen)} did not rise.")
-    if not changes:
-        raise DemoFailed("no group reported its alignment at both versions")
-    if sum(changes.values()) <= 0:
-        raise DemoFailed("the mean alignment did not rise")
 
 
 def _figures(evaluations: dict[str, dict[str, Any]]) -> str:
@@ -395,7 +444,8 @@ class Partner:
         data = ("--data", str(home / "answers.jsonl"))
         _run("pluralllm.client", "join", str(invite), "--state-dir", str(home / "state"), *data)
 
-    def start(self, children: Children, folder: Path, model_path: Path) -> Child:
+    def start(self, children: Children, folder: Path, model_path: Path, *, stays: bool = False) -> Child:
+        """Starts the partner's daemon. stays: whether it goes on when the run has ended."""
         home = folder / self.name
         config = {
             "data": str(home / "answers.jsonl"),
@@ -404,7 +454,9 @@ class Partner:
             "embedding_model_path": str(model_path),
         }
         lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in config.items()]
-        (home / "client.toml").write_text("\n".join([*lines, "exit_when_run_over = true", "threads = 1"]) + "\n")
+        (home / "client.toml").write_text(
+            "\n".join([*lines, f"exit_when_run_over = {json.dumps(not stays)}", "threads = 1"]) + "\n"
+        )
         command = [sys.executable, "-m", "pluralllm.client", "run", "--config", str(home / "client.toml")]
         return children.start(command, folder / f"{self.name}.log")
 

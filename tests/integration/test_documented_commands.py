@@ -24,6 +24,7 @@ VENV = Path(sys.executable).parents[1]
 # Commands that another test runs, or that no test runs, with the reason.
 ELSEWHERE = {
     "make demo": "tests/faults/test_demo.py",
+    "pluralllm quickstart": "tests/faults/test_quickstart.py",
     "make test": "it runs this",
     "make check": "the quick part of make test, and make lint",
     "make lint": ".ci/run",
@@ -57,6 +58,12 @@ ELSEWHERE = {
 }
 # Pages whose commands another test runs, by section or by number.
 TYPED_FROM_THE_PAGE = {
+    "quickstart.md": (
+        "The coordinator",
+        "The five partners",
+        "The run",
+        "Afterwards",
+    ),  # tests/faults/test_quickstart.py
     "operate.md": ("Install", "Start", "Look", "One partner"),  # test_operate.py
     "joining.md": (
         "The operator, on the coordinator's machine",

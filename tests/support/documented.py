@@ -10,6 +10,7 @@ PAGES = (
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
     ROOT / "benchmarks" / "RESULTS.md",
+    ROOT / "client" / "src" / "pluralllm" / "cli" / "quickstart" / "quickstart.md",
     *sorted((ROOT / "docs").glob("*.md")),
 )
 # First lines of indented blocks that are not shell: Python, settings, drawings, lists.

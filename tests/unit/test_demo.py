@@ -17,6 +17,8 @@ from support.documented import ROOT
 
 from pluralllm.client.data.sample_survey import sample_groups, with_counts
 from pluralllm.client.disclosure.policy import load_policy
+from pluralllm.client.process.config import ClientConfig
+from pluralllm.common.process.configuration import load_config
 from pluralllm.common.words.ids import GroupName
 from pluralllm.common.words.spec import spec_from_toml
 
@@ -138,7 +140,8 @@ def test_a_signal_while_a_process_starts_leaves_no_process(
             os.kill(os.getpid(), number)
             os.kill(os.getpid(), number)
 
-    def play(_federation: object, folder: Path, _console: object) -> None:
+    def play(_federation: object, folder: Path, _console: object, *, keep: bool) -> None:
+        assert not keep
         with DEMO.Children() as children:
             children.start([sys.executable, "-c", "import time; time.sleep(60)"], folder / "log")
             DEMO.pause(60.0)
@@ -164,3 +167,32 @@ def test_a_command_of_the_demo_that_is_interrupted_ends(monkeypatch: pytest.Monk
     monkeypatch.setattr(DEMO, "_has_signal", has_signal)
     with pytest.raises(DEMO.Interrupted):
         DEMO._run("http.server", "0", "--bind", "127.0.0.1", "--directory", str(tmp_path))
+
+
+def test_a_demo_that_is_kept_up_says_how_to_look_at_it_until_a_signal_comes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    has_signal = threading.Event()
+    has_signal.set()
+    monkeypatch.setattr(DEMO, "_has_signal", has_signal)
+    (tmp_path / "coordinator").mkdir()
+    (tmp_path / "coordinator" / "page-address").write_text("127.0.0.1:7")
+    out = io.StringIO()
+    DEMO.keep_up([], tmp_path, "127.0.0.1:5", Console(file=out, width=60))
+    text = out.getvalue()
+    assert "In a browser: http://127.0.0.1:7/" in text
+    assert f"export PLURALLLM_IDENTITY={tmp_path / 'admin'} PLURALLLM_COORDINATOR=127.0.0.1:5" in text
+    assert "pluralllm status demo" in text
+    (tmp_path / "log").write_text("no room")
+    ended = DEMO.Child(SimpleNamespace(poll=lambda: 1, returncode=1), tmp_path / "log")
+    with pytest.raises(DEMO.DemoFailed, match="no room"):
+        DEMO.keep_up([ended], tmp_path, "127.0.0.1:5", Console(file=out))
+
+
+@pytest.mark.parametrize("stays", [True, False])
+def test_a_daemon_ends_with_the_run_unless_the_demo_is_kept_up(stays: bool, tmp_path: Path) -> None:
+    partner = DEMO.Partner("Northmark", (), "train")
+    (tmp_path / "northmark").mkdir()
+    partner.start(SimpleNamespace(start=lambda command, log: (command, log)), tmp_path, tmp_path, stays=stays)
+    config = load_config(ClientConfig, tmp_path / "northmark" / "client.toml", {})
+    assert config.exit_when_run_over is not stays

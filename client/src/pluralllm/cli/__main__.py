@@ -22,6 +22,7 @@ from pluralllm.cli.default_rounds import FEWEST_CLIENTS, FLAG, with_default_roun
 from pluralllm.cli.new_spec import MODEL, USUAL_CLIENTS, WIDTH, new_spec
 from pluralllm.cli.output import now, show
 from pluralllm.cli.package_commands import ENTRY_POINTS, add_package_commands
+from pluralllm.cli.quickstart_command import quickstart
 from pluralllm.common.errors.tree import InvalidArgument, InvalidSpec
 from pluralllm.common.process.console import Json, say, terminal
 from pluralllm.common.process.exits import EXIT_CODES, run_command
@@ -50,6 +51,7 @@ app.callback()(choose_access)
 for command in member_commands.COMMANDS:
     app.command()(command)
 app.command()(explain_command.explain)
+app.command()(quickstart)
 app.add_typer(member_commands.members_app, name="members")
 app.add_typer(run_app, name="run")
 app.add_typer(model_commands.app, name="model")

@@ -20,6 +20,7 @@ from pluralllm.common.words.spec import preset_values, spec_values
 # The embedding model of a new spec, and the length of its vectors.
 MODEL, WIDTH = "sentence-transformers/all-MiniLM-L6-v2", 384
 
+USUAL_ROUNDS = 30
 USUAL_CLIENTS = 5  # with a quorum of four, a private round survives one client that is away
 MAX_EXAMPLES = 1024  # upper bound of one client's weight
 DELTA = 1e-6  # of a demand for noised answers
@@ -39,6 +40,7 @@ def new_spec(
     respondents_epsilon: float | None = None,
     *,
     plain_rounds: bool = False,
+    rounds: int = USUAL_ROUNDS,
 ) -> str:
     """Returns the text of a new run spec in TOML.
 
@@ -46,7 +48,7 @@ def new_spec(
     clients: number of clients that are expected to train. train, held_out: the groups that take part; if any group trains, the
     number of these groups counts instead of `clients`. Without groups, any group takes part in the role that its client declares.
     respondents_epsilon: the most that clients' answers may tell about one respondent; None takes answers without noise, too.
-    plain_rounds: whether the rounds are plain, although the clients are enough for private ones.
+    plain_rounds: whether the rounds are plain, although the clients are enough for private ones. rounds: their number.
     """
     expected = max(len(train) or clients, FEWEST_CLIENTS)
     dimension = width * len(preset_values(preset)["embedding"]["templates"])
@@ -57,7 +59,7 @@ def new_spec(
             f'[privacy]\nrespondents_epsilon = {respondents_epsilon!r}\ndelta = {DELTA!r}\nunit = "{RESPONDENT}"\n\n'
         )
     before = (
-        f'preset = "{preset}"\nseed = 0\nrounds = 30\n\n[groups]\ntrain = {_listed(train)}{note}\n'
+        f'preset = "{preset}"\nseed = 0\nrounds = {rounds}\n\n[groups]\ntrain = {_listed(train)}{note}\n'
         f"held_out = {_listed(held_out)}\n\n[round]\nmin_clients = {least_clients(expected)}  # in every published model\n"
         f"target_clients = {expected}\ndeadline_s = 600\n\n[aggregation]\nmax_examples = {MAX_EXAMPLES}\n\n"
     )
