@@ -131,7 +131,7 @@ def swapped_updates(spec: RunSpec, hostile: dict[ClientId, GroupData], base: Fla
     for step in range((number - 1) * spec.training.local_steps, number * spec.training.local_steps):
         episodes = []
         for client, data in hostile.items():
-            usable = data.split(spec.evaluation.holdout_share)[0]
+            usable = data.split(spec.held_out)[0]
             for _, drawn in draw_episodes(spec, data, usable, step, rng[client]):
                 targets = tuple(len(data.questions) + target for target in drawn.targets)
                 episodes.append((both[client], Episode(drawn.context, targets)))

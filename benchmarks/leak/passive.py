@@ -43,7 +43,7 @@ def membership_of_update(
 def membership_of_run(spec: RunSpec, data: GroupData, final: Shares) -> float:
     """Returns the AUC of telling trained questions from withheld ones. final: the predictions of the final model."""
     nearness = -_distances(data, final)
-    trained, withheld = trained_questions(spec, data), data.split(spec.evaluation.holdout_share)[1]
+    trained, withheld = trained_questions(spec, data), data.split(spec.held_out)[1]
     return auc(nearness[list(trained)], nearness[list(withheld)])
 
 

@@ -71,7 +71,7 @@ def federation(spec: RunSpec, groups: dict[str, GroupData], rounds: int) -> Iter
     values = first_values(spec)
     clients = {ClientId(name): data for name, data in groups.items()}
     training = LocalTraining(spec, clients, values, CPU)
-    weights = [float(len(data.split(spec.evaluation.holdout_share)[0])) for data in groups.values()]
+    weights = [float(len(data.split(spec.held_out)[0])) for data in groups.values()]
     for number in range(1, rounds + 1):
         deltas, _ = training.train_round(values, RoundNumber(number))
         yield Round(number, values, {str(client): delta for client, delta in deltas.items()})
@@ -154,7 +154,7 @@ def distance(data: GroupData, guess: Shares, questions: Sequence[int] | None = N
 
 def trained_questions(spec: RunSpec, data: GroupData) -> tuple[int, ...]:
     """Returns the indices of the questions that the group trains on."""
-    return data.split(spec.evaluation.holdout_share)[0]
+    return data.split(spec.held_out)[0]
 
 
 def auc(members: NDArray[np.float64], others: NDArray[np.float64]) -> float:

@@ -32,7 +32,7 @@ def federate_in_ring(spec: RunSpec, groups: Groups, clip_norm: float) -> tuple[F
     trainers = {ClientId(f"client-{number}"): groups[name] for number, name in enumerate(sorted(spec.groups.train))}
     values, most = first_values(spec), spec.aggregation.max_examples
     training, ring = LocalTraining(spec, trainers, values, CPU), Ring(len(trainers), clip_norm, most)
-    weights = {c: min(len(data.split(spec.evaluation.holdout_share)[0]), most) for c, data in trainers.items()}
+    weights = {c: min(len(data.split(spec.held_out)[0]), most) for c, data in trainers.items()}
     optimizer, clipped = server_optimizer(spec.aggregation), 0
     moments = np.repeat(np.array(first_moments(spec.aggregation), np.float32)[:, None], values.size, axis=1)
     for number in range(1, spec.rounds + 1):

@@ -67,7 +67,7 @@ def federate(
     on_round: is called with the number of each round that has ended, and the values of its model version.
     """
     clients = {ClientId(f"client-{number}"): groups[name] for number, name in enumerate(sorted(groups))}
-    usable = {client: data.split(spec.evaluation.holdout_share)[0] for client, data in clients.items()}
+    usable = {client: data.split(spec.held_out)[0] for client, data in clients.items()}
     weights = np.array([1.0 if recipe.reptile else float(len(usable[client])) for client in clients])
     values = flat(model)
     for number in range(1, spec.rounds + 1):

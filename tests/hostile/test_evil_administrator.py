@@ -49,7 +49,7 @@ from pluralllm.common.predictor.model import load_weights, new_predictor
 from pluralllm.common.process.clock import SystemClock
 from pluralllm.common.words.ids import Digest, RunId, TaskId
 from pluralllm.common.words.names import TaskKind
-from pluralllm.common.words.questions import Question, is_held_out
+from pluralllm.common.words.questions import HoldOut, Question
 from pluralllm.common.words.spec import RunSpec, merge, preset_values
 from pluralllm.v1 import resources_pb2 as rpb
 
@@ -57,7 +57,7 @@ pytestmark = [pytest.mark.timeout(300)]
 SURVEY = sample_groups(8, 240, 0)
 VICTIM, *OTHERS = SURVEY.values()
 SHARE = 0.2
-SCORED = [question for question in VICTIM if is_held_out(question.id, SHARE)]
+SCORED = [question for question in VICTIM if HoldOut(SHARE).includes(question)]
 MODEL = {"model": "sentence-transformers/tiny", "dimension": 2 * WIDTH}
 RUNS = 200 if os.environ.get("PLURALLLM_FAULTS") == "all" else 40  # the day's budget stops both after ten
 
@@ -138,7 +138,7 @@ def predicted(spec: RunSpec, model: Path, cache: Path) -> NDArray[np.float64]:
     predictor = new_predictor(spec.predictor, spec.embedding)
     shapes = parameters(spec.predictor, spec.embedding.dimension)
     load_weights(predictor, {shape.name: initial_values(shape, spec.seed) for shape in shapes})
-    context = [question for question in OTHERS[0] if not is_held_out(question.id, SHARE)][:20]
+    context = [question for question in OTHERS[0] if not HoldOut(SHARE).includes(question)][:20]
     cpu = torch.device("cpu")
     embedder = Embedder(spec.embedding, model, cache, cpu)
     answers = GroupPredictor(predictor, embedder, "another", context, cpu, 10).predict(SCORED)
@@ -271,16 +271,16 @@ async def test_a_run_that_comes_back_with_another_spec_is_refused(tmp_path: Path
 
 def share_of_first(count: int) -> float:
     """Returns a share that withholds exactly so many of the victim's questions, those with the smallest hashes."""
-    hashes = sorted(int(hashlib.sha256(f"holdout/{q.id}".encode()).hexdigest()[:8], 16) for q in VICTIM)
+    hashes = sorted(int(hashlib.sha256(f"holdout/{q.key}".encode()).hexdigest()[:8], 16) for q in VICTIM)
     return (hashes[count - 1] + 0.5) / 2**32
 
 
 def test_no_two_sets_of_questions_that_differ_in_one_are_scored(tmp_path: Path) -> None:
     """A difference of two scores would be the score of one question."""
     held, policy = HeldShare(tmp_path / "share.json"), Policy()
-    sets = [spec_of(evaluation={"holdout_share": share_of_first(count)}) for count in (1, 2, 43, 44, 45)]
-    sizes = [sum(is_held_out(q.id, spec.evaluation.holdout_share) for q in VICTIM) for spec in sets]
-    assert sizes == [1, 2, 43, 44, 45]
+    sets = [spec_of(evaluation={"holdout_share": share_of_first(count)}) for count in (1, 2, 51, 52, 53)]
+    sizes = [sum(map(spec.held_out.includes, VICTIM)) for spec in sets]
+    assert sizes == [1, 2, 51, 52, 53]
     for first_run in (None, spec_of()):
         if first_run is not None:
             held.fix(first_run)
@@ -346,7 +346,7 @@ def test_even_models_that_were_made_for_it_show_few_answers_within_the_budgets(t
     predictions = chosen_models(400)
     scores = reported(tmp_path / "default", Policy(), predictions)
     left = [number for number, score in enumerate(scores) if score is not None]
-    assert len(left) == len(SCORED) == 44
+    assert len(left) == len(SCORED) == 52
     guess = read_answers(predictions[left], [scores[number] or 0.0 for number in left], PRIOR, rounding_error(0.01))
     assert mean_distance(PRIOR, SCORED) - mean_distance(guess, SCORED) < 0.03  # docs/security.md has the figures
     # Without the budgets the same attack succeeds, so it is the budgets that stop it.

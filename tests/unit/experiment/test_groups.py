@@ -12,7 +12,7 @@ from pluralllm.client.data.importers import import_globalopinionqa_groups
 from pluralllm.client.data.private_data import write_group
 from pluralllm.client.data.tables import table_rows
 from pluralllm.common.errors.tree import AnswersProtected, InvalidData, TooFewQuestions
-from pluralllm.common.words.questions import is_held_out
+from pluralllm.common.words.questions import HoldOut
 from pluralllm.common.words.spec import merge
 from pluralllm.experiment import play
 from pluralllm.experiment.groups import check_sizes, data_digest, read_groups
@@ -93,7 +93,7 @@ def test_answers_that_were_released_with_noise_are_not_read(folder: Path) -> Non
 def test_a_training_group_needs_withheld_questions_only_if_it_is_scored(folder: Path) -> None:
     experiment = experiment_of(folder)
     questions = read_groups(experiment)
-    trained = tuple(question for question in questions["north"] if not is_held_out(question.id, 0.25))
+    trained = tuple(question for question in questions["north"] if not HoldOut(0.25, by_key=False).includes(question))
     without = questions | {"north": trained}
     with pytest.raises(TooFewQuestions):
         check_sizes(experiment, without)
@@ -140,7 +140,7 @@ def test_the_groups_of_groups_toml_follow_its_rule(survey: Path) -> None:
     questions = import_globalopinionqa_groups(survey, sorted(named - {*paper.validation, *paper.test} - namesakes))
     assert len(questions) == 115
     rest = sorted(set(questions) - set(paper.train), key=lambda name: (-len(questions[name]), name))
-    trained = {name: sum(not is_held_out(q.id, 0.1) for q in own) for name, own in questions.items()}
+    trained = {name: sum(not HoldOut(0.1, by_key=False).includes(q) for q in own) for name, own in questions.items()}
     episodes = experiment.run_spec(experiment.methods[0], 0).training.episodes
     least = episodes.min_context + episodes.min_targets
     assert experiment.data.train == tuple(name for name in (*paper.train, *rest) if trained[name] >= least)

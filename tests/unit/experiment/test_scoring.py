@@ -78,7 +78,7 @@ def test_shares_are_by_question_and_sum_to_one() -> None:
 
 def test_a_groups_own_episode_has_the_same_context_and_no_withheld_targets_unless_it_trains() -> None:
     spec, data = small_spec({"evaluation": {"holdout_share": 0.4}}), small_group()
-    withheld = set(data.split(0.4)[1])
+    withheld = set(data.split(spec.held_out)[1])
     everything, own = (choose(spec, data, "test", 3, 0) for choose in (episode_of, own_episode))
     assert own.context == everything.context
     assert set(everything.targets) & withheld

@@ -68,7 +68,7 @@ def deltas(recipe: Recipe = PLAIN, spec: RunSpec = SPEC) -> dict[str, Flat]:
     for number, (name, data) in enumerate(GROUPS.items()):
         model = kernel_predictor(spec)
         start = flat(model)
-        usable = data.split(spec.evaluation.holdout_share)[0]
+        usable = data.split(spec.held_out)[0]
         learn(spec, model, data, usable, RoundNumber(1), ClientId(f"client-{number}"), recipe)
         changes[name] = flat(model) - start
     return changes
@@ -83,7 +83,7 @@ def test_reptile_counts_all_groups_alike_and_fedavg_counts_questions() -> None:
     first, after, *_ = versions(Recipe(reptile=True), GROUPS)
     np.testing.assert_allclose(after - first, (deltas()["a"] + deltas()["b"]) / 2, atol=1e-6)
     first, after, *_ = versions(Recipe(), GROUPS)
-    usable = [len(data.split(SPEC.evaluation.holdout_share)[0]) for data in GROUPS.values()]
+    usable = [len(data.split(SPEC.held_out)[0]) for data in GROUPS.values()]
     weighted = (usable[0] * deltas()["a"] + usable[1] * deltas()["b"]) / sum(usable)
     np.testing.assert_allclose(after - first, weighted, atol=1e-6)
 

@@ -20,7 +20,7 @@ from pluralllm.common.process.console import Json, print_json, say, terminal
 from pluralllm.common.process.extras import need_torch
 from pluralllm.common.process.files import make_folder, write_private
 from pluralllm.common.process.json_forms import DATA_CHECK
-from pluralllm.common.words.questions import Question, is_held_out
+from pluralllm.common.words.questions import Question
 from pluralllm.common.words.spec import RunSpec, load_spec
 
 app = typer.Typer(no_args_is_help=True, help="Import, check or embed the private file.")
@@ -30,8 +30,12 @@ app.add_typer(import_app, name="import")
 # The bounds of the invented survey, as sample_survey.py has them; importing that module here would load numpy.
 MOST_GROUPS, MOST_QUESTIONS, USUAL_QUESTIONS = 64, 312, 240
 DIFFERENTLY_WRITTEN = (
-    "  {count} questions are in {file} with another order or spelling of their options: another group may train on those that"
-    " this file withholds; import with --options {file}"
+    "{count} questions are in {file} with another order or spelling of their options: in a run of the format {formats}"
+    " another group may train on those that this file withholds; import with --options {file}"
+)
+WRITTEN_TWICE = (
+    "{count} questions are another one of the file in another order or spelling: a prediction of one may have the answers to the"
+    " other in its context; merge them, or give both one question_key if they are wordings of one question"
 )
 import_app.command("globalopinionqa")(survey_commands.globalopinionqa)
 import_app.command("opinionqa")(survey_commands.opinionqa)
@@ -93,8 +97,16 @@ def check(
     if cache is not None and run is not None and checked.questions:
         _, notes = _embedded(checked.questions, run, cache, embedding_model_path, device)
     problems = [*map(str, checked.problems), *([f"  {facts['shortage']}"] if facts["shortage"] else [])]
+    remarks = []
     if facts["differently_written"]:
-        problems.append(DIFFERENTLY_WRITTEN.format(count=facts["differently_written"], file=against))
+        formats = "run/1 or run/2" if run is None else run.format.removeprefix("pluralllm.")
+        text = DIFFERENTLY_WRITTEN.format(count=facts["differently_written"], file=against, formats=formats)
+        if run is not None and not run.held_out.by_key:
+            problems.append(f"  {text}")
+        elif run is None:
+            remarks.append(text)
+    if facts["written_twice"]:
+        remarks.append(WRITTEN_TWICE.format(count=facts["written_twice"]))
     if as_json:
         listed = [{"line": problem.line, "problem": problem.text} for problem in checked.problems]
         print_json(DATA_CHECK, {**facts, "problems": listed, "embedding_notes": None if notes is None else list(notes)})
@@ -107,7 +119,7 @@ def check(
         terminal().print(table)
         for problem in problems:
             say(problem)
-        for note in notes or ():
+        for note in (*remarks, *(notes or ())):
             say(f"note: {note}")
     if problems:
         raise typer.Exit(3)
@@ -122,6 +134,7 @@ def _facts(checked: Checked, spec: RunSpec | None, against: Path | None) -> dict
         "unanswered_questions": checked.unanswered,
         "options": sum(len(question.options) for question in questions),
         "ordinal_questions": sum(question.scale is not None for question in questions),
+        "written_twice": len(questions) - len({question.stated_key or question.key for question in questions}),
         **dict.fromkeys(("training_questions", "evaluation_questions", "episode_needs", "shortage")),
         **dict.fromkeys(("shared_questions", "differently_written", "noise_on_a_share", "distance_of_noised_answers")),
     }
@@ -129,7 +142,7 @@ def _facts(checked: Checked, spec: RunSpec | None, against: Path | None) -> dict
         found = overlap(questions, listed_questions(against))
         facts |= {"shared_questions": found.shared, "differently_written": found.apart}
     if spec is not None:
-        held = sum(is_held_out(question.id, spec.evaluation.holdout_share) for question in questions)
+        held = sum(map(spec.held_out.includes, questions))
         episodes = spec.training.episodes
         needed = episodes.min_context + episodes.min_targets
         facts |= {"training_questions": len(questions) - held, "evaluation_questions": held, "episode_needs": needed}

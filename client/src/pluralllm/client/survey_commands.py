@@ -126,6 +126,10 @@ def responses(
         typer.Option(help="Whether the waves of one question are counted together or kept apart."),
     ] = None,
     wave_column: Annotated[str, typer.Option(help="The column that names the survey wave.")] = "wave",
+    key_column: Annotated[
+        str | None,
+        typer.Option(help="The column whose value joins wordings and languages of one question, in all groups."),
+    ] = None,
     options_order: OptionsOrder = None,
     encoding: Encoding = None,
     delimiter: Delimiter = None,
@@ -138,7 +142,7 @@ def responses(
     if weight is not None and no_weight:
         raise InvalidArgument(field="--no-weight", problem="--weight is given, too; leave one of them out")
     reading = Reading(
-        question_column, answer_column, group_column, respondent_column, weight, no_weight, wave_column, wide,
+        question_column, answer_column, group_column, respondent_column, weight, no_weight, wave_column, key_column, wide,
         None if missing is None else _missing_texts(missing), Labels() if labels is None else read_labels(labels),
         multi, waves, options_order, encoding, delimiter, codes,
     )  # fmt: skip

@@ -25,7 +25,7 @@ def centralize(
     that the run spec holds out are not used.
     """
     training_groups = [groups[name] for name in sorted(spec.groups.train)]
-    usable = [data.split(spec.evaluation.holdout_share)[0] for data in training_groups]
+    usable = [data.split(spec.held_out)[0] for data in training_groups]
     rng = episode_stream(spec, 0)
     torch.manual_seed(spec.seed)
     start = first_values(spec)
@@ -63,7 +63,7 @@ def train_alone(
     values.
     """
     names = sorted(spec.groups.train)
-    usable = [groups[name].split(spec.evaluation.holdout_share)[0] for name in names]
+    usable = [groups[name].split(spec.held_out)[0] for name in names]
     generators = [episode_stream(spec, number) for number in range(len(names))]
     torch.manual_seed(spec.seed)
     learners = Learners(spec, [start] * len(names), device)

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pluralllm.common.predictor.data import Episode, GroupData
-from pluralllm.common.words.questions import is_held_out
+from pluralllm.common.words.questions import Question, spelled_alike
 from pluralllm.common.words.spec import RunSpec
 from pluralllm.experiment.results import QuestionKind
 from pluralllm.experiment.scoring import Scored, scored
@@ -46,17 +46,23 @@ class TrainingMean:
     """
 
     def __init__(self, spec: RunSpec, groups: dict[str, GroupData]) -> None:
-        self._known: dict[str, list[Guess]] = {}  # by question id: the training groups' answers
-        self._holdout_share = spec.evaluation.holdout_share
+        self._known: dict[str, list[dict[str, float]]] = {}  # by question: each training group's share of each option
+        self._held_out = spec.held_out
         for name in spec.groups.train:
             data = groups[name]
-            for number in data.split(spec.evaluation.holdout_share)[0]:
+            for number in data.split(spec.held_out)[0]:
                 question = data.questions[number]
-                self._known.setdefault(question.id, []).append(np.asarray(question.shares, dtype=np.float32))
+                shares = dict(zip(_option_names(question), question.shares, strict=True))
+                self._known.setdefault(question.key, []).append(shares)
 
     def __call__(self, data: GroupData, context: tuple[int, ...], question: int) -> Guess:
-        answers = self._known.get(data.questions[question].id)
-        return uniform(data, context, question) if answers is None else np.mean(answers, axis=0)
+        options = _option_names(data.questions[question])
+        answers = [
+            np.asarray([shares[option] for option in options], dtype=np.float32)  # in the order of this group's options
+            for shares in self._known.get(data.questions[question].key, [])
+            if shares.keys() == set(options)  # a question in another language has other options
+        ]
+        return np.mean(answers, axis=0) if answers else uniform(data, context, question)
 
     def kind_of(self, data: GroupData, question: int) -> QuestionKind:
         """Returns the kind of a question, which says whether training could use the question.
@@ -64,10 +70,15 @@ class TrainingMean:
         Either a training group answered the question, or no training group answered it, or the question is withheld from all
         training.
         """
-        question_id = data.questions[question].id
-        if is_held_out(question_id, self._holdout_share):
+        if self._held_out.includes(data.questions[question]):
             return QuestionKind.WITHHELD
-        return QuestionKind.ANSWERED if question_id in self._known else QuestionKind.UNANSWERED
+        return QuestionKind.ANSWERED if data.questions[question].key in self._known else QuestionKind.UNANSWERED
+
+
+def _option_names(question: Question) -> list[str]:
+    """Returns the options' texts in one spelling; as they are if two options then had one text."""
+    alike = [spelled_alike(option) for option in question.options]
+    return alike if len(set(alike)) == len(alike) else list(question.options)
 
 
 def score_guesses(guess: Guesser, data: GroupData, episodes: list[Episode]) -> list[list[Scored]]:

@@ -78,7 +78,7 @@ def federate(spec: RunSpec, groups: dict[str, GroupData], device: torch.device) 
         deltas, distances = clients.train_round(values, number, cohort)
         average: ev.Average | None = None
         for client in cohort:
-            examples = len(trainers[client].split(spec.evaluation.holdout_share)[0])
+            examples = len(trainers[client].split(spec.held_out)[0])
             norm = norm_of(deltas[client])
             longest = max(longest, norm)
             receipt = ev.Receipt(client, Digest(f"{number}-{client}"), examples, distances[client], norm)
@@ -128,7 +128,7 @@ class LocalTraining:
         self._moments = np.repeat(np.array(first_moments(spec.aggregation), np.float32)[:, None], values.size, axis=1)
         self._model_bytes = values.nbytes
         self._trainers = trainers
-        self._usable = {client: data.split(spec.evaluation.holdout_share)[0] for client, data in trainers.items()}
+        self._usable = {client: data.split(spec.held_out)[0] for client, data in trainers.items()}
         self._sums = None if spec.private_rounds is None else RingSums(spec)
         form = update_format(layout_for(spec), spec.updates.encoding if self._sums is None else "ring32")
         self.update_bytes = form.size_bytes - len(form.header)  # size of one client's update

@@ -11,7 +11,7 @@ from pluralllm.client.data.importers import MAX_NAMES_SHOWN, import_globalopinio
 from pluralllm.common.errors.tree import InvalidData, TooFewQuestions
 from pluralllm.common.predictor.data import GroupData, check_enough, group_data
 from pluralllm.common.predictor.embedding import Embedder, Progress
-from pluralllm.common.words.questions import Question, is_held_out
+from pluralllm.common.words.questions import Question
 from pluralllm.common.words.spec import RunSpec
 from pluralllm.experiment.spec import Data, Experiment
 
@@ -70,7 +70,7 @@ def check_sizes(experiment: Experiment, questions: dict[str, tuple[Question, ...
         scored = experiment.scored_groups(method)
         for name in (*experiment.training_groups(method), *experiment.data.validation, *experiment.data.test):
             group_questions, largest = questions[name], max(experiment.contexts_of(name))
-            held_out = sum(is_held_out(question.id, spec.evaluation.holdout_share) for question in group_questions)
+            held_out = sum(map(spec.held_out.includes, group_questions))
             if experiment.data.part_of(name) == "train":
                 trained = len(group_questions) - held_out
                 check_enough(name, trained, spec.training.episodes)

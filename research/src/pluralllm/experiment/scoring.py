@@ -59,7 +59,7 @@ def episode_of(spec: RunSpec, data: GroupData, group_part: str, size: int, draw:
     A training group gets its context from the questions that it trains on; its targets are the withheld questions. Any other
     group gets its context from all its questions; its targets are the questions outside the context.
     """
-    usable, withheld = data.split(spec.evaluation.holdout_share)
+    usable, withheld = data.split(spec.held_out)
     if group_part == "train":
         return context_episode(data, size, draw, usable, withheld)
     everything = range(len(data.questions))
@@ -75,7 +75,7 @@ def own_episode(spec: RunSpec, data: GroupData, group_part: str, size: int, draw
     episode = episode_of(spec, data, group_part, size, draw)
     if group_part == "train":
         return episode
-    withheld = set(data.split(spec.evaluation.holdout_share)[1])
+    withheld = set(data.split(spec.held_out)[1])
     return replace(episode, targets=tuple(q for q in episode.targets if q not in withheld))
 
 

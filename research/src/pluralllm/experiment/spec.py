@@ -294,6 +294,7 @@ class Experiment(SpecPart):
         training = self.training_groups(method)
         count = min(len(training), method.cohort or len(training))
         own: dict[str, Any] = {
+            "format": "pluralllm.run/2",  # withholds the questions that published results withhold
             "seed": seed,
             "rounds": self.rounds,
             "groups": {"train": training, "held_out": (*self.data.validation, *self.data.test)},

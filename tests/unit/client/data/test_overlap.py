@@ -1,6 +1,7 @@
 """Groups are told whether their questions are those of the others: else one group trains on what another withholds."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +35,13 @@ def test_questions_are_compared_by_id_and_by_words(other: Question, found: Overl
     assert overlap(HERE, [other]) == found
 
 
-def checked(folder: Path, listed: dict[str, list[str]], code: int) -> dict[str, Any]:
+def checked(folder: Path, listed: dict[str, list[str]], code: int, *more: str, tells: bool = False) -> dict[str, Any]:
     write_group(folder / "town.jsonl", HERE)
     (folder / "all.json").write_text(json.dumps(listed))
-    words = ["check", str(folder / "town.jsonl"), "--against", str(folder / "all.json")]
+    words = ["check", str(folder / "town.jsonl"), "--against", str(folder / "all.json"), *more]
     printed = CliRunner().invoke(app, words)
     assert printed.exit_code == code, printed.output
-    assert ("import with --options" in printed.output) is (code == 3)
+    assert ("import with --options" in printed.output) is tells
     facts: dict[str, Any] = json.loads(CliRunner().invoke(app, [*words, "--json"]).output)
     return facts
 
@@ -50,6 +51,28 @@ def test_check_counts_what_a_file_shares_with_a_list(tmp_path: Path) -> None:
     assert (facts["shared_questions"], facts["differently_written"]) == (2, 0)
 
 
-def test_a_question_in_another_order_is_a_problem(tmp_path: Path) -> None:
-    facts = checked(tmp_path, {"Tea?": ["Yes", "No"], "Rice?": ["Yes", "No"]}, 3)
+@pytest.mark.parametrize(
+    ("run_format", "code", "tells"), [(None, 0, True), ("run/1", 3, True), ("run/2", 3, True), ("run/3", 0, False)]
+)
+def test_a_question_in_another_order_is_a_problem_of_earlier_formats(
+    tmp_path: Path, run_format: str | None, code: int, tells: bool
+) -> None:
+    more: list[str] = []
+    if run_format is not None:
+        text = (
+            f'format = "pluralllm.{run_format}"\nembedding = {{model = "m", dimension = 2}}\n'
+            "training.episodes = {min_context = 1, max_context = 1, min_targets = 1, max_targets = 1}\n"
+            "evaluation.holdout_share = 0.0\n"
+        )
+        (tmp_path / "spec.toml").write_text(text)
+        more = ["--spec", str(tmp_path / "spec.toml")]
+    facts = checked(tmp_path, {"Tea?": ["Yes", "No"], "Rice?": ["Yes", "No"]}, code, *more, tells=tells)
     assert (facts["shared_questions"], facts["differently_written"]) == (1, 1)
+
+
+def test_check_tells_of_questions_that_a_file_has_twice(tmp_path: Path) -> None:
+    again = [question("tea?", "no", "yes"), replace(question("Te?", "Sí", "No"), stated_key="tea")]
+    for more, twice in ((again, 1), ([*again, replace(question("Tee?", "Ja", "Nein"), stated_key="tea")], 2)):
+        write_group(tmp_path / "town.jsonl", [*HERE, *more])
+        printed = CliRunner().invoke(app, ["check", str(tmp_path / "town.jsonl")])
+        assert (printed.exit_code, f"{twice} questions are another one of the file" in printed.output) == (0, True)

@@ -17,6 +17,7 @@ from pluralllm.client.data.survey_labels import Labels, read_labels
 from pluralllm.client.data.survey_texts import missing_codes, text_of, weight_names, weight_of
 from pluralllm.client.data_commands import app
 from pluralllm.common.errors.tree import InvalidArgument, InvalidData
+from pluralllm.common.words.questions import HoldOut
 
 EXTENDING = Path(__file__).parents[4] / "docs" / "extending.md"
 YES_NO = ["Yes", "No"]
@@ -382,3 +383,52 @@ def test_two_files_of_one_survey_have_the_same_questions_whatever_the_order_of_t
     assert ids[0] == ids[1]
     assert len(ids[0]) == 2
     assert "2 questions" in typed(one, "--options-order", "sorted", "--out", tmp_path / "q.jsonl")
+
+
+def test_a_column_joins_the_wordings_of_a_question_in_all_groups(tmp_path: Path) -> None:
+    rows = [
+        {"question": text, "answer": answer, "q": key, "group": group}
+        for text, key, group, options in (("Tea?", 1, "a", YES_NO), ("Tee?", "1", "b", ["Ja", "Nein"]))
+        for answer in options
+    ]
+    path = table(tmp_path, *rows)
+    english, german = (count_responses(path, g, None, None, Reading(options_order="sorted", key="q")) for g in "ab")
+    assert english.questions[0].key == german.questions[0].key
+    assert (english.report.unused_columns, english.questions[0].stated_key) == ([], "1")
+    with pytest.raises(InvalidData, match="no column no such"):
+        counts(path, key="no such")
+    odd = table(tmp_path, rows[0], {**rows[1], "q": 2})
+    with pytest.raises(InvalidData, match=r"line 2: .*has the key '2', and in an earlier line '1'"):
+        counts(odd, key="q")
+
+
+def test_a_stated_key_is_kept_in_the_file_and_by_the_command(tmp_path: Path) -> None:
+    path = table(tmp_path, *({"question": "Q?", "answer": answer, "code": "Q 1"} for answer in YES_NO))
+    for name in ("town.jsonl", "town.parquet"):
+        typed(path, "--out", tmp_path / name, "--options-order", "sorted", "--key-column", "code")
+        assert [q.stated_key for q in read_counted(tmp_path / name)] == ["Q 1"]
+
+
+def test_waves_that_are_kept_apart_are_withheld_together_also_from_a_group_with_one_wave(tmp_path: Path) -> None:
+    rows = [{"question": "Q?", "answer": answer, "wave": wave} for answer in YES_NO for wave in (1, 2)]
+    apart = Reading(options_order="sorted", waves="apart")
+    several = count_responses(table(tmp_path, *rows), None, None, None, apart).questions
+    single = count_responses(table(tmp_path, rows[0], rows[2]), None, None, None, apart).questions
+    assert [q.text for q in (*several, *single)] == ["Q? (1)", "Q? (2)", "Q?"]
+    assert len({q.key for q in (*several, *single)}) == 1
+
+
+def test_two_groups_withhold_the_same_questions_whatever_the_order_that_each_import_states(tmp_path: Path) -> None:
+    """FINDINGS C1: two groups, the same 200 questions, and one withheld what the other trained on."""
+    listed = {f"Question {number}?": YES_NO for number in range(200)}
+    turned = {text: [option.upper() for option in reversed(options)] for text, options in listed.items()}
+    rows = [{"question": text, "answer": answer} for text in listed for answer in YES_NO]
+    files = []
+    for name, options in (("north", listed), ("south", turned)):
+        source = rows if name == "north" else [row | {"answer": row["answer"].upper()} for row in reversed(rows)]
+        out = tmp_path / f"{name}.jsonl"
+        typed(table(tmp_path, *source), "--out", out, "--options", as_json(tmp_path, f"{name}.json", options))
+        files.append(read_counted(out))
+    withheld = [{q.text for q in questions if HoldOut(0.2).includes(q)} for questions in files]
+    assert withheld[0] == withheld[1] != set()
+    assert not {q.id for q in files[0]} & {q.id for q in files[1]}

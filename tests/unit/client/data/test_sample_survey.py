@@ -7,7 +7,7 @@ from pluralllm.client import data_commands
 from pluralllm.client.data.private_data import check_file, write_group
 from pluralllm.client.data.sample_survey import GROUPS, MOST_GROUPS, MOST_QUESTIONS, USUAL_QUESTIONS, sample_groups
 from pluralllm.client.disclosure.policy import Policy
-from pluralllm.common.words.questions import is_held_out
+from pluralllm.common.words.questions import HoldOut
 from pluralllm.common.words.spec import PRESETS, preset_values
 
 
@@ -60,5 +60,5 @@ def test_every_group_of_the_usual_size_may_report_its_score_under_the_default_po
     share = preset_values(preset)["evaluation"]["holdout_share"]
     assert share == 0.2
     for name, questions in sample_groups(MOST_GROUPS, USUAL_QUESTIONS, 0).items():
-        withheld = sum(is_held_out(question.id, share) for question in questions)
+        withheld = sum(HoldOut(share).includes(question) for question in questions)
         assert withheld >= Policy().min_questions_behind, name

@@ -20,7 +20,7 @@ from pluralllm.common.weights.layout import layout_of, read_layout, tensors_of, 
 
 CPU = torch.device("cpu")
 SPEC, DATA = small_spec(SUMS), small_group(questions=40)
-USABLE, WITHHELD = DATA.split(SPEC.evaluation.holdout_share)
+USABLE, WITHHELD = DATA.split(SPEC.held_out)
 FEATURES, RANK = 24, 3
 rng = np.random.default_rng(3)
 PRIOR = rng.normal(size=FEATURES).astype(np.float32)

@@ -101,7 +101,7 @@ def test_delta_is_local_minus_global_in_the_layout_of_the_base(tmp_path: Path) -
     spec, data = small_spec({"training": {"optimizer": "sgd", "learning_rate": 0.1, "local_steps": 1}}), small_group()
     done, delta = trained(tmp_path, spec, data)
     model = predictor(spec)
-    usable, _ = data.split(spec.evaluation.holdout_share)
+    usable, _ = data.split(spec.held_out)
     episodes = draw_episodes(spec, data, usable, 0, np.random.default_rng(5))
     loss = loss_of(model, make_batch(episodes), "gaussian")
     loss.backward()  # type: ignore[no-untyped-call]
@@ -116,7 +116,7 @@ def test_delta_is_local_minus_global_in_the_layout_of_the_base(tmp_path: Path) -
 def test_a_training_counts_its_different_target_questions(tmp_path: Path, episodes_a_step: int) -> None:
     spec, data = small_spec({"training": {"local_steps": 3, "batch_episodes": episodes_a_step}}), small_group()
     done, _ = trained(tmp_path, spec, data)
-    usable, _ = data.split(spec.evaluation.holdout_share)
+    usable, _ = data.split(spec.held_out)
     rng = np.random.default_rng(5)
     steps = [draw_episodes(spec, data, usable, step, rng) for step in range(3)]
     targets = [{q for _, episode in episodes for q in episode.targets} for episodes in steps]
@@ -138,7 +138,7 @@ def test_one_client_with_one_sgd_step_a_round_is_centralized_sgd(tmp_path: Path)
 
     central = predictor(spec)
     optimizer = torch.optim.SGD(central.parameters(), lr=0.05)
-    usable, _ = data.split(spec.evaluation.holdout_share)
+    usable, _ = data.split(spec.held_out)
     for number in range(1, rounds + 1):
         episodes = draw_episodes(spec, data, usable, number - 1, np.random.default_rng(100 + number))
         optimizer.zero_grad()
@@ -175,7 +175,7 @@ def test_training_lowers_the_loss_and_raises_the_alignment(tmp_path: Path) -> No
 
 def test_defect_1_nothing_of_a_held_out_question_reaches_the_delta_and_only_they_are_scored(tmp_path: Path) -> None:
     spec, data = small_spec({"training": {"local_steps": 12}}), small_group()
-    training, held_out = data.split(spec.evaluation.holdout_share)
+    training, held_out = data.split(spec.held_out)
     _, delta = trained(tmp_path, spec, data)
     _, with_others = trained(tmp_path, spec, with_other_answers(data, held_out))
     assert delta.tobytes() == with_others.tobytes()
@@ -190,7 +190,7 @@ def test_defect_1_nothing_of_a_held_out_question_reaches_the_delta_and_only_they
 def test_defect_2_the_weight_of_an_update_is_the_number_of_training_questions_in_every_round(tmp_path: Path) -> None:
     spec, data = small_spec(), small_group()
     found = {trained(tmp_path, spec, data, seed=seed)[0].examples for seed in range(3)}
-    assert found == {len(data.split(spec.evaluation.holdout_share)[0])}
+    assert found == {len(data.split(spec.held_out)[0])}
 
 
 def test_defect_3_the_learning_rate_never_climbs() -> None:
@@ -236,7 +236,7 @@ def test_kept_moments_make_two_rounds_of_one_client_one_long_run_of_adam(tmp_pat
 
     model = predictor(spec)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    usable, _ = data.split(spec.evaluation.holdout_share)
+    usable, _ = data.split(spec.held_out)
     for number in (1, 2):
         rng = np.random.default_rng(number)
         for step in range(2 * (number - 1), 2 * number):
@@ -339,7 +339,7 @@ def test_sharpened_answers_are_drawn_for_each_episode_and_the_groups_own_stay_as
     data = small_group()
     before = data.shares.copy()
     spec = small_spec({"training": {"sharpness_spread": 0.3, "batch_episodes": 4}})
-    usable, _ = data.split(spec.evaluation.holdout_share)
+    usable, _ = data.split(spec.held_out)
     drawn = draw_episodes(spec, data, usable, 0, np.random.default_rng(1))
     plain = draw_episodes(small_spec({"training": {"batch_episodes": 4}}), data, usable, 0, np.random.default_rng(1))
     assert drawn[0][1] == plain[0][1]
@@ -447,7 +447,7 @@ def test_the_context_gain_is_over_the_score_with_the_same_questions_and_uniform_
     spec, data = small_spec({"predictor": architecture}), small_group()
     base = write_version_0(tmp_path / "base", spec)
     evaluation = evaluate(base, spec, data, GroupRole.TRAIN, CPU, quietly)
-    usable, _ = data.split(spec.evaluation.holdout_share)
+    usable, _ = data.split(spec.held_out)
     silent = data.shares.copy()
     for q in usable:  # contexts are drawn from these; all targets are withheld questions
         silent[data.offsets[q] : data.offsets[q + 1]] = 1 / len(data.questions[q].options)
@@ -510,7 +510,7 @@ def test_several_episodes_of_a_batch_are_one_step(tmp_path: Path) -> None:
     spec, data = small_spec(over), small_group()
     _, delta = trained(tmp_path, spec, data)
     model, rng = predictor(spec), np.random.default_rng(5)
-    usable, _ = data.split(spec.evaluation.holdout_share)
+    usable, _ = data.split(spec.held_out)
     episodes = draw_episodes(spec, data, usable, 0, rng)
     assert len(episodes) == 3
     loss_of(model, make_batch(episodes), "gaussian").backward()  # type: ignore[no-untyped-call]
@@ -553,7 +553,7 @@ def naive_distance(model: PreferencePredictor, data: GroupData, episode: Episode
 def test_the_base_distance_is_of_the_weights_before_training_on_the_first_steps_targets(tmp_path: Path) -> None:
     spec, data = small_spec({"training": {"learning_rate": 0.05, "local_steps": 3}}), small_group()
     done, _ = trained(tmp_path, spec, data, seed=5)
-    usable, _ = data.split(spec.evaluation.holdout_share)
+    usable, _ = data.split(spec.held_out)
     ((_, episode),) = draw_episodes(spec, data, usable, 0, np.random.default_rng(5))
     assert done.base_distance == pytest.approx(naive_distance(predictor(spec), data, episode), rel=1e-5)
 
@@ -679,7 +679,7 @@ def test_the_loss_of_a_training_is_the_mean_over_its_steps(tmp_path: Path, monke
     spec, data = small_spec({"training": {"optimizer": "sgd", "local_steps": 3}}), small_group()
     monkeypatch.setattr("pluralllm.client.work.train.learning_rate", lambda *_: 0.0)  # the model stays as it is
     done, _ = trained(tmp_path, spec, data, seed=5)
-    usable, _ = data.split(spec.evaluation.holdout_share)
+    usable, _ = data.split(spec.held_out)
     rng, model = np.random.default_rng(5), predictor(spec)
     losses = [
         float(loss_of(model, make_batch(draw_episodes(spec, data, usable, step, rng)), "gaussian").detach())
@@ -729,7 +729,7 @@ def test_a_parameter_without_a_gradient_is_not_pulled() -> None:
 
 def test_a_group_with_just_enough_questions_is_evaluated() -> None:
     data = small_group()
-    for role, size in ((GroupRole.HELD_OUT, 59), (GroupRole.TRAIN, len(data.split(0.25)[0]))):
+    for role, size in ((GroupRole.HELD_OUT, 59), (GroupRole.TRAIN, len(data.split(small_spec().held_out)[0]))):
         spec = small_spec({"evaluation": {"context_questions": size}})
         assert len(evaluation_episode(spec, data, role, 0).context) == size
         with pytest.raises(TooFewQuestions):

@@ -33,7 +33,7 @@ from pluralllm.common.rewards.rollout_batch import Candidates, write_rollouts
 from pluralllm.common.weights.chunks import manifest_of
 from pluralllm.common.weights.layout import flat_values, rewards_layout, tensors_of
 from pluralllm.common.words.ids import Digest
-from pluralllm.common.words.questions import Question, is_held_out
+from pluralllm.common.words.questions import HoldOut, Question
 from pluralllm.common.words.reward_weights import RewardRun
 from pluralllm.common.words.spec import GroupRole, RunSpec
 
@@ -156,7 +156,7 @@ def few(trained: int, held_out: int) -> list[Question]:
     share, questions = small_spec().evaluation.holdout_share, small_group().questions
     kinds: tuple[list[Question], list[Question]] = ([], [])
     for question in questions:
-        kinds[is_held_out(question.id, share)].append(question)
+        kinds[HoldOut(share, by_key=False).includes(question)].append(question)
     return [*kinds[False][:trained], *kinds[True][:held_out]]
 
 

@@ -17,7 +17,7 @@ from pluralllm.common.predictor.data import (
     step_sizes,
     sum_by_question,
 )
-from pluralllm.common.words.questions import Question
+from pluralllm.common.words.questions import HoldOut, Question
 from pluralllm.common.words.spec import Episodes
 
 EPISODES = Episodes(min_context=4, max_context=8, min_targets=3, max_targets=9)
@@ -37,7 +37,7 @@ def test_what_is_held_out_is_disjoint_from_training_and_the_same_in_every_group(
     one, other = small_group("a", questions=60, seed=1), small_group("b", questions=40, seed=2)
     held_out = {}
     for data in (one, other):
-        training, held = data.split(0.25)
+        training, held = data.split(HoldOut(0.25))
         assert not set(training) & set(held)
         assert sorted((*training, *held)) == list(range(len(data.questions)))
         held_out[data.group] = {data.questions[q].id for q in held}
@@ -46,7 +46,7 @@ def test_what_is_held_out_is_disjoint_from_training_and_the_same_in_every_group(
 
 
 def test_no_question_is_held_out_when_the_share_is_0() -> None:
-    assert small_group().split(0) == (tuple(range(60)), ())
+    assert small_group().split(HoldOut(0)) == (tuple(range(60)), ())
 
 
 def test_questions_are_not_lost_in_a_repr() -> None:

@@ -168,7 +168,7 @@ def test_a_predictor_of_another_architecture_takes_no_values_from_the_preset(tmp
 def test_presets_limit_what_one_member_contributes_and_a_bare_spec_does_not(tmp_path: Path, preset: str) -> None:
     spec = load_spec(written(tmp_path, f'preset = "{preset}"\n{MINIMAL}'))
     limits = preset != "sums"  # without a part of a term, the sum is that of another problem
-    assert (spec.format, spec.limits_members, spec.aggregation.max_examples) == ("pluralllm.run/2", limits, 1024)
+    assert (spec.format, spec.limits_members, spec.aggregation.max_examples) == ("pluralllm.run/3", limits, 1024)
     bare = RunSpec.model_validate({"embedding": {"model": "m", "dimension": 8}})
     assert (bare.format, bare.limits_members, bare.aggregation.max_examples) == ("pluralllm.run/1", False, 100_000)
 
@@ -189,7 +189,7 @@ RULE = MINIMAL + "[round]\nmin_clients = 7\ntarget_clients = 8\n[aggregation]\nr
         (f'{RULE}"median_norm_clip"\n'.replace("= 7", "= 2"), "set round.min_clients to at least 3"),
         (
             f'format = "pluralllm.run/1"\n{RULE}"median"\n',
-            "median: set format = pluralllm.run/2, because without its bound",
+            "median: set format = pluralllm.run/3, because without its bound",
         ),
         (
             f'{RULE}"median"\n[private_rounds]\n',

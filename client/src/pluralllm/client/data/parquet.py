@@ -21,6 +21,7 @@ SCHEMA = pa.schema(
         ("scale", pa.list_(pa.float64())),
         ("weight", pa.float64()),
         ("respondents", pa.int64()),
+        ("question_key", pa.string()),
     ]
 )
 

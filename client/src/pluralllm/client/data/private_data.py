@@ -1,13 +1,14 @@
 """The private file of a group: a JSONL or Parquet file with one question in each row. This module reads, checks and writes it.
 
 A row has the fields question, options, and either shares or counts. A row may also have the fields scale (the position of each
-option on a scale, null for an option off the scale), weight, and respondents (the number of people who answered the question).
+option on a scale, null for an option off the scale), weight, respondents (the number of people who answered the question), and
+question_key (a name that joins wordings and languages of one question, the same in all groups).
 """
 
 import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -17,7 +18,7 @@ from pluralllm.client.data.counted_question import CountedQuestion, shares_of
 from pluralllm.common.errors.tree import InvalidData
 from pluralllm.common.process.files import write_private
 from pluralllm.common.text.reading import Unreadable, json_value, read_lines
-from pluralllm.common.words.questions import Question
+from pluralllm.common.words.questions import Question, folded
 
 SHARES_TOLERANCE = 0.02  # published shares are rounded
 COUNTS_TOLERANCE = 1e-6  # a sum of weights is rounded
@@ -38,11 +39,14 @@ class Row(BaseModel):
     scale: tuple[Number | None, ...] | None = None
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     respondents: Annotated[int, Field(ge=0)] | None = None
+    question_key: str | None = None
 
     @model_validator(mode="after")
     def _answers_fit(self) -> Self:
         if not self.question.strip():
             raise ValueError("the question is empty; give its text")
+        if self.question_key is not None and not folded(self.question_key):
+            raise ValueError("question_key is empty; give a name, or leave it out")
         if len(self.options) < 2 or not all(option.strip() for option in self.options):
             raise ValueError(f"{len(self.options)} options, some may be empty; give at least 2, each with a text")
         if len(set(self.options)) < len(self.options):
@@ -84,13 +88,15 @@ class Row(BaseModel):
         """Returns the row as a question whose shares are scaled to the sum 1, without the counts."""
         numbers = self.shares if self.shares is not None else self.counts or ()
         shares = shares_of(numbers, math.fsum(numbers))
-        return Question(self.question.strip(), self.options, shares, self.scale, self.weight)
+        return Question(
+            self.question.strip(), self.options, shares, self.scale, self.weight, stated_key=self.question_key
+        )
 
     def to_counted(self) -> CountedQuestion:
         """Returns the row as a question with its counts."""
         bare = self.to_question()
-        counted = (self.counts or (), self.respondents)
-        return CountedQuestion(bare.text, bare.options, bare.shares, bare.scale, bare.weight, bare.is_ordered, *counted)
+        known = {field.name: getattr(bare, field.name) for field in fields(Question)}
+        return CountedQuestion(**known, counts=self.counts or (), respondents=self.respondents)
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +227,7 @@ def _record(question: Question) -> dict[str, Any]:
         "scale": None if question.scale is None else list(question.scale),
         "weight": None if question.weight == 1.0 else question.weight,
         "respondents": counted.respondents,
+        "question_key": question.stated_key,
     }
 
 

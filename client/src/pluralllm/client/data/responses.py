@@ -38,6 +38,7 @@ class Reading:
     weight: str | None = None  # None: the column "weight", if there is one and no other looks like a weight
     no_weight: bool = False
     wave: str = "wave"
+    key: str | None = None  # name of a column; its value joins wordings and languages of one question in all groups
     wide: bool = False
     missing: frozenset[str] | None = None  # texts of missing answers; None: not stated
     labels: Labels = field(default_factory=Labels)
@@ -117,7 +118,7 @@ def count_responses(
                 " other groups do, or say --options-order sorted"
                 " (a group in which nobody chose an option then has another question)"
             )
-        question = tally(text, labels, own_answers, bound)
+        question = tally(text, labels, own_answers, bound, key=table.key_of(text))
         if question.respondents or (not (bound.exist and max_weight is None) and table.is_asked(text)):
             questions.append(question)
             table.report_question(text, own_answers, question.respondents or 0)
@@ -141,6 +142,7 @@ class _Table:
         self.joined = 0  # answers that are an option which joins other options
         self.base: dict[str, str] = {}  # text of the question in the list of options, by text with its wave
         self.column_of: dict[str, str] = {}  # column of a wide file, by text
+        self.keys: dict[str, str] = {}  # stated key, by text
         self._check_columns(required)
         self.question_columns = self._question_columns() if reading.wide else {}
         self.weight = self._weight_column()
@@ -157,7 +159,7 @@ class _Table:
 
     def _check_columns(self, required: set[str]) -> None:
         usual = Reading()
-        named = {self.reading.weight} - {None} | required
+        named = {self.reading.weight, self.reading.key} - {None} | required
         for name in ("group", "respondent", "wave"):
             if getattr(self.reading, name) != getattr(usual, name):
                 named.add(getattr(self.reading, name))
@@ -198,7 +200,7 @@ class _Table:
         reading = self.reading
         if reading.no_weight or reading.weight is not None:
             return reading.weight
-        taken = {*self.question_columns, reading.group, reading.respondent, reading.wave}
+        taken = {*self.question_columns, reading.group, reading.respondent, reading.wave, reading.key}
         taken |= set() if reading.wide else {reading.question, reading.answer}
         alike = [name for name in weight_names(self.columns) if name not in taken]
         if alike not in ([], ["weight"]):
@@ -247,6 +249,19 @@ class _Table:
         labels, missing = self.labels(text), self.reading.missing or frozenset()
         kept = [label for code, label in labels.items() if not {code.casefold(), label.casefold()} & missing]
         return list(dict.fromkeys(kept))
+
+    def note_key(self, line: int, text: str, row: Mapping[str, Any]) -> None:
+        """Keeps the key that a row states for its question; a problem if an earlier row states another one."""
+        stated = text_of(row.get(self.reading.key)) if self.reading.key else ""
+        if stated and self.keys.setdefault(text, stated) != stated:
+            self.problem(
+                line, f"its question has the key {stated!r}, and in an earlier line {self.keys[text]!r}; mend one"
+            )
+
+    def key_of(self, text: str) -> str | None:
+        """Returns the stated key of a question. If waves are kept apart, its text joins them, also in a group with one wave."""
+        base = self.base.get(text, text)
+        return self.keys.get(base, base if self.reading.waves == "apart" else None)
 
     def is_asked(self, text: str) -> bool:
         """Returns whether the list of options has the question."""
@@ -298,7 +313,7 @@ class _Table:
     def finished_report(self) -> ImportReport:
         """Returns the report with the number of used answers and the columns that were not used."""
         reading = self.reading
-        used = {reading.respondent, reading.group, self.weight, *self.question_columns}
+        used = {reading.respondent, reading.group, self.weight, reading.key, *self.question_columns}
         used |= set() if reading.wide else {reading.question, reading.answer, reading.wave}
         self.report.unused_columns = [name for name in self.columns if name not in used]
         if self.joined:
@@ -323,6 +338,7 @@ def _given_answers(table: _Table, group: str | None) -> dict[str, list[Given]]:
         if not text:
             table.drop("without a question")
             continue
+        table.note_key(line, text, row)
         weight = 1.0
         if table.weight is not None:
             number, weight_text = weight_of(row.get(table.weight)), text_of(row.get(table.weight))

@@ -37,11 +37,13 @@ def tally(
     answers: Sequence[Answer],
     weights: Weights,
     scale: tuple[float | None, ...] | None = None,
+    key: str | None = None,
 ) -> CountedQuestion:
     """Returns a question with the shares of its options, and with counts unless a respondent's weight has no bound.
 
     answers: those to this question; each one's option must be one of `options`. Several answers of one respondent share the
     respondent's weight. Counts are weights divided by the largest weight. The shares are all equal if nobody has answered.
+    key: the question's stated key, if there is one.
     """
     answers = [answer for answer in answers if answer.weight > 0]
     of_respondent = Counter(answer.respondent for answer in answers)
@@ -53,4 +55,5 @@ def tally(
     shares = shares_of(numbers, math.fsum(numbers))
     unit = 1.0 if not weights.exist else weights.largest
     counts = () if unit is None else tuple(number / unit for number in numbers)
-    return CountedQuestion(text, tuple(options), shares, scale, counts=counts, respondents=alone + len(of_respondent))
+    respondents = alone + len(of_respondent)
+    return CountedQuestion(text, tuple(options), shares, scale, stated_key=key, counts=counts, respondents=respondents)

@@ -18,7 +18,7 @@ from pluralllm.common.words.names import TaskKind
 from pluralllm.common.words.spec import RunSpec
 
 MAX_LEANING = (
-    3.0  # largest ratio of a weight to an even share, and of an even share to a weight, in runs of the format run/2
+    3.0  # largest ratio of a weight to an even share, and of an even share to a weight (format run/2 and later)
 )
 
 
@@ -211,7 +211,7 @@ def _problem_of(record: VersionRecord, expected: ModelVersion, task: Task) -> st
 def _leans_on_few(record: VersionRecord, spec: RunSpec) -> bool:
     """Returns whether a version was made from fewer updates than its record names, in effect: the others count for little.
 
-    The format run/2 rules this out: it limits the weights, and shortens only updates that are longer than the median.
+    The formats from run/2 on rule this out: they limit the weights, and shorten only updates that are longer than the median.
     """
     if not record.updates or not spec.limits_members or spec.rewards is not None:
         return False

@@ -346,7 +346,8 @@ def _noised(
         if name in charged:
             noised = noised_counts(question.counts, charge.rho_of_question, terms.most_added, draw)
             sigma = noise_on_counts(len(noised), charge.rho_of_question, terms.most_added)
-            answers.append(Question(question.text, question.options, likely_shares(noised, sigma), question.scale))
+            shares, key = likely_shares(noised, sigma), question.stated_key
+            answers.append(Question(question.text, question.options, shares, question.scale, stated_key=key))
         elif name in kept:
             answers.append(kept[name])
     return answers

@@ -51,7 +51,7 @@ class GroupTerms:
         """Centres the answers. The features are computed when they are needed first."""
         self._data, self._device = data, device
         self._model = new_predictor(spec.predictor, spec.embedding).to(device).eval()
-        self._usable, _ = data.split(spec.evaluation.holdout_share)
+        self._usable, _ = data.split(spec.held_out)
         self._sizes = np.diff(data.offsets)[list(self._usable)]  # options of each question
         shares = data.shares[data.points(self._usable)].astype(np.float64)  # (P,)
         self._logs = centred(np.log(np.maximum(shares, 0) + SHARE_FLOOR), self._sizes)  # (P,)

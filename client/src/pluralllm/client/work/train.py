@@ -106,7 +106,7 @@ def train(
     Raises TooFewQuestions, NotFinite, WrongLayout, StorageFull, or the error that `on_step` raises. Then `out` is not written.
     """
     training = spec.training
-    usable, _ = data.split(spec.evaluation.holdout_share)
+    usable, _ = data.split(spec.held_out)
     check_enough(data.group, len(usable), training.episodes)
     model = _load(base, spec, device).train()
     optimizer = _new_optimizer(model, training)
@@ -310,7 +310,7 @@ def evaluation_episode(
     """
     size = spec.evaluation.context_questions
     use = f"an evaluation ({size} context questions and at least 1 to predict)"
-    trained, held_out = data.split(spec.evaluation.holdout_share)
+    trained, held_out = data.split(spec.held_out)
     apart = role is GroupRole.TRAIN and spec.evaluation.holdout_share > 0
     if apart and not held_out:
         raise TooFewQuestions(group=data.group, usable=0, needed=1, use="an evaluation on questions nobody trains on")

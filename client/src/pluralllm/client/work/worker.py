@@ -115,7 +115,7 @@ class LocalWork:
             self._close()
             evaluation_episode(spec, data, order.role, 0)
             if order.role is GroupRole.TRAIN:
-                usable, _ = data.split(spec.evaluation.holdout_share)
+                usable, _ = data.split(spec.held_out)
                 check_enough(order.group, len(usable), spec.training.episodes)
         trains = spec.sums is not None and order.role is GroupRole.TRAIN
         terms = GroupTerms(spec, data, device) if trains else None

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pluralllm.common.errors.tree import TooFewQuestions
 from pluralllm.common.predictor.interface import Points
-from pluralllm.common.words.questions import Question, is_held_out
+from pluralllm.common.words.questions import HoldOut, Question
 from pluralllm.common.words.spec import Episodes
 
 
@@ -43,15 +43,14 @@ class GroupData:
         """
         return np.concatenate([np.arange(self.offsets[q], self.offsets[q + 1]) for q in questions])
 
-    def split(self, holdout_share: float) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def split(self, held_out: HoldOut) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Returns two tuples of question indices: the questions for training, and the questions that are held out from training.
 
-        A hash of each question decides whether the question is held out, so every group holds out the same questions.
-        holdout_share: share of all questions to hold out, 0 .. 1.
+        held_out: the run spec's rule, by which every group holds out the same questions.
         """
-        held_out = [is_held_out(question.id, holdout_share) for question in self.questions]
+        withheld = [held_out.includes(question) for question in self.questions]
         numbers = range(len(self.questions))
-        return tuple(q for q in numbers if not held_out[q]), tuple(q for q in numbers if held_out[q])
+        return tuple(q for q in numbers if not withheld[q]), tuple(q for q in numbers if withheld[q])
 
 
 def group_data(group: str, questions: Sequence[Question], embedded: Sequence[NDArray[np.float32]]) -> GroupData:

@@ -199,6 +199,7 @@ DATA_CHECK = Form(
         "evaluation_questions": "number of questions that a hash holds out from training",
         "episode_needs": "number of questions in the smallest episode",
         "shortage": "a sentence that says which questions are too few; null if none are",
+        "written_twice": "number of usable questions that are another one of the file in another order or spelling",
         "shared_questions": "number of usable questions that the list has with the same id; null without `--against`",
         "differently_written": "number of those that it has with options in another order or spelling; null without `--against`",
         "noise_on_a_share": "standard deviation that noise would add to a share, at the median; null without `--epsilon`",

@@ -21,7 +21,7 @@ class Aggregation(SpecPart):
     # What takes the place of the weighted mean, against members that send harmful updates. For each value of the model,
     # trimmed_mean leaves out the largest and the smallest numbers, and median takes the one in the middle. multi_krum leaves out
     # whole updates that are far from the others, and median_norm_clip shortens every update to the round's median length. All
-    # of them need format run/2 and plain rounds. docs/security.md says what each rule stops, and what it costs a minority.
+    # of them need format run/2 or later, and plain rounds. docs/security.md says what each stops, and what it costs a minority.
     rule: Rule = "mean"
     # For trimmed_mean and multi_krum: how many members of one round may be hostile. trimmed_mean leaves out so many numbers at
     # each end and needs round.min_clients of twice as many and one; multi_krum leaves out so many updates and needs twice as
@@ -84,7 +84,7 @@ class Aggregation(SpecPart):
             return []
         problems = []
         if not limits_members:
-            problems.append("format = pluralllm.run/2, because without its bound one weight may outweigh all others")
+            problems.append("format = pluralllm.run/3, because without its bound one weight may outweigh all others")
         if min_clients < self.least_clients:
             problems.append(f"round.min_clients to at least {self.least_clients}")
         if self.rule == "multi_krum" and self.weighting != "uniform":

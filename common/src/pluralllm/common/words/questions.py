@@ -1,4 +1,7 @@
-"""A question with a group's answers. Private data consists of such questions; the answers never leave the client."""
+"""A question with a group's answers, and the rule by which all groups withhold the same questions from training.
+
+Private data consists of such questions; the answers never leave the client.
+"""
 
 import hashlib
 import unicodedata
@@ -16,6 +19,7 @@ class Question:
     scale: tuple[float | None, ...] | None = None
     weight: float = 1.0
     is_ordered: bool = True  # False: the order of the options says nothing, as with sampled candidate answers
+    stated_key: str | None = None  # joins wordings and languages of one question; the same in all groups
 
     @property
     def positions(self) -> tuple[float, ...]:
@@ -25,11 +29,20 @@ class Question:
 
     @property
     def id(self) -> str:
-        """Hash of the question's text and options.
-
-        The hash is the same in every group, so splits and caches can use the hash as a key."""
+        """Hash of the question's exact text and of its options in order. Caches and tables of scores name the question by it."""
         text = "\x1f".join([self.text, *self.options])
         return hashlib.sha256(unicodedata.normalize("NFC", text).encode()).hexdigest()
+
+    @property
+    def key(self) -> str:
+        """Hash that names the question in every group, whatever the order of its options, and however it is spelled.
+
+        The case of letters, white space, the form of quotation marks and dashes and Unicode's forms of a letter do not count. A
+        stated key takes the place of text and options.
+        """
+        texts = [self.text, *self.options] if self.stated_key is None else [self.stated_key]
+        question, *options = [spelled_alike(text) for text in texts]
+        return hashlib.sha256("\x1f".join([question, *sorted(options)]).encode()).hexdigest()
 
     def __repr__(self) -> str:
         return f"Question({self.id[:8]}, {len(self.options)} options)"
@@ -40,10 +53,29 @@ def folded(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
-def is_held_out(question_id: str, share: float) -> bool:
-    """Returns whether a question is held out. No group trains on a question that is held out.
+_MARKS = str.maketrans(
+    {**dict.fromkeys("‘’‚‛`´ʼ", "'"), **dict.fromkeys("“”„‟«»", '"'), **dict.fromkeys("‐‑‒–—―−", "-")}
+)
 
-    A hash of the question's id decides the result, so all groups hold out the same questions.
-    share: the share of all questions to hold out, 0 .. 1.
+
+def spelled_alike(text: str) -> str:
+    """Returns a text in one spelling: no case, single spaces, plain quotation marks and dashes, Unicode's form NFKC.
+
+    Marks that no reader sees, such as a zero-width space, are left out.
     """
-    return int(hashlib.sha256(f"holdout/{question_id}".encode()).hexdigest()[:8], 16) < share * 2**32
+    composed = unicodedata.normalize("NFKC", text.translate(_MARKS)).casefold()
+    seen = "".join(letter for letter in composed if unicodedata.category(letter) != "Cf")
+    return folded(seen)
+
+
+@dataclass(frozen=True, slots=True)
+class HoldOut:
+    """The rule by which all groups withhold the same questions: no group trains on them. A hash of the question decides."""
+
+    share: float  # of all questions, 0 .. 1
+    by_key: bool = True  # False: by the id, as in run specs of the formats run/1 and run/2
+
+    def includes(self, question: Question) -> bool:
+        """Returns whether a question is withheld."""
+        name = question.key if self.by_key else question.id
+        return int(hashlib.sha256(f"holdout/{name}".encode()).hexdigest()[:8], 16) < self.share * 2**32

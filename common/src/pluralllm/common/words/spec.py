@@ -29,6 +29,7 @@ from pluralllm.common.words.predictors import (
 )
 from pluralllm.common.words.private_rounds import PrivateRounds
 from pluralllm.common.words.problems import MAX_PROBLEMS, explain, shown_part
+from pluralllm.common.words.questions import HoldOut
 from pluralllm.common.words.reward_weights import RewardOptions, RewardRun
 from pluralllm.common.words.spec_part import YEAR_S, Count, GroupLabel, Name, NoNul, Positive, Seconds, Seed, SpecPart
 from pluralllm.common.words.templates import check_template
@@ -230,8 +231,9 @@ class RunSpec(SpecPart):
     """
 
     # run/2 limits one member's part in a version: its weight (server/rounds/weighting.py) and the length of its update
-    # (server/rounds/clipping.py). The presets name run/2.
-    format: Literal["pluralllm.run/1", "pluralllm.run/2"] = "pluralllm.run/1"
+    # (server/rounds/clipping.py). run/3 chooses the questions that nobody trains on by their keys, which the order of options and
+    # the spelling do not change; earlier formats choose by exact text and order. The presets name run/3.
+    format: Literal["pluralllm.run/1", "pluralllm.run/2", "pluralllm.run/3"] = "pluralllm.run/1"
     title: Annotated[str, Field(max_length=200), NoNul] = ""
     seed: Seed = 0
     rounds: Annotated[int, Field(ge=1, le=100_000)] = 30
@@ -317,6 +319,12 @@ class RunSpec(SpecPart):
         A term of a sum has no limit: without a part of it, the sum would be that of another problem.
         """
         return self.format != "pluralllm.run/1" and self.sums is None
+
+    @property
+    def held_out(self) -> HoldOut:
+        """The rule by which all groups withhold the same questions from training."""
+        by_key = self.format not in ("pluralllm.run/1", "pluralllm.run/2")
+        return HoldOut(self.evaluation.holdout_share, by_key=by_key)
 
     @property
     def sums(self) -> KernelSums | None:

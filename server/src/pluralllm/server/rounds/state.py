@@ -78,7 +78,7 @@ class Run:
     reason: str = ""
     aggregation: Aggregation = Aggregation()
     limits_members: bool = (
-        False  # whether weighting.py and clipping.py limit what one member contributes (format run/2)
+        False  # whether weighting.py and clipping.py limit what one member contributes (format run/2 and later)
     )
     fairness_history: FairnessHistory = ()  # each client's number for fairness-aware weights, as of `version`
     rewards: RewardAggregation | None = None  # None for a run that trains

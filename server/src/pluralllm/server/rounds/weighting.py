@@ -13,9 +13,9 @@ gets the mean of the reported distances. If no client reports a distance, the we
 history stays as it was.
 
 The bound: whatever the clients report, every weight stays within even share / MAX_LEANING .. even share * MAX_LEANING; an even
-share is 1 / number of clients. The bound holds for fairness-aware weights. In a run of the format run/2 it holds for weights by
-examples as well, because nobody can check how many examples a client has. The lower bound matters in a cohort of three or less:
-three even shares of such a cohort are the whole model.
+share is 1 / number of clients. The bound holds for fairness-aware weights. In a run of the format run/2 or later it holds for
+weights by examples as well, because nobody can check how many examples a client has. The lower bound matters in a cohort of
+three or less: three even shares of such a cohort are the whole model.
 
 In private rounds the coordinator learns neither distances nor weights, and this module calculates nothing: each client weights
 its own update (common/words/own_weights.py).
