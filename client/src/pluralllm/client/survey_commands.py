@@ -34,6 +34,9 @@ MaxWeight = Annotated[
 Report = Annotated[
     Path | None, typer.Option(help="Write what was read, used and left out to this JSON file. It is private.")
 ]
+KeyColumn = Annotated[
+    str | None, typer.Option(help="The column whose value joins wordings and languages of one question, in all groups.")
+]
 OptionsOrder = Annotated[
     Literal["sorted"] | None,
     typer.Option(help="The order of options that neither --options nor --labels names: sorted by their texts."),
@@ -126,10 +129,7 @@ def responses(
         typer.Option(help="Whether the waves of one question are counted together or kept apart."),
     ] = None,
     wave_column: Annotated[str, typer.Option(help="The column that names the survey wave.")] = "wave",
-    key_column: Annotated[
-        str | None,
-        typer.Option(help="The column whose value joins wordings and languages of one question, in all groups."),
-    ] = None,
+    key_column: KeyColumn = None,
     options_order: OptionsOrder = None,
     encoding: Encoding = None,
     delimiter: Delimiter = None,
