@@ -173,7 +173,7 @@ WIRE = (
 )
 BANNED_CALLS = {"eval", "exec", "compile", "__import__"}
 BANNED_ATTRIBUTES = {("torch", "load"), ("os", "system"), ("os", "environ"), ("os", "getenv")}
-READS_ENVIRONMENT = "common.process.configuration"  # the one module that looks at os.environ
+READS_ENVIRONMENT = "common.process.environment"  # the one module that looks at os.environ
 BANNED_ARGUMENTS = {"allow_pickle": True, "shell": True, "trust_remote_code": True, "weights_only": False}
 BANNED_MODULES = ("pickle", "cPickle", "dill", "marshal", "shelve")
 BANNED_ENDINGS = ("Manager", "Helper", "Util", "Utils")

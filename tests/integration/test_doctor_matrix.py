@@ -30,8 +30,8 @@ from pluralllm.client.link.transport import Transport
 from pluralllm.common.errors.membership import ForeignAuthority, WrongHost
 from pluralllm.common.errors.tree import PluralError, ProxyFailed, Unreachable, WrongPort
 from pluralllm.common.process.clock import SystemClock
-from pluralllm.common.process.configuration import proxies_of
 from pluralllm.common.process.console import Check
+from pluralllm.common.process.environment import proxies_of
 from pluralllm.common.process.proxies import DIRECT, Proxies
 from pluralllm.common.trust.identity import Identity
 from pluralllm.common.trust.invite import Invite

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from pluralllm.cli.package_commands import PackageCommand
+from pluralllm.common.process.later_commands import LaterCommand
 
 
 def inner_commands(command: Any) -> dict[str, Any]:
-    """The commands of a group by their names; those of other packages are loaded. No commands if it is no group."""
+    """The commands of a group by their names; those of a table are loaded. No commands if it is no group."""
     commands: dict[str, Any] = getattr(command, "commands", {})
-    return {word: inner.load() if isinstance(inner, PackageCommand) else inner for word, inner in commands.items()}
+    return {word: inner.load() if isinstance(inner, LaterCommand) else inner for word, inner in commands.items()}

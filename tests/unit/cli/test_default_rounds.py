@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from pluralllm.cli import __main__ as command_line
+from pluralllm.cli import run_commands
 from pluralllm.cli.default_rounds import NewRun, with_default_rounds
 from pluralllm.cli.new_spec import new_spec
 from pluralllm.common.errors.tree import InvalidArgument, InvalidSpec
@@ -147,7 +148,7 @@ class FakeRemote:
 @pytest.fixture
 def there(monkeypatch: pytest.MonkeyPatch) -> FakeRemote:
     fake = FakeRemote()
-    monkeypatch.setattr(command_line, "remote", lambda _: fake)
+    monkeypatch.setattr(run_commands, "remote", lambda _: fake)
     return fake
 
 

@@ -10,6 +10,7 @@ from support.small_survey import small_spec
 from typer.testing import CliRunner
 
 from pluralllm.cli import __main__ as command_line
+from pluralllm.cli import run_commands
 from pluralllm.cli.new_spec import new_spec
 from pluralllm.common.errors.tree import InvalidModel
 from pluralllm.common.words.ids import Digest, ModelVersion, RunId
@@ -45,7 +46,7 @@ class FakeRemote:
 @pytest.fixture
 def there(monkeypatch: pytest.MonkeyPatch) -> FakeRemote:
     fake = FakeRemote()
-    monkeypatch.setattr(command_line, "remote", lambda _: fake)
+    monkeypatch.setattr(run_commands, "remote", lambda _: fake)
     return fake
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hostile.evil_records import CLIENT, RUN, chain_of, own_update, train_task
 
-from pluralllm.client import __main__ as command
+from pluralllm.client import daemon_commands as command
 from pluralllm.client.disclosure.policy import load_policy
 from pluralllm.client.joining import joining
 from pluralllm.client.keeping.history import History

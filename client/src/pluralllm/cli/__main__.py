@@ -1,327 +1,83 @@
-"""The command line `pluralllm`, which administrators and observers of a federation use."""
+"""The command line `pluralllm`, which administrators and observers of a federation use.
+
+Each command is imported when it is typed; the table says where its code is.
+"""
 
 from pluralllm.common.process.lifetime import begin
 
 begin(__name__, "pluralllm", "serve")  # before all imports that take a moment
 
-import json
-import sys
-import tempfile
 from importlib.metadata import entry_points
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-from rich.live import Live
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from pluralllm.cli import explain_command, member_commands, model_commands
-from pluralllm.cli.connection import CoordinatorOption, choose_access, remote
-from pluralllm.cli.default_rounds import FEWEST_CLIENTS, FLAG, with_default_rounds
-from pluralllm.cli.new_spec import MODEL, USUAL_CLIENTS, WIDTH, new_spec
-from pluralllm.cli.output import now, show
+from pluralllm.cli.connection import choose_access
 from pluralllm.cli.package_commands import ENTRY_POINTS, add_package_commands
-from pluralllm.cli.quickstart_command import quickstart
-from pluralllm.common.errors.tree import InvalidArgument, InvalidSpec
-from pluralllm.common.process.console import Json, say, terminal
+from pluralllm.common import __version__
 from pluralllm.common.process.exits import EXIT_CODES, run_command
-from pluralllm.common.process.extras import need_torch
-from pluralllm.common.process.json_forms import ROUNDS, RUN, RUNS, SPEC
-from pluralllm.common.process.streams import reader_is_gone
-from pluralllm.common.words.context_gain import check_context_gain, mean_gain
-from pluralllm.common.words.ids import Digest
-from pluralllm.common.words.names import ModelName
-from pluralllm.common.words.predictors import SUMS_SHOW
-from pluralllm.common.words.reward_weights import RewardOptions
-from pluralllm.common.words.spec import PRESETS, RunSpec, load_spec, load_spec_values, parse_spec, spec_values
+from pluralllm.common.process.later_commands import Later, application
 
-if TYPE_CHECKING:
-    from pluralllm.operator.remote import Remote
-
-app = typer.Typer(
-    name="pluralllm",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    help="Operates and watches a PluralLLM federation.\n\n" + EXIT_CODES,
-)
-run_app = typer.Typer(no_args_is_help=True, help="Creates and steers runs.")
-spec_app = typer.Typer(no_args_is_help=True, help="Makes and checks run specs.")
-app.callback()(choose_access)
-for command in member_commands.COMMANDS:
-    app.command()(command)
-app.command()(explain_command.explain)
-app.command()(quickstart)
-app.add_typer(member_commands.members_app, name="members")
-app.add_typer(run_app, name="run")
-app.add_typer(model_commands.app, name="model")
-app.add_typer(spec_app, name="spec")
-
-PlainRounds = Annotated[
-    bool,
-    typer.Option(
-        FLAG, help="Make plain rounds, in which the coordinator reads single updates, also for four clients or more."
+COMMANDS = (
+    Later(
+        "invite",
+        "Invites a new member: writes an invite file, and prints the same invite as one line.",
+        "pluralllm.cli.member_commands:invite",
     ),
-]
-RunArgument = Annotated[str, typer.Argument(help="The run's name; - is the newest.")]
-
-
-def _status(value: Any) -> Any:
-    from pluralllm.cli.status_screen import status_screen  # noqa: PLC0415
-
-    return status_screen(value, now())
-
-
-@run_app.command("create")
-def create(
-    run: Annotated[str, typer.Argument(help="Name of the new run: a-z, 0-9 and '-'.")],
-    spec: Annotated[
-        Path | None, typer.Argument(help="Run spec, a TOML file; default: the one that `pluralllm spec new` prints.")
-    ] = None,
-    start_now: Annotated[bool, typer.Option("--start", help="Start the run at once.")] = False,
-    embedding_model_path: Annotated[
-        Path | None, typer.Option(help="Local folder of the embedding model, to fill in the spec's probe vectors.")
-    ] = None,
-    plain_rounds: PlainRounds = False,
-    coordinator: CoordinatorOption = None,
-    as_json: Json = False,
-) -> None:
-    """Creates a run and its model version 0. The command may be repeated with the same run spec.
-
-    The rounds are private if at least four clients are to train in each. A file without the table [private_rounds] then gets the
-    keys that it lacks, and the command prints them; it never changes what the file says.
-    """
-    file = "(default)" if spec is None else str(spec)
-    values = spec_values(new_spec(plain_rounds=plain_rounds), file) if spec is None else load_spec_values(spec)
-    new = with_default_rounds(values, file, plain=plain_rounds)
-    loaded = new.spec
-    if embedding_model_path is not None and not loaded.embedding.probes:
-        loaded = _with_probes(loaded, embedding_model_path)
-    connection = remote(coordinator)
-    created = connection.create_run(run, loaded.canonical_json())
-    if start_now:
-        created = connection.start_run(run)
-    if new.note:
-        say(f"note: {new.note}", err=True)
-    if loaded.sums is not None:
-        say(f"note: {SUMS_SHOW}; a client that trains takes part only if its policy sets allow_sums = true", err=True)
-    if loaded.privacy is not None:
-        epsilon = loaded.privacy.respondents_epsilon
-        say(
-            f"note: clients need noised answers, epsilon {epsilon:g} at most, as they state it; nobody checks it",
-            err=True,
-        )
-    if not loaded.embedding.probes:
-        say("note: the spec has no probe vectors; clients' embedding models are not checked", err=True)
-    show(RUN, created, as_json=as_json, screen=_status)
-
-
-def _with_probes(spec: RunSpec, model_path: Path) -> RunSpec:
-    need_torch()
-    import torch  # noqa: PLC0415 - only here
-
-    from pluralllm.common.predictor.embedding import make_probes  # noqa: PLC0415
-
-    with tempfile.TemporaryDirectory() as cache:
-        probes = make_probes(spec.embedding, model_path, Path(cache), torch.device("cpu"))
-    width = spec.embedding.dimension // len(spec.embedding.templates)
-    if len(probes[0].vector) != width:
-        length, templates = len(probes[0].vector), len(spec.embedding.templates)
-        problem = f"  embedding.dimension: must be {length * templates}, {length} for each of the {templates} templates"
-        raise InvalidSpec(file=str(model_path), problems=problem)
-    embedding = spec.embedding.model_copy(update={"probes": probes})
-    return spec.model_copy(update={"embedding": embedding})
-
-
-@run_app.command("rewards")
-def rewards(
-    run: Annotated[str, typer.Argument(help="Name of the new run: a-z, 0-9 and '-'.")],
-    model: Annotated[
-        str, typer.Argument(help="RUN or RUN@VERSION whose predictor scores; without a version, the current one.")
-    ],
-    rule: Annotated[
-        str, typer.Option(help="Rule that combines the groups' rewards: mean, min, max, alpha or adaptive.")
-    ] = "mean",
-    temperature: Annotated[
-        float, typer.Option(help="Parameter of the rule adaptive: lower gives badly served groups more weight.")
-    ] = 0.1,
-    alpha: Annotated[
-        float, typer.Option(help="Parameter of the rule alpha: low approaches min, 0 is mean, high approaches max.")
-    ] = -10.0,
-    batches: Annotated[
-        int, typer.Option(min=1, max=100_000, help="Number of batches after which the run ends.")
-    ] = 100_000,
-    min_clients: Annotated[
-        int, typer.Option(min=1, help="Fewest clients that must answer; with fewer, a batch is abandoned.")
-    ] = 2,
-    target_clients: Annotated[int, typer.Option(min=1, help="Most clients to ask for each batch.")] = 100,
-    deadline_s: Annotated[float, typer.Option(min=1, help="Longest time for a batch, in seconds.")] = 60.0,
-    grace_s: Annotated[
-        float,
-        typer.Option(min=0, help="Extra time for the remaining clients once --min-clients have answered, in seconds."),
-    ] = 5.0,
-    accept_no_context_gain: Annotated[
-        bool, typer.Option("--accept-no-context-gain", help="Only warn if predictions do not depend on the group.")
-    ] = False,
-    start_now: Annotated[bool, typer.Option("--start", help="Start the run at once.")] = False,
-    coordinator: CoordinatorOption = None,
-    as_json: Json = False,
-) -> None:
-    """Creates a run whose clients give rewards to rollouts (answers of a language model).
-
-    A trainer sends its rollouts to the run with pluralllm.align.FederatedReward. A model whose predictions do not depend on the
-    group is refused.
-    """
-    connection = remote(coordinator)
-    options = RewardOptions(
-        rule=rule,
-        temperature=temperature,
-        alpha=alpha,
-        batches=batches,
-        min_clients=min_clients,
-        target_clients=target_clients,
-        deadline_s=deadline_s,
-        grace_s=grace_s,
-    )
-    record, _, spec_json = connection.model_record(ModelName.parse_short(model))
-    source, file = ModelName.parse(record["name"]), f"of run {run}"
-    _check_model(connection, source, accept=accept_no_context_gain)
-    spec = parse_spec(spec_json, file).for_rewards(source, Digest(record["digest"]), options, file)
-    created = connection.create_run(run, spec.canonical_json())
-    if start_now:
-        created = connection.start_run(run)
-    show(RUN, created, as_json=as_json, screen=_status)
-
-
-def _check_model(connection: "Remote", source: ModelName, *, accept: bool) -> None:
-    """Checks that the predictions of a model version depend on the group, by the context gains that its groups have reported.
-
-    A warning goes to stderr. Raises InvalidModel if the mean gain is near zero and `accept` is false.
-    """
-    scores = [one for one in connection.evaluations(source.run) if one["version"] == source.version]
-    gain = mean_gain(one["context_gain"] for one in scores)
-    if warning := check_context_gain(f"{source.run}@{source.version}", gain, accept=accept):
-        say(f"warning: {warning}", err=True)
-
-
-@run_app.command("start")
-def start(run: RunArgument, coordinator: CoordinatorOption = None, as_json: Json = False) -> None:
-    """Starts a run that was created, so that its rounds can open."""
-    show(RUN, remote(coordinator).start_run(run), as_json=as_json, screen=_status)
-
-
-@run_app.command("pause")
-def pause(run: RunArgument, coordinator: CoordinatorOption = None, as_json: Json = False) -> None:
-    """Pauses a run: no new round opens, and the open round ends normally."""
-    show(RUN, remote(coordinator).pause_run(run), as_json=as_json, screen=_status)
-
-
-@run_app.command("resume")
-def resume(run: RunArgument, coordinator: CoordinatorOption = None, as_json: Json = False) -> None:
-    """Resumes a paused run: rounds open again."""
-    show(RUN, remote(coordinator).resume_run(run), as_json=as_json, screen=_status)
-
-
-@run_app.command("cancel")
-def cancel(
-    run: RunArgument,
-    reason: Annotated[str, typer.Option(help="Reason to keep on record and to report to the clients.")] = "",
-    coordinator: CoordinatorOption = None,
-    as_json: Json = False,
-) -> None:
-    """Ends a run for good; a round that is open is recorded as abandoned."""
-    show(RUN, remote(coordinator).cancel_run(run, reason), as_json=as_json, screen=_status)
-
-
-@app.command()
-def status(
-    run: RunArgument = "-",
-    watch: Annotated[bool, typer.Option("--watch", help="Refresh the screen until the run ends.")] = False,
-    coordinator: CoordinatorOption = None,
-    as_json: Json = False,
-) -> None:
-    """Shows a run on one screen: phase, late clients and their reasons, alignment score of each group, next step.
-
-    A new screen follows each event if --watch writes into a pipe or a file.
-    """
-    connection = remote(coordinator)
-    if not watch:
-        show(RUN, connection.get_run(run), as_json=as_json, screen=_status)
-        return
-    if as_json:
-        raise InvalidArgument(field="--watch", problem="cannot be had with --json; poll `status --json` instead")
-    from pluralllm.cli.watching import news_of, states_of  # noqa: PLC0415 - gRPC takes a moment
-
-    console = terminal()
-    states = states_of(connection, run, is_unwatched=lambda: reader_is_gone(sys.stdout))
-    if not console.is_terminal:
-        for state in news_of(states):
-            console.print(_status(state))
-        return
-    with Live(_status(next(states)), auto_refresh=False, console=console) as live:
-        for state in states:
-            live.update(_status(state), refresh=True)
-
-
-@app.command()
-def runs(coordinator: CoordinatorOption = None, as_json: Json = False) -> None:
-    """Lists all runs, newest first."""
-    from pluralllm.cli.status_screen import runs_table  # noqa: PLC0415
-
-    listed = {"runs": remote(coordinator).runs(summary=not as_json)}
-    show(RUNS, listed, as_json=as_json, screen=lambda value: runs_table(value["runs"], now()))
-
-
-@app.command()
-def rounds(
-    run: RunArgument = "-",
-    limit: Annotated[int, typer.Option(min=1, max=100_000, help="Number of rounds to list, newest first.")] = 30,
-    coordinator: CoordinatorOption = None,
-    as_json: Json = False,
-) -> None:
-    """Lists the rounds of a run, newest first: outcome, cohort size, number of updates."""
-    from pluralllm.cli.status_screen import rounds_table  # noqa: PLC0415
-
-    listed = {"rounds": remote(coordinator).rounds(run, limit)}
-    show(ROUNDS, listed, as_json=as_json, screen=lambda value: rounds_table(value["rounds"], now()))
-
-
-@spec_app.command("new")
-def spec_new(
-    model: Annotated[str, typer.Option(help="Identifier of the embedding model.")] = MODEL,
-    width: Annotated[int, typer.Option(min=1, help="Length of that model's vectors.")] = WIDTH,
-    preset: Annotated[str, typer.Option(help=f"Name of a preset: {', '.join(PRESETS)}.")] = "default",
-    clients: Annotated[
-        int, typer.Option(min=FEWEST_CLIENTS, help="Number of clients that are expected to train.")
-    ] = USUAL_CLIENTS,
-    train: Annotated[
-        list[str] | None,
-        typer.Option(help="A group that trains; may be repeated. Without groups, any group takes part."),
-    ] = None,
-    held_out: Annotated[list[str] | None, typer.Option(help="A group that is evaluated only; may be repeated.")] = None,
-    respondents_epsilon: Annotated[
-        float | None,
-        typer.Option(
-            min=0.001,
-            max=1000,
-            help="Take noised answers only, which tell at most this (epsilon) about one respondent, as the partners state it.",
-        ),
-    ] = None,
-    plain_rounds: PlainRounds = False,
-) -> None:
-    """Prints a run spec in TOML, from which you can write your own run spec."""
-    if preset not in PRESETS:
-        raise InvalidArgument(field="--preset", problem=f"is {preset!r}, allowed: {', '.join(PRESETS)}")
-    groups = train or (), held_out or ()
-    say(new_spec(model, width, preset, clients, *groups, respondents_epsilon, plain_rounds=plain_rounds))
-
-
-@spec_app.command("check")
-def spec_check(spec: Annotated[Path, typer.Argument(help="Run spec, a TOML file.")], as_json: Json = False) -> None:
-    """Checks a run spec, and prints the spec with all its defaults and its SHA-256."""
-    loaded = load_spec(spec)
-    value = {"sha256": loaded.sha256(), "spec": loaded.model_dump(mode="json", exclude={"embedding": {"probes"}})}
-    show(SPEC, value, as_json=as_json, screen=lambda shown: json.dumps(shown, indent=2))
+    Later(
+        "join",
+        "Makes you an observer or administrator: makes a key, uses the invite, and stores the certificate.",
+        "pluralllm.cli.member_commands:join",
+    ),
+    Later(
+        "approve",
+        "Approves a member who joined with an invite that was made with --approve.",
+        "pluralllm.cli.member_commands:approve",
+    ),
+    Later("revoke", "Ends a membership at once.", "pluralllm.cli.member_commands:revoke"),
+    Later(
+        "audit",
+        "Shows the audit log: the actions, and the members who took them.",
+        "pluralllm.cli.member_commands:audit",
+    ),
+    Later(
+        "doctor",
+        "Checks the connection to the coordinator: certificate, host name, TLS, clock, membership, protocol version.",
+        "pluralllm.cli.member_commands:doctor",
+    ),
+    Later(
+        "explain",
+        "Explains an error code and its fix; docs/reference/errors.md lists all codes.",
+        "pluralllm.cli.explain_command:explain",
+    ),
+    Later(
+        "quickstart",
+        "Makes a folder with a coordinator, five partners, a run spec, a compose file, and a README.md of what to type.",
+        "pluralllm.cli.quickstart_command:quickstart",
+    ),
+    Later(
+        "status",
+        "Shows a run on one screen: phase, late clients and their reasons, alignment score of each group, next step.",
+        "pluralllm.cli.view_commands:status",
+    ),
+    Later("runs", "Lists all runs, newest first.", "pluralllm.cli.view_commands:runs"),
+    Later(
+        "rounds",
+        "Lists the rounds of a run, newest first: outcome, cohort size, number of updates.",
+        "pluralllm.cli.view_commands:rounds",
+    ),
+    Later(
+        "members",
+        "Lists the members: role, group, state, days until the certificate ends, key, and the time of the last call.",
+        "pluralllm.cli.member_commands:members_app",
+    ),
+    Later("run", "Creates and steers runs.", "pluralllm.cli.run_commands:run_app"),
+    Later("model", "Published model versions.", "pluralllm.cli.model_commands:app"),
+    Later("spec", "Makes and checks run specs.", "pluralllm.cli.spec_commands:spec_app"),
+)
+app = application(
+    "pluralllm", __version__, "Operates and watches a PluralLLM federation.\n\n" + EXIT_CODES, COMMANDS, choose_access
+)
 
 
 def command_line() -> TyperGroup:

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pluralllm.common.errors.tree import InvalidArgument, PluralError
-from pluralllm.common.process.configuration import identity_of_person
+from pluralllm.common.errors.root import PluralError
 from pluralllm.common.process.console import say
-from pluralllm.common.trust.identity import Identity, load_identity
-from pluralllm.common.words.addresses import PLAIN_TEXT_ADDRESS, check_address
+from pluralllm.common.process.environment import identity_of_person
+from pluralllm.common.process.later_commands import VersionOption
 
 if TYPE_CHECKING:
+    from pluralllm.common.trust.identity import Identity
     from pluralllm.operator.remote import Remote
 
 COMMAND = "pluralllm"
@@ -66,6 +66,7 @@ def choose_access(
             help="Address of the coordinator's enrolment port, host:port; default: the one in the invite.",
         ),
     ] = None,
+    version: VersionOption = False,  # noqa: ARG001 - it ends the command by itself
 ) -> None:
     """Keeps the options that stand before the command's name; Typer calls this function before every command."""
     _access.set(Access(identity, plain_text, enrolment))
@@ -81,13 +82,17 @@ def is_plain_text() -> bool:
     return _access.get().plain_text
 
 
-def my_identity(coordinator: str | None = None) -> Identity:
+def my_identity(coordinator: str | None = None) -> "Identity":
     """Returns this person's identity: key, certificate and the coordinator's address.
 
     coordinator: an address that replaces the coordinator's address in the identity; None keeps the identity's address.
     Raises NotJoined if the folder holds no identity; InvalidConfig if a file of the identity is damaged; InvalidArgument if
     --enrolment is no address.
     """
+    from pluralllm.common.errors.tree import InvalidArgument  # noqa: PLC0415 - not for help
+    from pluralllm.common.trust.identity import load_identity  # noqa: PLC0415 - certificates take a moment
+    from pluralllm.common.words.addresses import check_address  # noqa: PLC0415
+
     access = _access.get()
     try:
         enrolment = None if access.enrolment is None else check_address(access.enrolment)
@@ -106,6 +111,8 @@ def remote(coordinator: str | None) -> "Remote":
     from pluralllm.operator.remote import Remote  # noqa: PLC0415 - gRPC takes a moment; help does not need it
 
     if is_plain_text():
+        from pluralllm.common.words.addresses import PLAIN_TEXT_ADDRESS  # noqa: PLC0415 - brings pydantic
+
         connection = Remote.in_plain_text(coordinator or PLAIN_TEXT_ADDRESS)
         _opened.append(connection)
         return connection

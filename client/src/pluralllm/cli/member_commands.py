@@ -16,14 +16,13 @@ from pluralllm.cli.connection import (
 )
 from pluralllm.cli.output import now, show
 from pluralllm.common.errors.tree import InvalidArgument
-from pluralllm.common.process.configuration import proxies_of
 from pluralllm.common.process.console import Json, say
+from pluralllm.common.process.environment import proxies_of
 from pluralllm.common.process.files import write_durably
 from pluralllm.common.process.json_forms import AUDIT_LOG, INVITE, MEMBER, MEMBERS, PEER_KEY_RESET
 from pluralllm.common.text.reading import read_json
 from pluralllm.common.trust.certificates import fingerprint_of_certificate
-from pluralllm.common.words.roles import MemberRole
-from pluralllm.common.words.spec import GroupRole
+from pluralllm.common.words.roles import GroupRole, MemberRole
 
 members_app = typer.Typer()
 UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}

@@ -6,17 +6,16 @@ function with Typer's annotations. A command is imported only when it is typed, 
 imported, all other commands still work.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import EntryPoint
 from typing import Any
 
-import typer
 from typer.core import TyperCommand, TyperGroup
-from typer.main import get_command, get_group
 
-from pluralllm.common.errors.tree import CommandBroken, CommandMissing, PluralError
+from pluralllm.common.errors.root import PluralError
+from pluralllm.common.process.later_commands import LaterCommand, command_of
 
 ENTRY_POINTS = "pluralllm.commands"
 RESEARCH = "pluralllm-research"
@@ -51,12 +50,8 @@ RESEARCH_COMMANDS = (
 )
 
 
-class PackageCommand(TyperCommand):
-    """A command that is loaded when it is typed. Until the command is loaded, only its name and one help line exist."""
-
-    def __init__(self, name: str, summary: str, load: Callable[[], TyperCommand | TyperGroup]) -> None:
-        super().__init__(name, help=summary)
-        self.load = load
+class PackageCommand(LaterCommand):
+    """A command of another package."""
 
     def make_context(self, *arguments: Any, **settings: Any) -> Any:
         """Loads the command, and returns the context that click runs the command in.
@@ -64,12 +59,11 @@ class PackageCommand(TyperCommand):
         Raises CommandMissing if the command's package is not installed; CommandBroken if the command cannot be imported.
         """
         try:
-            command = self.load()
+            return super().make_context(*arguments, **settings)
         except PluralError:
             if settings.get("resilient_parsing"):  # a shell completes a line: it shows nothing instead of an error
-                return super().make_context(*arguments, **settings)
+                return TyperCommand.make_context(self, *arguments, **settings)
             raise
-        return command.make_context(*arguments, **settings)
 
 
 def add_package_commands(group: TyperGroup, entry_points: Iterable[EntryPoint]) -> None:
@@ -83,20 +77,24 @@ def add_package_commands(group: TyperGroup, entry_points: Iterable[EntryPoint]) 
         by_name.setdefault(entry_point.name, []).append(entry_point)
     research = {command.name: command for command in RESEARCH_COMMANDS}
     for name in (*research, *sorted(by_name.keys() - research.keys())):
-        target, word = _place_of(name, group)
-        if word not in target.commands:
-            target.commands[word] = _package_command(name, word, by_name.get(name, []), research)
+        commands, word = _place_of(name, group)
+        if word not in commands:
+            commands[word] = _package_command(name, word, by_name.get(name, []), research)
 
 
-def _place_of(name: str, group: TyperGroup) -> tuple[TyperGroup, str]:
-    """Returns the command group that a command belongs to, and the command's name in that command group.
+def _place_of(name: str, group: TyperGroup) -> tuple[MutableMapping[str, Any], str]:
+    """Returns the commands among which a command has its place, and the command's name there.
 
     name: the command's full name. The name `model.export` means the command `export` in the command group `model`.
-    group: the whole command line. If it has no command group `model`, returns `group` and the full name `model.export`.
+    group: the whole command line. If it has no command group `model`, the name stays `model.export`.
     """
     first, _, rest = name.partition(".")
-    inner = group.commands.get(first)
-    return (inner, rest) if rest and isinstance(inner, TyperGroup) else (group, name)
+    match group.commands.get(first) if rest else None:
+        case TyperGroup() as inner:
+            return inner.commands, rest
+        case LaterCommand() as later:
+            return later.inner, rest
+    return group.commands, name
 
 
 def _package_command(
@@ -112,6 +110,8 @@ def _package_command(
 
 
 def _refuse_missing(command: ResearchCommand) -> TyperCommand:
+    from pluralllm.common.errors.tree import CommandMissing  # noqa: PLC0415 - the tree takes a moment
+
     raise CommandMissing(
         command=_typed(command.name),
         distribution=RESEARCH,
@@ -126,20 +126,16 @@ def load_command(word: str, entry_points: list[EntryPoint]) -> TyperCommand | Ty
     word: the name under which the command was typed. entry_points: all entry points that declare this command.
     Raises CommandBroken if the import fails, or if more than one package declares the command.
     """
+    from pluralllm.common.errors.tree import CommandBroken  # noqa: PLC0415 - the tree takes a moment
+
     broken = partial(CommandBroken, command=_typed(entry_points[0].name), distribution=_providers(entry_points))
     if len(entry_points) > 1:
         raise broken(problem="more than one package has a command of this name")
     try:
         value = entry_points[0].load()
-        if isinstance(value, typer.Typer):
-            return get_group(value)
-        application = typer.Typer(add_completion=False)
-        application.command(word)(value)
-        command = get_command(application)
-        assert isinstance(command, TyperCommand)
+        return command_of(word, value)
     except Exception as error:
         raise broken(problem=f"{type(error).__name__}: {error}") from error
-    return command
 
 
 def _typed(name: str) -> str:

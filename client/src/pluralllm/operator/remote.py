@@ -47,8 +47,7 @@ from pluralllm.common.wire.messages import (
 from pluralllm.common.words.addresses import check_address
 from pluralllm.common.words.ids import ClientId, RunId
 from pluralllm.common.words.names import NEWEST, MemberName, ModelName, RunName
-from pluralllm.common.words.roles import MemberRole
-from pluralllm.common.words.spec import GroupRole
+from pluralllm.common.words.roles import GroupRole, MemberRole
 from pluralllm.v1 import enrolment_pb2, enrolment_pb2_grpc, federation_pb2, federation_pb2_grpc, operations_pb2_grpc
 from pluralllm.v1 import operations_pb2 as pb
 from pluralllm.v1.resources_pb2 import NOT_REPORTED_UNSPECIFIED, AuditEvent, GroupEvaluation, ModelVersion

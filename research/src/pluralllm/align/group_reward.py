@@ -25,7 +25,7 @@ from pluralllm.client.work.train import pick_device
 from pluralllm.common.errors.tree import InvalidArgument
 from pluralllm.common.predictor.embedding import Embedder
 from pluralllm.common.predictor.group_predictor import GroupPredictor, PredictedAnswer
-from pluralllm.common.process.configuration import with_home
+from pluralllm.common.process.environment import with_home
 from pluralllm.common.words.context_gain import check_context_gain
 from pluralllm.common.words.questions import Question
 

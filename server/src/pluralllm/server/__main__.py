@@ -1,115 +1,74 @@
-"""The command line `pluralllm-server`.
-
-Each command imports its packages when the command runs and not before, so that help texts appear at once.
-"""
+"""The command line `pluralllm-server`. Each command is imported when it is typed; the table says where its code is."""
 
 from pluralllm.common.process.lifetime import begin
 
 begin(__name__, "pluralllm-server", "serve")  # before all imports that take a moment
 
-import asyncio
-import contextlib
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
-from pluralllm.common.process.configuration import load_config, origins_of
-from pluralllm.common.process.console import Json, print_config
+from pluralllm.common import __version__
 from pluralllm.common.process.exits import EXIT_CODES, run_command
-from pluralllm.common.process.foreign_output import foreign_output_logged
-from pluralllm.common.process.imports import without_collecting
-from pluralllm.common.process.logs import configure_logs
-from pluralllm.common.process.supervisor import NotifySocket, Supervisor, WatchdogUsec, check_alive
-from pluralllm.server.commands import authority_commands, backup_commands, check_commands
-from pluralllm.server.process.config import ServerConfig
+from pluralllm.common.process.later_commands import Later, application
 
-app = typer.Typer(
-    name="pluralllm-server",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    help="The coordinator of a PluralLLM federation.\n\n" + EXIT_CODES,
-)
-for command in (
-    authority_commands.init,
-    authority_commands.admin,
-    authority_commands.renew_issuer,
-    check_commands.doctor,
-    backup_commands.backup,
-    backup_commands.restore,
-    check_commands.support_bundle,
-    check_commands.verify,
-):
-    app.command()(command)
 # The name that `verify` had until release 0.2: whatever options follow, the answer is the new name.
 OLD_NAME = {"ignore_unknown_options": True, "allow_extra_args": True}
-app.command("audit", hidden=True, context_settings=OLD_NAME)(check_commands.audit)
-ConfigFile = Annotated[
-    Path | None, typer.Option("--config", help="TOML file; flags and PLURALLLM_SERVER_* win over it.")
-]
-StateDir = Annotated[Path | None, typer.Option(help="Folder for runs, models and updates.")]
-Listen = Annotated[str | None, typer.Option(help="host:port to bind for members; port 0 takes a free port.")]
-EnrolmentListen = Annotated[str | None, typer.Option(help="host:port to bind for members that join.")]
-PageListen = Annotated[str | None, typer.Option(help="host:port of the read-only page for people, on loopback.")]
-MetricsListen = Annotated[str | None, typer.Option(help="host:port where Prometheus reads /metrics.")]
-PlainText = Annotated[
-    bool | None, typer.Option("--plain-text", help="No certificates; on the loopback interface only, for trials.")
-]
-LogFormat = Annotated[str | None, typer.Option(help="Format of the log: json or console.")]
-Origin = Annotated[bool, typer.Option("--origin", help="Show where each value comes from.")]
-
-
-@app.command()
-def serve(
-    config: ConfigFile = None,
-    state_dir: StateDir = None,
-    listen: Listen = None,
-    enrolment_listen: EnrolmentListen = None,
-    page_listen: PageListen = None,
-    metrics_listen: MetricsListen = None,
-    plain_text: PlainText = None,
-    log_format: LogFormat = None,
-    notify_socket: NotifySocket = None,
-    watchdog_usec: WatchdogUsec = None,
-) -> None:
-    """Run the coordinator until SIGTERM or Ctrl-C."""
-    with without_collecting():
-        from pluralllm.server import composition  # noqa: PLC0415 - all rooms come with it; help needs none
-    from pluralllm.server.process.allocator import use_one_arena  # noqa: PLC0415
-    from pluralllm.server.process.instruments import LOG_LINES_LOST  # noqa: PLC0415
-    from pluralllm.server.process.open_files import raise_limit  # noqa: PLC0415
-
-    flags = {
-        "state_dir": state_dir,
-        "listen": listen,
-        "enrolment_listen": enrolment_listen,
-        "page_listen": page_listen,
-        "metrics_listen": metrics_listen,
-        "plain_text": plain_text,
-        "log_format": log_format,
-    }
-    settings = load_config(ServerConfig, config, flags)
-    configure_logs(
-        form=settings.log_format, level=settings.log_level, on_loss=LOG_LINES_LOST.inc, file=settings.log_file
-    )
-    use_one_arena()
-    raise_limit()
-    supervisor = Supervisor(settings.state_dir, notify_socket, watchdog_usec)
-    with foreign_output_logged() if settings.log_format == "json" else contextlib.nullcontext():
-        asyncio.run(composition.serve(settings, supervisor))
-
-
-@app.command()
-def healthy(config: ConfigFile = None, state_dir: StateDir = None) -> None:
-    """Check whether the configured coordinator serves or waits as a standby. A container can use this command as health check."""
-    check_alive(load_config(ServerConfig, config, {"state_dir": state_dir}).state_dir)
-
-
-@app.command("config")
-def show_config(config: ConfigFile = None, origin: Origin = False, as_json: Json = False) -> None:
-    """Show the coordinator's effective configuration."""
-    values = load_config(ServerConfig, config, {}).model_dump(mode="json")
-    print_config(values, origins_of(ServerConfig, config) if origin else None, as_json=as_json)
+COMMANDS = (
+    Later(
+        "init",
+        "Make the federation's certificate authority, this server's certificate and the first administrator.",
+        "pluralllm.server.commands.authority_commands:init",
+    ),
+    Later(
+        "admin",
+        "Make an administrator on this machine, if no administrator can send an invite. The server must be stopped.",
+        "pluralllm.server.commands.authority_commands:admin",
+    ),
+    Later(
+        "renew-issuer",
+        "Make a new intermediate and server certificate. --host replaces the host names. A running server loads the new files.",
+        "pluralllm.server.commands.authority_commands:renew_issuer",
+    ),
+    Later(
+        "doctor",
+        "Check state directory, secrets, certificates, names, ports and disk. Exit code 3 if something is wrong.",
+        "pluralllm.server.commands.check_commands:doctor",
+    ),
+    Later(
+        "backup",
+        "Copy a coordinator's database rows, blobs and authority into a new directory, and verify the copy.",
+        "pluralllm.server.commands.backup_commands:backup",
+    ),
+    Later(
+        "restore",
+        "Verify a backup and copy it into the configured database, blob store and state directory, which must be empty.",
+        "pluralllm.server.commands.backup_commands:restore",
+    ),
+    Later(
+        "support-bundle",
+        "Gather versions, configuration, checks, metrics, runs and events in one zip file, without keys, tokens or passwords.",
+        "pluralllm.server.commands.check_commands:support_bundle",
+    ),
+    Later(
+        "verify",
+        "Check all stored data: no update is lost or counted twice, and every hash is right. The server must be stopped.",
+        "pluralllm.server.commands.check_commands:verify",
+    ),
+    Later(
+        "audit",
+        "Report that this command is now named `verify`. Another command, `pluralllm audit`, shows who did what.",
+        "pluralllm.server.commands.check_commands:audit",
+        hidden=True,
+        settings=OLD_NAME,
+    ),
+    Later("serve", "Run the coordinator until SIGTERM or Ctrl-C.", "pluralllm.server.serve_commands:serve"),
+    Later(
+        "healthy",
+        "Check whether the configured coordinator serves or waits as a standby. A container can use it as health check.",
+        "pluralllm.server.serve_commands:healthy",
+    ),
+    Later("config", "Show the coordinator's effective configuration.", "pluralllm.server.serve_commands:show_config"),
+)
+app = application(
+    "pluralllm-server", __version__, "The coordinator of a PluralLLM federation.\n\n" + EXIT_CODES, COMMANDS
+)
 
 
 def main() -> None:

@@ -10,7 +10,8 @@ import pytest
 
 from pluralllm.client.process.config import ClientConfig, JoinConfig
 from pluralllm.common.errors.tree import InvalidConfig
-from pluralllm.common.process.configuration import identity_of_person, load_config, origins_of
+from pluralllm.common.process.configuration import load_config, origins_of
+from pluralllm.common.process.environment import identity_of_person
 from pluralllm.server.process.config import ServerConfig
 
 LIMIT_S = 30.0

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 
 from pluralllm.common.errors.tree import InvalidConfig, PluralError, StorageFull, Unreachable
-from pluralllm.common.process.configuration import proxies_of
+from pluralllm.common.process.environment import proxies_of
 from pluralllm.common.process.proxies import NO_PROXY, Proxies, Proxy, parse_proxy
 
 HERE = "http://proxy.example:3128"

@@ -9,7 +9,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, PositiveInt, SecretStr, field_validator
 
-from pluralllm.common.process.configuration import ProcessConfig, proxies_of
+from pluralllm.common.process.configuration import ProcessConfig
+from pluralllm.common.process.environment import proxies_of
 from pluralllm.common.process.proxies import Proxies, names_a_proxy, parse_proxy
 from pluralllm.common.text.printable import check_group_name
 from pluralllm.common.words.addresses import Address, ListenAddress

@@ -11,18 +11,17 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from pluralllm.common.errors.tree import PluralError
-from pluralllm.common.process.files import owner_hint
+from pluralllm.common.errors.root import PluralError
 from pluralllm.common.process.json_forms import CHECKS, CONFIG, Form
 from pluralllm.common.text.printable import printable
 from pluralllm.common.text.reading import Unreadable
+
+if TYPE_CHECKING:
+    from rich.console import Console  # the functions import rich when they need it: help and JSON need none
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON: docs/reference/json.md.")]
 
@@ -53,6 +52,8 @@ def checked(name: str, probe: Callable[[], Check]) -> Check:
     except (OSError, Unreadable) as error:
         if isinstance(error, OSError) and error.filename is None:
             raise  # not about a file; `run_command` knows more
+        from pluralllm.common.process.files import owner_hint  # noqa: PLC0415 - brings pydantic
+
         hint = (
             owner_hint(Path(os.fsdecode(error.filename)))
             if isinstance(error, PermissionError) and error.filename
@@ -68,8 +69,10 @@ def say(text: str = "", *, err: bool = False) -> None:
     (sys.stderr if err else sys.stdout).write(printable(text, lines=True) + "\n")
 
 
-def terminal(*, stderr: bool = False) -> Console:
+def terminal(*, stderr: bool = False) -> "Console":
     """Returns the console for tables and screens. Markup has no effect in texts, for example in the name of a group."""
+    from rich.console import Console  # noqa: PLC0415
+
     return Console(stderr=stderr, markup=False, emoji=False)
 
 
@@ -79,6 +82,8 @@ def showing_progress(what: str) -> Iterator[Callable[[str, int, int], None]]:
 
     Yields a function (what, done, total) that updates the line. If total is 0, the line does not show `done` and `total`.
     """
+    from rich.text import Text  # noqa: PLC0415
+
     console = terminal(stderr=True)
     spinner = "dots" if console.encoding.startswith("utf") else "line"  # of ASCII characters
     screen = console.status(Text(printable(what)), spinner=spinner) if console.is_terminal else contextlib.nullcontext()
@@ -118,6 +123,9 @@ def print_checks(checks: Iterable[Check], *, as_json: bool) -> bool:
     if as_json:
         print_json(CHECKS, {"checks": [asdict(check) for check in all_checks]})
     else:
+        from rich.table import Table  # noqa: PLC0415
+        from rich.text import Text  # noqa: PLC0415
+
         table = Table("check", "", "result", "fix", box=None)
         for check in all_checks:
             verdict = Text("ok", "green") if check.ok else Text("no", "red")
@@ -134,6 +142,8 @@ def print_config(values: Mapping[str, Any], origins: Mapping[str, str] | None, *
     if as_json:
         print_json(CONFIG, {"values": values, "origins": origins})
         return
+    from rich.table import Table  # noqa: PLC0415
+
     table = Table("key", "value", *([] if origins is None else ["from"]), box=None)
     for key, value in values.items():
         table.add_row(key, printable(str(value)), *([] if origins is None else [origins[key]]))

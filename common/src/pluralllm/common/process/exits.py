@@ -8,9 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from pluralllm.common.errors.tree import Broken, NoAnswer, PluralError, SessionReplaced
-from pluralllm.common.process.configuration import silence_libraries
-from pluralllm.common.process.files import owner_hint
+from pluralllm.common.errors.root import Broken, PluralError
+from pluralllm.common.process.environment import silence_libraries
 from pluralllm.common.process.lifetime import INTERRUPTED, begin_interruptible, end_with, runs_until_stopped
 from pluralllm.common.process.streams import keep_going
 from pluralllm.common.text.printable import printable
@@ -40,6 +39,8 @@ EXIT_CODES = (
 
 def exit_code_of(leaf: type[PluralError]) -> int:
     """Returns the exit code of a command that fails with an error of this class."""
+    from pluralllm.common.errors.tree import NoAnswer, SessionReplaced  # noqa: PLC0415 - a command that succeeds needs no tree
+
     if issubclass(leaf, NoAnswer):
         return UNREACHABLE
     if issubclass(leaf, SessionReplaced):
@@ -98,6 +99,8 @@ def _run(command: Callable[[], object]) -> None:
                 sys.stderr.write(f"error: {printable(f'{error.strerror}. {OF_THE_MACHINE[error.errno]}')}\n")
                 sys.exit(REFUSED)
             _end_unexpected(error)
+        from pluralllm.common.process.files import owner_hint  # noqa: PLC0415 - brings pydantic
+
         hint = owner_hint(Path(os.fsdecode(error.filename))) if isinstance(error, PermissionError) else ""
         fix = hint or "Look at that path: what it is, and who may read and write it."
         sys.stderr.write(f"error: {printable(f'{error}. {fix}')}\n")

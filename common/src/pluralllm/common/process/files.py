@@ -13,8 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
-
 from pluralllm.common.errors.tree import InvalidConfig, StorageFull
 from pluralllm.common.text.reading import Unreadable, read_json
 
@@ -257,6 +255,8 @@ def read_state_as(path: Path, kind: type[Kind], mend: str = RESTORE) -> Kind:
 
 def as_state(value: Any, kind: type[Kind]) -> Kind:
     """Returns a JSON value as a value of a type, for example of a dataclass. Raises ValueError, which quotes no value."""
+    from pydantic import TypeAdapter, ValidationError  # noqa: PLC0415 - most commands check no such file
+
     try:
         return TypeAdapter(kind).validate_python(value)
     except ValidationError as error:

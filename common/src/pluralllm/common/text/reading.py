@@ -9,7 +9,6 @@ import codecs
 import json
 import re
 import stat
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -95,6 +94,8 @@ def read_lines(path: Path, max_bytes: int = MAX_DATA_BYTES) -> list[str]:
 
 def read_toml(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> dict[str, Any]:
     """Returns the table in a TOML file. Raises Unreadable if the file is no text, or no TOML."""
+    import tomllib  # noqa: PLC0415 - most commands read no TOML
+
     text = read_text(path, max_bytes)
     try:
         return tomllib.loads(text)

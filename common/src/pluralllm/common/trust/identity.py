@@ -22,7 +22,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from pluralllm.common.errors.membership import AlreadyJoined, CertificateInvalid, NotJoined
 from pluralllm.common.errors.tree import InvalidConfig
-from pluralllm.common.process.configuration import proxies_of
+from pluralllm.common.process.environment import proxies_of
 from pluralllm.common.process.files import make_folder, owner_hint, storage_errors, write_durably
 from pluralllm.common.process.proxies import DIRECT, Proxies
 from pluralllm.common.text.reading import read_bytes, read_text
@@ -39,8 +39,7 @@ from pluralllm.common.trust.invite import check_record_key
 from pluralllm.common.trust.record_signatures import RecordVerifier
 from pluralllm.common.words.addresses import Addresses, ListenAddress
 from pluralllm.common.words.ids import ClientId
-from pluralllm.common.words.roles import MemberRole
-from pluralllm.common.words.spec import GroupRole
+from pluralllm.common.words.roles import GroupRole, MemberRole
 
 SECRET = 0o600  # file mode
 PREVIOUS, MEMBERSHIP, PEER_KEY = "previous.pem", "identity.json", "peer-key.pem"

@@ -21,8 +21,7 @@ from pluralllm.common.text.reading import Unreadable, read_text
 from pluralllm.common.trust.record_signatures import read_record_key
 from pluralllm.common.words.addresses import Address
 from pluralllm.common.words.ids import ID_PATTERN
-from pluralllm.common.words.roles import MemberRole
-from pluralllm.common.words.spec import GroupRole
+from pluralllm.common.words.roles import GroupRole, MemberRole
 
 LINE_PREFIX = "pluralllm-invite:"
 MAX_INVITE_BYTES = 8 * 1024

@@ -1,4 +1,4 @@
-"""The roles of members. The table in the coordinator's module access.py lists the calls that each role may make."""
+"""The roles of members and of groups. The table in the coordinator's module access.py lists the calls that each role may make."""
 
 from enum import StrEnum
 
@@ -9,3 +9,10 @@ class MemberRole(StrEnum):
     CLIENT = "client"  # a partner's daemon: trains, evaluates, reads runs and models
     OBSERVER = "observer"  # reads the status of runs and rounds; no weights, no members
     ADMIN = "admin"  # steers runs, invites and revokes, reads everything
+
+
+class GroupRole(StrEnum):
+    """The role of a group in a run: the run trains on the group's data, or only evaluates models on the group's data."""
+
+    TRAIN = "train"
+    HELD_OUT = "held_out"

@@ -5,7 +5,6 @@ import json
 import tomllib
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from enum import StrEnum
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -31,6 +30,7 @@ from pluralllm.common.words.private_rounds import PrivateRounds
 from pluralllm.common.words.problems import MAX_PROBLEMS, explain, shown_part
 from pluralllm.common.words.questions import HoldOut
 from pluralllm.common.words.reward_weights import RewardOptions, RewardRun
+from pluralllm.common.words.roles import GroupRole as GroupRole  # noqa: PLC0414 - most modules take it from here
 from pluralllm.common.words.spec_part import YEAR_S, Count, GroupLabel, Name, NoNul, Positive, Seconds, Seed, SpecPart
 from pluralllm.common.words.templates import check_template
 
@@ -46,13 +46,6 @@ LATER_TABLES = ("rewards", "privacy", "private_rounds")
 
 UpdateEncoding = Literal["fp32", "bf16", "int8"]
 Pooling = Literal["mean", "cls", "last"]
-
-
-class GroupRole(StrEnum):
-    """The role of a group in a run: the run trains on the group's data, or only evaluates models on the group's data."""
-
-    TRAIN = "train"
-    HELD_OUT = "held_out"
 
 
 class Groups(SpecPart):

@@ -10,8 +10,9 @@ import typer
 
 from pluralllm.common.errors.membership import AlreadyJoined
 from pluralllm.common.errors.tree import InvalidArgument, InvalidConfig
-from pluralllm.common.process.configuration import identity_of_person, load_config
+from pluralllm.common.process.configuration import load_config
 from pluralllm.common.process.console import say
+from pluralllm.common.process.environment import identity_of_person
 from pluralllm.common.process.logs import configure_logs
 from pluralllm.common.text.reading import Unreadable, read_text
 from pluralllm.common.trust.certificates import PrivateKey, fingerprint_of_certificate, spoken
