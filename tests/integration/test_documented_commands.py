@@ -39,6 +39,7 @@ ELSEWHERE = {
     ".venv/bin/python benchmarks/": "benchmarks are run by hand",
     ".venv/bin/python -m pytest": "it runs this",
     ".venv/bin/pluralllm experiment run": "tests/integration/test_experiment.py",
+    "pluralllm experiment run paper.toml": "as above: the small experiment there, on processes and in shards",
     "pluralllm experiment table results": "tests/integration/test_report_commands.py",
     "pluralllm-client data import responses wide.csv": "tests/unit/client/data/test_responses.py",
     "pluralllm-client data import responses answers.csv": "tests/integration/test_noised_answers.py, as are the next three",

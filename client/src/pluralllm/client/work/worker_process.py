@@ -91,6 +91,7 @@ class WorkerProcess:
             self._process.stdin.write(json.dumps(message).encode() + b"\n")
             await self._process.stdin.drain()
         except (BrokenPipeError, ConnectionResetError) as error:
+            await self.kill()  # its end, if it is not there yet: the next command then starts a new process
             raise WorkerDied(problem="it does not read its input") from error
 
     async def _watched_answer(self, number: int, on_progress: Progress) -> dict[str, Any]:

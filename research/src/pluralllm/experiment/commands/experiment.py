@@ -42,6 +42,12 @@ def run(
     only: Annotated[
         list[str] | None, typer.Option(help="Name of a method to play now, repeatable; a later call plays the others.")
     ] = None,
+    shard: Annotated[
+        str,
+        typer.Option(
+            metavar="INDEX/COUNT", help="Part of the work for this machine: 0/16 to 15/16. The shards make all results."
+        ),
+    ] = "0/1",
     quick: Annotated[
         bool, typer.Option("--quick", help="Play a few rounds of one seed, to see that everything works.")
     ] = False,
@@ -53,6 +59,7 @@ def run(
     need_experiment()
     from pluralllm.client.work.train import pick_device  # noqa: PLC0415 - torch, only here
     from pluralllm.common.process.logs import configure_logs  # noqa: PLC0415
+    from pluralllm.experiment.engines.units import Shard  # noqa: PLC0415
     from pluralllm.experiment.runner import Plan, run_experiment  # noqa: PLC0415
     from pluralllm.experiment.spec import load_experiment  # noqa: PLC0415
 
@@ -70,6 +77,7 @@ def run(
         device=chosen,
         jobs=jobs or (cores if chosen == "cpu" else 1),
         only=tuple(only or ()),
+        shard=Shard.parse(shard),
     )
     console = terminal(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
