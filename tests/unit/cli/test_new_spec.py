@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from pluralllm.cli.default_rounds import colluders_among, least_clients
 from pluralllm.cli.new_spec import new_spec
 from pluralllm.client.disclosure.limits import check_private_rounds
 from pluralllm.client.disclosure.policy import Policy, RoundPrivacy, load_policy
 from pluralllm.common.errors.tree import InvalidSpec, PolicyForbids
 from pluralllm.common.words.private_rounds import READS_SINGLE, READS_SUMS, threshold
 from pluralllm.common.words.spec import PRESETS, spec_from_toml
+from pluralllm.operator.default_rounds import colluders_among, least_clients
 
 EXAMPLES = Path(__file__).parents[3] / "deploy" / "examples"
 

@@ -3,9 +3,6 @@
 The options --identity and --plain-text stand before the command's name, and hold for every command.
 """
 
-import contextlib
-import sys
-import time
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pluralllm.common.errors.root import PluralError
 from pluralllm.common.process.console import say
 from pluralllm.common.process.environment import identity_of_person
 from pluralllm.common.process.later_commands import VersionOption
@@ -108,7 +104,8 @@ def remote(coordinator: str | None) -> "Remote":
     coordinator: the address to connect to. None means the address in the identity or, in plain text, the default address.
     Raises NotJoined if the folder holds no identity; NotLoopback if plain text is used and the address is on another machine.
     """
-    from pluralllm.operator.remote import Remote  # noqa: PLC0415 - gRPC takes a moment; help does not need it
+    from pluralllm.operator.opening import opened  # noqa: PLC0415 - gRPC takes a moment; help does not need it
+    from pluralllm.operator.remote import Remote  # noqa: PLC0415
 
     if is_plain_text():
         from pluralllm.common.words.addresses import PLAIN_TEXT_ADDRESS  # noqa: PLC0415 - brings pydantic
@@ -116,16 +113,8 @@ def remote(coordinator: str | None) -> "Remote":
         connection = Remote.in_plain_text(coordinator or PLAIN_TEXT_ADDRESS)
         _opened.append(connection)
         return connection
-    identity = my_identity(coordinator)
-    connection = Remote.of_member(identity)
-    _opened.append(connection)
-    if not identity.facts.renew_s <= time.time() < identity.facts.not_after_s:
-        return connection
-    try:
-        with contextlib.redirect_stdout(sys.stderr):  # log lines: standard output is for the answer of the command
-            renewed = connection.renewed()
-    except PluralError as error:
-        say(f"note: the certificate could not be renewed: {error}", err=True)
-        return connection
-    _opened.append(renewed)
-    return renewed
+    return opened(
+        my_identity(coordinator),
+        _opened.append,
+        lambda error: say(f"note: the certificate could not be renewed: {error}", err=True),
+    )

@@ -3,7 +3,6 @@
 The package pluralllm-research adds the commands `export` and `serve` to the command group `model`.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,6 @@ import typer
 from pluralllm.cli.connection import CoordinatorOption, remote
 from pluralllm.cli.output import show
 from pluralllm.common.process.console import Json, terminal
-from pluralllm.common.process.files import write_durably
 from pluralllm.common.process.json_forms import MODEL
 from pluralllm.common.words.names import ModelName
 
@@ -26,11 +24,11 @@ Folder = Annotated[Path, typer.Argument(help="Folder for the files; it is made i
 @app.command()
 def pull(model: Model, folder: Folder, coordinator: CoordinatorOption = None, as_json: Json = False) -> None:
     """Downloads a model version: model.safetensors, run_spec.json, provenance.json. Resumes a download that broke off."""
+    from pluralllm.operator.saved_model import save_model  # noqa: PLC0415 - gRPC takes a moment
+
     name = ModelName.parse_short(model)
     with download_progress(quiet=as_json) as report_bytes:
-        record, spec_json = remote(coordinator).pull_model(name, folder, report_bytes)
-    write_durably(folder / "run_spec.json", spec_json)
-    write_durably(folder / "provenance.json", json.dumps(record, indent=2).encode())
+        record = save_model(remote(coordinator), name, folder, report_bytes)
     value = {**record, "folder": str(folder)}
     show(MODEL, value, as_json=as_json, screen=lambda shown: f"{shown['name']} in {folder}")
 

@@ -3,7 +3,9 @@
 import json
 from collections.abc import Sequence
 
-from pluralllm.cli.default_rounds import (
+from pluralllm.common.words.noise import RESPONDENT
+from pluralllm.common.words.spec import preset_values, spec_values
+from pluralllm.operator.default_rounds import (
     FEWEST_CLIENTS,
     FEWEST_PRIVATE,
     FLAG,
@@ -14,8 +16,6 @@ from pluralllm.cli.default_rounds import (
     plain_note,
     why_plain,
 )
-from pluralllm.common.words.noise import RESPONDENT
-from pluralllm.common.words.spec import preset_values, spec_values
 
 # The embedding model of a new spec, and the length of its vectors.
 MODEL, WIDTH = "sentence-transformers/all-MiniLM-L6-v2", 384

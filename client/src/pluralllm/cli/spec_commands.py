@@ -6,13 +6,13 @@ from typing import Annotated
 
 import typer
 
-from pluralllm.cli.default_rounds import FEWEST_CLIENTS, FLAG
 from pluralllm.cli.new_spec import MODEL, USUAL_CLIENTS, WIDTH, new_spec
 from pluralllm.cli.output import show
 from pluralllm.common.errors.tree import InvalidArgument
 from pluralllm.common.process.console import Json, say
 from pluralllm.common.process.json_forms import SPEC
 from pluralllm.common.words.spec import PRESETS, load_spec
+from pluralllm.operator.default_rounds import FEWEST_CLIENTS, FLAG
 
 PlainRounds = Annotated[
     bool,

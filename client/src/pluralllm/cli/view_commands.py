@@ -33,7 +33,7 @@ def status(
         raise InvalidArgument(field="--watch", problem="cannot be had with --json; poll `status --json` instead")
     from rich.live import Live  # noqa: PLC0415 - a single screen needs none
 
-    from pluralllm.cli.watching import news_of, states_of  # noqa: PLC0415 - gRPC takes a moment
+    from pluralllm.operator.watching import news_of, states_of  # noqa: PLC0415 - gRPC takes a moment
 
     console = terminal()
     states = states_of(connection, run, is_unwatched=lambda: reader_is_gone(sys.stdout))

@@ -7,7 +7,7 @@ import base64
 import datetime
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -274,10 +274,20 @@ class Remote:
 
         after: the sequence number of the last event that the caller knows; an event with a higher number is new.
         """
+        events = self.events(run, after)
+        next(events, None)
+        events.close()
+
+    def events(self, run: str, after: int) -> Generator[Values, None, None]:
+        """Yields the run's events as they happen, for WATCH_DEADLINE_S seconds or until the run is over.
+
+        after: the sequence number of the last event that the caller knows; an event with a higher number is new.
+        """
         request = pb.WatchRunRequest(name=_run_name(run), after_sequence=after)
         stream = self._operations.WatchRun(request, timeout=WATCH_DEADLINE_S)
         try:
-            next(stream, None)
+            for answer in stream:
+                yield plain(answer.event)
         except grpc.RpcError as error:
             if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
                 raise self._failure(error) from error

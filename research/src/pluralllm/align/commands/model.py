@@ -19,22 +19,15 @@ from pluralllm.align.commands.scoring import (
     contexts_of,
     load_reward,
 )
-from pluralllm.align.model_card import model_card
-from pluralllm.align.model_folder import CARD, CONFIG, PROVENANCE, model_config, provenance, write_json
 from pluralllm.cli.connection import CoordinatorOption, remote
 from pluralllm.cli.model_commands import Folder, Model, download_progress
 from pluralllm.cli.output import show
 from pluralllm.common.errors.tree import InvalidArgument
 from pluralllm.common.process.console import Json, say
 from pluralllm.common.process.extras import need_serve
-from pluralllm.common.process.files import write_durably
 from pluralllm.common.process.json_forms import EXPORTED_MODEL
-from pluralllm.common.words.context_gain import IGNORES_CONTEXT, gain_text, ignores_context, mean_gain
-from pluralllm.common.words.ids import ModelVersion
+from pluralllm.common.words.context_gain import IGNORES_CONTEXT, gain_text, ignores_context
 from pluralllm.common.words.names import ModelName
-from pluralllm.common.words.spec import parse_spec
-
-MAX_ROUNDS = 100_000
 
 
 def export(model: Model, folder: Folder, coordinator: CoordinatorOption = None, as_json: Json = False) -> None:
@@ -42,28 +35,14 @@ def export(model: Model, folder: Folder, coordinator: CoordinatorOption = None, 
 
     PluralPredictor.from_pretrained reads the folder. A model card, scores and the chain of versions lie beside the weights.
     """
-    name = ModelName.parse_short(model)
-    connection = remote(coordinator)
-    record, _, spec_json = connection.model_record(name)
-    exact = ModelName.parse(record["name"])
-    run, spec = exact.run, parse_spec(spec_json, f"of run {exact.run}")
-    versions = (ModelName(run, ModelVersion(number)) for number in range(record["version"] + 1))
-    lineage = [connection.model_record(version)[0] for version in versions]
-    scores = [score for score in connection.evaluations(run) if score["version"] == record["version"]]
-    people = connection.get_run(run)["participants"]
-    origin = provenance(spec, record, lineage, connection.rounds(run, MAX_ROUNDS), scores, people)
-    # The weights come after all other answers: if the connection breaks, a model that was in the folder is still whole.
+    from pluralllm.align.export import export_model  # noqa: PLC0415 - gRPC takes a moment
+
     with download_progress(quiet=as_json) as report_bytes:
-        connection.pull_model(exact, folder, report_bytes)
-    write_durably(folder / PROVENANCE, write_json(origin))
-    write_durably(folder / CARD, model_card(origin).encode())
-    # config.json comes last: a folder without it is no model yet.
-    gain = mean_gain(score["context_gain"] for score in scores)
-    write_durably(folder / CONFIG, write_json(model_config(spec, run, record["version"], record["digest"], gain)))
-    facts = {key: origin[key] for key in ("run", "version", "participants", "updates", "fairness_index")}
+        facts = export_model(remote(coordinator), ModelName.parse_short(model), folder, report_bytes)
+    gain = facts["context_gain"]
     show(
         EXPORTED_MODEL,
-        {**facts, "context_gain": gain, "folder": str(folder)},
+        {**facts, "folder": str(folder)},
         as_json=as_json,
         screen=lambda value: (
             f"{value['run']}@{value['version']} in {folder}: PluralPredictor.from_pretrained({str(folder)!r})"

@@ -9,11 +9,11 @@ from typer.testing import CliRunner, Result
 
 from pluralllm.cli import __main__ as command_line
 from pluralllm.cli import run_commands
-from pluralllm.cli.default_rounds import NewRun, with_default_rounds
 from pluralllm.cli.new_spec import new_spec
 from pluralllm.common.errors.tree import InvalidArgument, InvalidSpec
 from pluralllm.common.words.private_rounds import MAX_WEIGHT, READS_SINGLE, READS_SUMS
 from pluralllm.common.words.spec import RunSpec, merge, parse_spec, spec_from_values, spec_values
+from pluralllm.operator.default_rounds import NewRun, with_default_rounds
 
 FILE = "run.toml"
 EMBEDDING = {"embedding": {"model": "m", "dimension": 768}}

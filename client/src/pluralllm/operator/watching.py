@@ -1,7 +1,7 @@
-"""Follows one run until it ends, for `status --watch`. Only an error that no later try can mend ends the command early."""
+"""Follows one run until it ends, for `status --watch` and for programs. Only an error that no later try can mend ends that."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, Protocol
 
 from pluralllm.common.errors.tree import PluralError
@@ -23,6 +23,16 @@ class Watched(Protocol):
 
     def wait_for_event(self, run: str, after: int) -> None:
         """Waits some seconds for an event with a higher number than `after`."""
+
+
+class Listened(Protocol):
+    """The two calls that following a run's events needs; operator.remote.Remote has them."""
+
+    def get_run(self, run: str) -> Values:
+        """Returns the run."""
+
+    def events(self, run: str, after: int) -> Generator[Values, None, None]:
+        """Yields the events with a higher number than `after`, for some seconds."""
 
 
 def states_of(
@@ -61,3 +71,37 @@ def news_of(states: Iterable[Values]) -> Iterator[Values]:
         if state["sequence"] != sequence:
             sequence = state["sequence"]
             yield state
+
+
+def events_of(
+    connection: Listened,
+    run: str,
+    after: int = 0,
+    monotonic_s: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Iterator[Values]:
+    """Yields each event of a run once, in order, until the run has ended; waits for those that are still to come.
+
+    after: the sequence number of the last event to leave out; 0 begins with the run's first event.
+    Raises an error of the first call. Later, raises an error in ENDS at once, and any other one after PATIENCE_S seconds.
+    """
+    facts = connection.get_run(run)
+    name = RunName.parse(facts["name"]).run
+    answered_s = monotonic_s()
+    while True:
+        began_s, before = monotonic_s(), after
+        try:
+            for event in connection.events(name, after):
+                if event["sequence"] > after:  # a coordinator that repeats itself must not repeat an event here
+                    after = event["sequence"]
+                    yield event
+                    answered_s = monotonic_s()
+            if facts["phase"] == "ended" and (after == before or after >= facts["sequence"]):
+                return
+            facts, answered_s = connection.get_run(name), monotonic_s()
+        except PluralError as error:
+            if isinstance(error, ENDS) or monotonic_s() - answered_s > PATIENCE_S:
+                raise
+            sleep(RETRY_S)
+            continue
+        sleep(max(0.0, began_s + AT_MOST_EVERY_S - monotonic_s()))

@@ -1,13 +1,14 @@
 """`status --watch` against every refusal of the error tree, every status code of gRPC, and calls that end at once."""
 
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 from support.errors_to_raise import EVERY_BARE_CODE, EVERY_LEAF, Case
 
-from pluralllm.cli.watching import AT_MOST_EVERY_S, PATIENCE_S, RETRY_S, news_of, states_of
-from pluralllm.common.errors.tree import StorageFull
+from pluralllm.common.errors.tree import NotFound, StorageFull, Unreachable
+from pluralllm.operator.watching import AT_MOST_EVERY_S, PATIENCE_S, RETRY_S, events_of, news_of, states_of
 
 ENDS_THE_WATCH = {
     *("CertificateExpired", "CertificateForeign", "CertificateInvalid", "CertificateNotYetValid"),
@@ -81,3 +82,46 @@ def test_the_watch_ends_when_nobody_reads_it_any_more() -> None:
 def test_news_are_the_states_after_an_event() -> None:
     states = [{"sequence": number, "age": age} for age, number in enumerate((0, 0, 4, 4, 5))]
     assert [state["age"] for state in news_of(states)] == [0, 2, 4]
+
+
+@dataclass
+class Diary:
+    """A run of five events that ends with the last. A stream gives two events at most; each error ends one stream early."""
+
+    errors: list[Exception] = field(default_factory=list)
+    happened: int = 3
+    now_s: float = 0.0
+    repeats: bool = False
+
+    def get_run(self, run: str) -> dict[str, Any]:
+        assert run in ("r", "-")
+        self.happened = min(5, self.happened + 1)
+        phase = "ended" if self.happened == 5 else "collecting"
+        return {"name": "runs/r", "sequence": self.happened, "phase": phase}
+
+    def events(self, run: str, after: int) -> Generator[dict[str, Any], None, None]:
+        assert run == "r"
+        first = max(0, after - 1) if self.repeats else after
+        for number in range(first + 1, min(self.happened, first + 3) + 1):
+            yield {"sequence": number}
+            if self.errors:
+                raise self.errors.pop(0)
+
+    def sleep(self, length_s: float) -> None:
+        self.now_s += length_s
+
+    def seen(self, after: int = 0) -> list[int]:
+        return [event["sequence"] for event in events_of(self, "-", after, lambda: self.now_s, self.sleep)]
+
+
+@pytest.mark.parametrize("repeats", [False, True])
+def test_every_event_of_a_run_comes_once_and_the_last_ends_it(repeats: bool) -> None:
+    assert Diary(repeats=repeats).seen() == [1, 2, 3, 4, 5]
+    assert Diary(repeats=repeats).seen(after=3) == [4, 5]
+    assert Diary(repeats=repeats).seen(after=5) == []
+
+
+def test_events_go_on_after_an_error_that_passes_and_end_with_one_that_does_not() -> None:
+    assert Diary([Unreachable(address="x", problem="gone")] * 2).seen() == [1, 2, 3, 4, 5]
+    with pytest.raises(NotFound):
+        Diary([NotFound(what="run", name="r")]).seen()
