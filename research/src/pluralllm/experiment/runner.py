@@ -5,6 +5,8 @@ An interrupted experiment continues with the methods and seeds that have no resu
 
 import asyncio
 import contextlib
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +50,12 @@ class Plan:
     jobs: int  # processes side by side
     only: tuple[str, ...] = ()  # methods to play now; the others can follow in the same folder
     shard: Shard = Shard(0, 1)  # the units of this call; other calls play the others
+
+
+def usual_jobs(device: str) -> int:
+    """Returns the number of processes side by side: the number of cores, or 1 on an accelerator. device: for torch."""
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return cores if device == "cpu" else 1
 
 
 def run_experiment(plan: Plan, tell: Tell) -> None:

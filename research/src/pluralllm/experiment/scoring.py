@@ -16,6 +16,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import torch
@@ -85,10 +86,20 @@ class Scorer:
     The group's points are embedded once, and the embedded points serve as targets for every context.
     """
 
-    @torch.no_grad()
     def __init__(self, spec: RunSpec, values: Flat, data: GroupData, device: torch.device) -> None:
+        self._take(predictor_of(spec, values), data, device)
+
+    @classmethod
+    def of_model(cls, model: PreferencePredictor, data: GroupData, device: torch.device) -> Self:
+        """Returns the scorer of a predictor that is made already."""
+        scorer = cls.__new__(cls)
+        scorer._take(model, data, device)
+        return scorer
+
+    @torch.no_grad()
+    def _take(self, model: PreferencePredictor, data: GroupData, device: torch.device) -> None:
         self._data, self._device = data, device
-        self._model = predictor_of(spec, values).to(device).eval()
+        self._model = model.to(device).eval()
         everything = range(len(data.questions))
         self._targets = self._model.embed(make_points([(data, everything)]).to(device))  # (1, P, d)
 

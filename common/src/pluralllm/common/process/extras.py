@@ -51,6 +51,11 @@ def need_report() -> None:
     _need("research", "experiment", "matplotlib", "jinja2")
 
 
+def need_frames() -> None:
+    """Checks that pandas is installed, which holds results as data frames. Raises ExtraMissing if it is missing."""
+    _need("research", "frames", "pandas")
+
+
 def _need(distribution: str, extra: str, *packages: str) -> None:
     for package in packages:
         if importlib.util.find_spec(package) is None:

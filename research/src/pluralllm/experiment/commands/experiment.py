@@ -1,7 +1,5 @@
 """The commands `pluralllm experiment run`, `table` and `report`, which compare training methods on survey data in one process."""
 
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -60,7 +58,7 @@ def run(
     from pluralllm.client.work.train import pick_device  # noqa: PLC0415 - torch, only here
     from pluralllm.common.process.logs import configure_logs  # noqa: PLC0415
     from pluralllm.experiment.engines.units import Shard  # noqa: PLC0415
-    from pluralllm.experiment.runner import Plan, run_experiment  # noqa: PLC0415
+    from pluralllm.experiment.runner import Plan, run_experiment, usual_jobs  # noqa: PLC0415
     from pluralllm.experiment.spec import load_experiment  # noqa: PLC0415
 
     configure_logs(form="console", level="WARNING")
@@ -68,14 +66,13 @@ def run(
     loaded = loaded.quick() if quick else loaded
     folder = out or Path(f"{spec.stem}-results{'-quick' if quick else ''}")
     chosen = str(pick_device(device))
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     plan = Plan(
         experiment=loaded,
         out=folder,
         model_path=embedding_model_path,
         cache=cache or folder / "cache",
         device=chosen,
-        jobs=jobs or (cores if chosen == "cpu" else 1),
+        jobs=jobs or usual_jobs(chosen),
         only=tuple(only or ()),
         shard=Shard.parse(shard),
     )

@@ -1,0 +1,217 @@
+"""Trains a predictor on several groups' answers in this process: a federation for a notebook.
+
+The round machine, the training and the averaging are those of the service; only files, network and separate processes are
+left out. Whoever calls this holds all answers, so it protects nobody: it is for public data and for trials.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pluralllm.align.group_reward import DEFAULT_CACHE
+from pluralllm.align.model_folder import model_config
+from pluralllm.align.plural_predictor import PluralConfig, PluralPredictor
+from pluralllm.api.bars import Tell, progress_bar
+from pluralllm.api.frames import frame_of
+from pluralllm.api.predictor import PreferencePredictor
+from pluralllm.api.surveys import Answers, Spec, answers_of, path_of, values_of
+from pluralllm.client.work.train import pick_device
+from pluralllm.common.errors.tree import InvalidArgument, TooFewQuestions
+from pluralllm.common.predictor.data import GroupData, check_enough
+from pluralllm.common.predictor.embedding import Embedder
+from pluralllm.common.words.context_gain import mean_gain
+from pluralllm.common.words.questions import Question, is_held_out
+from pluralllm.common.words.spec import RunSpec, merge, spec_from_values
+from pluralllm.experiment.federated import Point, federate
+from pluralllm.experiment.groups import embed_groups
+from pluralllm.experiment.scoring import Scorer, alignment, episode_of, gain_of, own_episode, predictor_of
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+OTHER_GROUPS = 5  # at most, whose contexts are tried in the place of a group's own
+SIMULATION = "simulation"
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """The model after some rounds: what it has cost, and its alignment score for each group."""
+
+    round: int
+    moved_bytes: int  # weights down and updates up, of all clients together
+    alignment: Mapping[str, float]  # by group
+
+
+@dataclass(frozen=True, slots=True)
+class Simulation:
+    """The result of a federation in one process."""
+
+    spec: RunSpec
+    predictor: PreferencePredictor
+    curve: tuple[Moment, ...]  # from model version 0 to the last one
+    context_gains: Mapping[str, float]  # by group; empty if there is only one group of its kind
+
+    @property
+    def alignment(self) -> Mapping[str, float]:
+        """The last model's alignment score for each group, on questions that it has not trained on."""
+        return self.curve[-1].alignment
+
+    @property
+    def context_gain(self) -> float | None:
+        """The mean context gain over the groups; None if it could not be measured. Near 0, all groups get one prediction."""
+        return mean_gain(self.context_gains.values())
+
+    def frame(self) -> "DataFrame":
+        """Returns the curve as a data frame with a row for each moment and group. Raises ExtraMissing without pandas."""
+        held_out = self.spec.groups.held_out_names
+        return frame_of(
+            {
+                "round": moment.round,
+                "moved_bytes": moment.moved_bytes,
+                "group": group,
+                "role": "held_out" if group in held_out else "train",
+                "alignment_score": score,
+            }
+            for moment in self.curve
+            for group, score in moment.alignment.items()
+        )
+
+
+def simulate(
+    groups: Mapping[str, Answers],
+    spec: Spec,
+    *,
+    held_out: Sequence[str] = (),
+    embedding_model_path: str | Path | None = None,
+    cache: str | Path = DEFAULT_CACHE,
+    device: str = "auto",
+    every: int = 1,
+    progress: bool | None = None,
+) -> Simulation:
+    """Trains a predictor on the groups' answers, and scores it on questions and groups that it has not trained on.
+
+    groups: each group's answers. spec: a run spec, its values or its file. If values or a file name no groups, all given groups
+    train but those in `held_out`, and a round has as many clients as groups train.
+    embedding_model_path, cache, device: as for PreferencePredictor.from_pretrained.
+    every: rounds between two scores. progress: whether to show a bar; None shows it in a terminal and in a notebook.
+    Raises InvalidSpec, InvalidArgument, InvalidData, TooFewQuestions or ModelUnavailable, before any training.
+    """
+    if every < 1:
+        raise InvalidArgument(field="every", problem=f"is {every}, must be at least 1")
+    answers = {name: answers_of(given) for name, given in groups.items()}
+    checked = _spec_for(answers, spec, held_out)
+    names = (*sorted(checked.groups.train), *sorted(checked.groups.held_out))
+    _check(checked, {name: answers[name] for name in names})
+    chosen = pick_device(device)
+    model_path = None if embedding_model_path is None else path_of("embedding_model_path", embedding_model_path)
+    folder = path_of("cache", cache)
+    with progress_bar(progress) as tell:
+        data = embed_groups(
+            checked,
+            {name: answers[name] for name in names},
+            model_path,
+            folder,
+            chosen,
+            lambda done, total: tell("embedding", done, total),
+        )
+        curve, last = _train(checked, data, chosen, every, tell)
+    gains = _gains(checked, last, data, chosen)
+    gain = mean_gain(gains.values())
+    config = PluralConfig(**model_config(checked, SIMULATION, last.rounds, "", gain))
+    model = PluralPredictor(config).eval()
+    model.predictor.load_state_dict(predictor_of(checked, last.values).state_dict())
+    embedder = Embedder(checked.embedding, model_path, folder, chosen)
+    return Simulation(checked, PreferencePredictor(model, embedder, device), tuple(curve), gains)
+
+
+def _train(
+    spec: RunSpec, data: Mapping[str, GroupData], device: torch.device, every: int, tell: Tell
+) -> tuple[list[Moment], Point]:
+    """Returns the scores of some rounds, always of the first and the last, and the last model."""
+    curve: list[Moment] = []
+    for point in federate(spec, dict(data), device):
+        tell("training", point.rounds, spec.rounds)
+        if point.rounds % every == 0 or point.rounds == spec.rounds:
+            scores = {name: _alignment(spec, point, group, device) for name, group in data.items()}
+            curve.append(Moment(point.rounds, point.moved_bytes, scores))
+    return curve, point
+
+
+def _alignment(spec: RunSpec, point: Point, data: GroupData, device: torch.device) -> float:
+    scorer, part, size = Scorer(spec, point.values, data, device), _part(spec, data.group), _context(spec)
+    draws = range(spec.evaluation.draws)
+    return alignment(scorer.score(own_episode(spec, data, part, size, draw)) for draw in draws)
+
+
+def _gains(spec: RunSpec, last: Point, data: Mapping[str, GroupData], device: torch.device) -> dict[str, float]:
+    """Returns each group's gain over the contexts of the next groups of its kind, in alphabetical order."""
+    gains, size = {}, _context(spec)
+    for name, group in data.items():
+        group_part = _part(spec, name)
+        kind = sorted(other for other in data if _part(spec, other) == group_part)
+        following = (kind * 2)[kind.index(name) + 1 : kind.index(name) + len(kind)][:OTHER_GROUPS]
+        if following:
+            own, another = gain_of(
+                Scorer(spec, last.values, group, device),
+                [own_episode(spec, group, group_part, size, draw) for draw in range(spec.evaluation.draws)],
+                [data[other] for other in following],
+                lambda other, draw, group_part=group_part: episode_of(spec, other, group_part, size, draw).context,  # type: ignore[misc]
+            )
+            gains[name] = own - another
+    return gains
+
+
+def _spec_for(answers: Mapping[str, Sequence[Question]], spec: Spec, held_out: Sequence[str]) -> RunSpec:
+    """Returns the checked spec. Raises InvalidSpec, or InvalidArgument if the spec and the groups do not fit."""
+    if isinstance(spec, RunSpec):
+        checked = spec
+    else:
+        values, file = values_of(spec)
+        if not values.get("groups"):
+            train = sorted(set(answers) - set(held_out))
+            usual: dict[str, Any] = {"groups": {"train": train, "held_out": sorted(held_out)}}
+            usual["round"] = {"min_clients": len(train), "target_clients": len(train)}
+            values = merge(usual, values)
+        checked = spec_from_values(values, file)
+    if not checked.groups.train:
+        raise InvalidArgument(field="spec", problem="names no groups; name those that train in groups.train")
+    for name in (*checked.groups.train, *checked.groups.held_out, *held_out):
+        if name not in answers:
+            raise InvalidArgument(
+                field="groups", problem=f"has no answers of {name!r}; there are: {', '.join(answers)}"
+            )
+    clients, cohort = len(checked.groups.train), checked.round.target_clients
+    if cohort < clients and checked.training.keep_optimizer_state:
+        problem = "training.keep_optimizer_state needs every client in every round here: set round.target_clients to "
+        raise InvalidArgument(field="spec", problem=f"{problem}{clients}, or keep_optimizer_state to false")
+    return checked
+
+
+def _check(spec: RunSpec, answers: Mapping[str, Sequence[Question]]) -> None:
+    """Checks, before any work, that each group has enough questions. Raises TooFewQuestions with both numbers."""
+    size, share = _context(spec), spec.evaluation.holdout_share
+    for name, questions in answers.items():
+        withheld = sum(is_held_out(question.id, share) for question in questions)
+        free = len(questions) - withheld
+        if _part(spec, name) == "train":
+            check_enough(name, free, spec.training.episodes)
+            _need(name, withheld, 1, "scoring on questions that nobody trains on (evaluation.holdout_share)")
+            _need(name, free, size, f"a context of {size} questions")
+        else:
+            _need(name, free, size + 1, f"a context of {size} questions and at least 1 to predict")
+
+
+def _need(group: str, usable: int, needed: int, use: str) -> None:
+    if usable < needed:
+        raise TooFewQuestions(group=group, usable=usable, needed=needed, use=use)
+
+
+def _context(spec: RunSpec) -> int:
+    return spec.evaluation.context_questions
+
+
+def _part(spec: RunSpec, group: str) -> str:
+    return "test" if group in spec.groups.held_out_names else "train"
