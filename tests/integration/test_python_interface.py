@@ -10,7 +10,7 @@ from support.coordinator_harness import Served, evaluated, serving, small_spec
 from pluralllm.api import Federation, Run, RunChanged, ScoreArrived
 from pluralllm.common.errors.membership import InviteForOtherCommand, NotJoined, RoleForbids
 from pluralllm.common.errors.tree import InvalidArgument, NotFound
-from pluralllm.common.process import configuration
+from pluralllm.common.process import environment
 from pluralllm.common.trust.identity import load_identity
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.operator.remote import Remote
@@ -119,7 +119,7 @@ async def test_a_model_is_downloaded(tmp_path: Path) -> None:
 
 
 async def test_an_invite_is_used_once_and_its_identity_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(configuration, "home", lambda: tmp_path / "home")
+    monkeypatch.setattr(environment, "home", lambda: tmp_path / "home")
 
     def join(served: Served, line: str, partner: str) -> None:
         kept = tmp_path / "mine"

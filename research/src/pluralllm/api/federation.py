@@ -15,7 +15,7 @@ from pluralllm.api.facts import GroupScore, Member, Model, RunState, group_score
 from pluralllm.api.frames import frame_of
 from pluralllm.api.surveys import Answers, Spec, path_of, values_of
 from pluralllm.client.joining import joining
-from pluralllm.common.process.configuration import identity_of_person, proxies_of
+from pluralllm.common.process.environment import identity_of_person, proxies_of
 from pluralllm.common.trust.identity import Identity, load_identity
 from pluralllm.common.trust.invite import LINE_PREFIX, Invite
 from pluralllm.common.words.addresses import PLAIN_TEXT_ADDRESS

@@ -23,7 +23,7 @@ from pluralllm.common.errors.tree import InvalidArgument, TooFewQuestions
 from pluralllm.common.predictor.data import GroupData, check_enough
 from pluralllm.common.predictor.embedding import Embedder
 from pluralllm.common.words.context_gain import mean_gain
-from pluralllm.common.words.questions import Question, is_held_out
+from pluralllm.common.words.questions import Question
 from pluralllm.common.words.spec import RunSpec, merge, spec_from_values
 from pluralllm.experiment.federated import Point, federate
 from pluralllm.experiment.groups import embed_groups
@@ -192,9 +192,9 @@ def _spec_for(answers: Mapping[str, Sequence[Question]], spec: Spec, held_out: S
 
 def _check(spec: RunSpec, answers: Mapping[str, Sequence[Question]]) -> None:
     """Checks, before any work, that each group has enough questions. Raises TooFewQuestions with both numbers."""
-    size, share = _context(spec), spec.evaluation.holdout_share
+    size = _context(spec)
     for name, questions in answers.items():
-        withheld = sum(is_held_out(question.id, share) for question in questions)
+        withheld = sum(map(spec.held_out.includes, questions))
         free = len(questions) - withheld
         if _part(spec, name) == "train":
             check_enough(name, free, spec.training.episodes)

@@ -6,7 +6,7 @@ from typing import Any
 
 from pluralllm.client.data.answers import read_answers
 from pluralllm.common.errors.tree import InvalidArgument
-from pluralllm.common.process.configuration import with_home
+from pluralllm.common.process.environment import with_home
 from pluralllm.common.words.questions import Question
 from pluralllm.common.words.spec import RunSpec, load_spec_values
 
