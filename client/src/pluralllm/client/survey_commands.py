@@ -147,7 +147,7 @@ def responses(
         multi, waves, options_order, encoding, delimiter, codes,
     )  # fmt: skip
     counted = count_responses(source, group, options, max_weight, reading)
-    asked = None if options is None else kept_apart(listed_questions(options), counted.waves)
+    asked = counted.asked if options is None else kept_apart(listed_questions(options), counted.waves)
     write_imported(out, counted.questions, group or "all rows", asked, counted.most_answered)
     _show(counted.report, report)
     if counted.most_answered:

@@ -432,3 +432,24 @@ def test_two_groups_withhold_the_same_questions_whatever_the_order_that_each_imp
     withheld = [{q.text for q in questions if HoldOut(0.2).includes(q)} for questions in files]
     assert withheld[0] == withheld[1] != set()
     assert not {q.id for q in files[0]} & {q.id for q in files[1]}
+
+
+def test_labels_of_all_columns_and_codes_are_the_codebook_of_a_wide_file(tmp_path: Path) -> None:
+    path = tmp_path / "wide.csv"
+    path.write_text("q1,q2\n1,1\n2,-1\n")
+    labels = {
+        "q1": {"question": "Tea?", "labels": {"1": "Yes", "2": "No"}},
+        "q2": {"labels": {"1": "a", "2": "b", "-1": "?"}},
+    }
+    out = tmp_path / "g.jsonl"
+    words = [path, "--wide", "--labels", as_json(tmp_path, "l.json", labels), "--missing", "-1", "--out", out]
+    typed(*words)
+    asked = kept_codebook(out).asked
+    assert asked is not None
+    assert {one.question: one.options for one in asked} == {"Tea?": ("Yes", "No"), "q2": ("a", "b")}
+    listed = as_json(tmp_path, "o.json", {"q2": ["a", "b"], "Tea?": ["Yes", "No"]})
+    typed(*words, "--options", listed)
+    assert [one.question for one in kept_codebook(out).asked or ()] == ["q2", "Tea?"], "a stated list goes first"
+    as_json(tmp_path, "l.json", labels | {"q2": {}})
+    typed(*words, "--options-order", "sorted")
+    assert kept_codebook(out).asked is None, "nothing says the options of q2"

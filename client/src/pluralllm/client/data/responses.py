@@ -58,6 +58,9 @@ class Responses:
     most_answered: int  # the most questions that one respondent has answered; 0: no row names its respondent
     report: ImportReport
     waves: tuple[str, ...] = ()  # whose questions are kept apart
+    asked: tuple[Question, ...] | None = (
+        None  # all questions of a wide file, if labels name every option; all shares equal
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +127,8 @@ def count_responses(
             table.report_question(text, own_answers, question.respondents or 0)
         answered.update({answer.respondent for answer in own_answers if answer.weight > 0} - {""})
     most = max((count for name, count in answered.items() if table.is_person(name)), default=0)
-    return Responses(tuple(questions), most, table.finished_report(), tuple(table.waves) if table.apart else ())
+    waves = tuple(table.waves) if table.apart else ()
+    return Responses(tuple(questions), most, table.finished_report(), waves, table.labelled_questions())
 
 
 class _Table:
@@ -262,6 +266,13 @@ class _Table:
         """Returns the stated key of a question. If waves are kept apart, its text joins them, also in a group with one wave."""
         base = self.base.get(text, text)
         return self.keys.get(base, base if self.reading.waves == "apart" else None)
+
+    def labelled_questions(self) -> tuple[Question, ...] | None:
+        """Returns the questions of a wide file, if labels alone say all their options; None for any other file."""
+        listed = {text: tuple(self.listed(text)) for text in self.question_columns.values()}
+        if self.of_question or not listed or min(map(len, listed.values())) < 2:
+            return None
+        return tuple(Question(text, options, (1 / len(options),) * len(options)) for text, options in listed.items())
 
     def is_asked(self, text: str) -> bool:
         """Returns whether the list of options has the question."""
