@@ -73,7 +73,8 @@ TYPED_FROM_THE_PAGE = {
         "The operator again",
         "When a run asks for more than the policy allows",
     ),
-}  # the latter: test_joining.py
+    "tasks.md": ("", "Surveys", "Replies", "Summaries", "Translations"),  # test_tasks.py
+}  # joining.md: test_joining.py
 
 
 class Shell:

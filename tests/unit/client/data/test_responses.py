@@ -442,7 +442,16 @@ def test_labels_of_all_columns_and_codes_are_the_codebook_of_a_wide_file(tmp_pat
         "q2": {"labels": {"1": "a", "2": "b", "-1": "?"}},
     }
     out = tmp_path / "g.jsonl"
-    words = [path, "--wide", "--labels", as_json(tmp_path, "l.json", labels), "--missing", "-1", "--out", out]
+    words: list[str | Path] = [
+        path,
+        "--wide",
+        "--labels",
+        as_json(tmp_path, "l.json", labels),
+        "--missing",
+        "-1",
+        "--out",
+        out,
+    ]
     typed(*words)
     asked = kept_codebook(out).asked
     assert asked is not None
