@@ -33,6 +33,14 @@ from pluralllm.v1 import resources_pb2 as rpb
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SPEC = small_spec(rounds=3, round={"evaluate_every": 1})
 PATIENCE_MS = 15_000
+WIDTHS = (390, 800, 1200, 1400, 1920)
+CUT = """() => [
+  ...[...document.querySelectorAll("html, header, section, .scroll, dd")].filter((e) => e.scrollWidth > e.clientWidth + 1),
+  ...[...document.querySelectorAll("svg text")].filter((text) => {
+    const own = text.getBoundingClientRect(), all = text.ownerSVGElement.getBoundingClientRect();
+    return own.left < all.left - 1 || own.right > all.right + 1 || own.top < all.top - 1 || own.bottom > all.bottom + 1;
+  }),
+].map((e) => e.textContent.slice(0, 40))"""
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")
 
@@ -182,8 +190,17 @@ async def test_a_thousand_rounds_of_a_hundred_groups_are_drawn(
         object.__setattr__(run, "progress", dataclasses.replace(run.progress, state=state))
         await browser_page.goto(f"http://{(tmp_path / 'state' / 'page-address').read_text()}/")
         await expect(browser_page.locator("#alignment polyline")).to_have_count(100)
-        await expect(browser_page.locator("#groups tr")).to_have_count(100)
+        await expect(browser_page.locator("#groups tr")).to_have_count(10)
+        await expect(browser_page.locator("#groups-pages")).to_contain_text("1–10 of 100")
+        await browser_page.get_by_role("button", name="later rows of groups").press("Enter")
+        await expect(browser_page.locator("#groups-pages")).to_contain_text("11–20 of 100")
+        await expect(browser_page.locator("#groups tr").first).to_contain_text("group 010")
+        await expect(browser_page.get_by_role("button", name="later rows of groups")).to_be_focused()
         await expect(browser_page.locator("#worst")).to_have_text("group 000 0.600")
+        await expect(browser_page.locator("#alignment path.train")).to_have_count(1)
+        for width in WIDTHS:
+            await browser_page.set_viewport_size({"width": width, "height": 900})
+            assert await browser_page.evaluate(CUT) == [], width
     facts_json = json.dumps(history_facts(run, long, (), (), NewestSums()))
     assert len(facts_json) < 300_000
     assert len(history_facts(run, long, (), (), NewestSums())["versions"]) == MAX_POINTS

@@ -18,6 +18,7 @@ from pluralllm.common.words.names import MemberName, RoundName, RunName
 from pluralllm.common.words.noise import declared_text
 from pluralllm.common.words.not_reported import not_reported_text
 from pluralllm.common.words.private_rounds import READS_SINGLE, READS_SUMS
+from pluralllm.common.words.run_state import run_state_text
 from pluralllm.common.words.score_sums import clipped_text, scores_text
 
 MAX_REFUSALS = 3
@@ -32,7 +33,7 @@ MEMBER_STYLES = {
     "revoked": "red",
     "unproven": "yellow",
 }
-STATE_STYLES = {"done": "green", "working": "cyan", "assigned": "yellow", "lost": "red", "idle": "dim"}
+STATE_STYLES = {"done": "green", "working": "cyan", "assigned": "yellow", "lost": "red", "idle": "dim", "away": "dim"}
 
 
 def status_screen(run: Mapping[str, Any], now: datetime.datetime) -> RenderableType:
@@ -49,9 +50,9 @@ def status_screen(run: Mapping[str, Any], now: datetime.datetime) -> RenderableT
 
 
 def _head(run: Mapping[str, Any], now: datetime.datetime) -> Text:
-    phase = run["phase"] + (" (paused)" if run["paused"] else "")
+    phase = run_state_text(run["phase"], run["outcome"], paused=run["paused"])
     if run["phase"] == "ended":
-        phase = f"{run['outcome']}: {cell(run['outcome_reason']).plain}"
+        phase = f"{phase}: {cell(run['outcome_reason']).plain}"
     return Text.assemble(
         (run["name"], "bold"),
         f"  round {run['round']} of {run['rounds']}  ",

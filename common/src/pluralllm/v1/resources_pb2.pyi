@@ -199,7 +199,9 @@ class _ParticipantStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Part
     PARTICIPANT_STATE_LOST: _ParticipantState.ValueType  # 4
     """The client has lost its slot because of an expired lease, a failure or a refusal; see reason."""
     PARTICIPANT_STATE_IDLE: _ParticipantState.ValueType  # 5
-    """The client is known but does not take part in this round."""
+    """The client is connected but does not take part in this round."""
+    PARTICIPANT_STATE_AWAY: _ParticipantState.ValueType  # 6
+    """The client has no slot and is not connected."""
 
 class ParticipantState(_ParticipantState, metaclass=_ParticipantStateEnumTypeWrapper):
     """State of one client in the open round or evaluation."""
@@ -214,7 +216,9 @@ PARTICIPANT_STATE_DONE: ParticipantState.ValueType  # 3
 PARTICIPANT_STATE_LOST: ParticipantState.ValueType  # 4
 """The client has lost its slot because of an expired lease, a failure or a refusal; see reason."""
 PARTICIPANT_STATE_IDLE: ParticipantState.ValueType  # 5
-"""The client is known but does not take part in this round."""
+"""The client is connected but does not take part in this round."""
+PARTICIPANT_STATE_AWAY: ParticipantState.ValueType  # 6
+"""The client has no slot and is not connected."""
 Global___ParticipantState: _TypeAlias = ParticipantState  # noqa: Y015
 
 class _MemberRole:

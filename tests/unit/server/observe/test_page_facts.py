@@ -14,13 +14,23 @@ from pluralllm.common.words.not_reported import NotReported
 from pluralllm.common.words.private_rounds import READS_SINGLE, READS_SUMS, PrivateRounds
 from pluralllm.common.words.reward_weights import RewardOptions
 from pluralllm.common.words.spec import GroupRole
-from pluralllm.server.observe.page_facts import Facts, History, history_facts, run_now
+from pluralllm.server.observe.page_facts import (
+    LEAST_POINTS,
+    Facts,
+    History,
+    history_facts,
+    people_text,
+    reads_text,
+    run_now,
+    run_row,
+)
 from pluralllm.server.rounds import events as ev
+from pluralllm.server.rounds.state import Outcome, Phase
 from pluralllm.server.runs.live_run import LiveRun, Progress, first_state
 from pluralllm.server.runs.overview import Participant, ParticipantState
 from pluralllm.server.runs.round_sums import NewestSums
 from pluralllm.server.runs.status import RunStatus
-from pluralllm.server.storage.store import EvaluationRecord, RunRecord
+from pluralllm.server.storage.store import EvaluationRecord, RoundOutcome, RoundRecord, RunRecord
 
 R = RunId("r")
 
@@ -91,6 +101,69 @@ def test_the_page_says_what_the_coordinator_reads() -> None:
     rewards = plain.spec.for_rewards(ModelName(R, ModelVersion(0)), Digest("a1" * 32), RewardOptions(), "here")
     runs = (dataclasses.replace(plain, spec=spec) for spec in (plain.spec, private, rewards))
     assert [run_now(run, status)["reads"] for run in runs] == [READS_SINGLE, READS_SUMS, ""]
+
+
+def person(name: str, state: ParticipantState, noise: NoiseStatement | None = None) -> Participant:
+    return Participant(ClientId(name), "g", GroupRole.TRAIN, state, "", "", 1.0, 0.0, "", None, noise)
+
+
+def test_the_sentence_about_what_the_coordinator_reads_counts_the_clients_whose_answers_have_noise() -> None:
+    noise = NoiseStatement(noised=True, epsilon=4.0, delta=1e-6, unit="respondent")
+    people = [
+        person("ann", ParticipantState.IDLE, noise),
+        person("ben", ParticipantState.IDLE, NoiseStatement(noised=False)),
+    ]
+    assert reads_text(evaluated_run(0), people) == (
+        f"{READS_SINGLE}; 1 of 2 clients declare that their answers have noise, which nobody else can check"
+    )
+    assert reads_text(evaluated_run(0), people[1:]) == READS_SINGLE
+
+
+def test_the_clients_are_counted_by_state_and_one_that_is_not_connected_is_away() -> None:
+    people = [
+        person(str(number), state)
+        for number, state in enumerate((ParticipantState.AWAY, ParticipantState.DONE, ParticipantState.AWAY))
+    ]
+    assert people_text(people) == "1 done, 2 away"
+
+
+def test_a_run_is_in_one_state_whether_it_runs_is_paused_or_has_ended() -> None:
+    run = evaluated_run(0)
+    ended = {"phase": Phase.ENDED, "outcome": Outcome.CANCELLED}
+    changes: list[dict[str, object]] = [{}, {"paused": True}, ended]
+    runs = [
+        dataclasses.replace(run, progress=Progress(dataclasses.replace(run.state, **change), run.newest))  # type: ignore[arg-type]
+        for change in changes
+    ]
+    assert [run_row(one)["state"] for one in runs] == ["created", "created (paused)", "cancelled"]
+
+
+def test_training_and_held_out_groups_have_means_of_their_own_beside_the_one_without_their_answers() -> None:
+    records = [evaluation("ann", 0, 0.5, gain=0.1), evaluation("ben", 0, 0.7, gain=0.2), evaluation("cem", 0, 0.9)]
+    unseen = dataclasses.replace(records[2], score=dataclasses.replace(records[2].score, role=GroupRole.HELD_OUT))
+    facts = facts_of(0, *records[:2], unseen)
+    assert facts["means"] == {"train": [0.6], "held_out": [0.9]}
+    assert facts["without_context"] == [0.45]  # of the two groups that report a context gain
+    assert [group["gain"] for group in facts["groups"]] == [0.1, 0.2, None]
+    assert facts["gains"] == [0.15]
+
+
+def test_the_curves_of_a_thousand_groups_have_fewer_points_each() -> None:
+    scores = {version: {f"g{number}": 0.5 for number in range(1000)} for version in range(201)}
+    long = History(scores, {f"g{number}": "train" for number in range(1000)})
+    facts = history_facts(evaluated_run(200), long, (), (), NewestSums())
+    assert (len(facts["versions"]), facts["versions"][0], facts["versions"][-1]) == (LEAST_POINTS, 0, 200)
+
+
+def a_round(number: int, begun_s: float) -> RoundRecord:
+    version = ModelVersion(number)
+    return RoundRecord(R, RoundNumber(number), RoundOutcome.CLOSED, "", version, version, (), begun_s, begun_s + 5)
+
+
+def test_the_pace_is_the_mean_time_from_one_round_to_the_next() -> None:
+    rounds = [a_round(3, 170.0), a_round(2, 100.0), a_round(1, 50.0)]
+    assert history_facts(evaluated_run(0), History(), rounds, (), NewestSums())["pace_s"] == 60.0
+    assert history_facts(evaluated_run(0), History(), rounds[:1], (), NewestSums())["pace_s"] is None
 
 
 def test_the_mean_context_gain_of_the_newest_version_is_a_text_and_a_small_one_is_named() -> None:

@@ -53,7 +53,8 @@ const check = (holds, what) => { if (!holds) { console.error(what); process.exit
 
 def in_browser(script: str) -> None:
     """Runs the page's script and then `script` in node. Fails with the text of the first check that does not hold."""
-    page = resources.files("pluralllm.server.observe").joinpath("web", "page.js").read_text()
+    web = resources.files("pluralllm.server.observe").joinpath("web")
+    page = "\n".join(web.joinpath(name).read_text() for name in ("drawing.js", "page.js"))
     assert NODE is not None
     whole = f"{BROWSER}\n{page}\n(async () => {{ await settle(); {script} process.exit(0); }})();"
     result = subprocess.run([NODE, "-e", whole], capture_output=True, text=True, timeout=LIMIT_S, check=False)

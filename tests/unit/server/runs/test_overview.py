@@ -239,6 +239,8 @@ def test_what_the_coordinator_notices_is_apart_from_failures_and_refusals() -> N
         *[("not connected",) * 2],
         *[("not connected",) * 2],
     ]
+    lost, assigned, away = ParticipantState.LOST, ParticipantState.ASSIGNED, ParticipantState.AWAY
+    assert [person.state for person in shown] == [lost, assigned, away, away]
 
 
 def test_a_connected_client_shows_that_it_comes_and_goes_or_that_its_updates_were_refused() -> None:
@@ -246,5 +248,6 @@ def test_a_connected_client_shows_that_it_comes_and_goes_or_that_its_updates_wer
     members = [ClientRecord(name, GroupName("g"), GroupRole.TRAIN, 9, "1", 0.0, 0.0) for name in names]
     sessions = {name: Session(name, "one", GroupName("g"), GroupRole.TRAIN, 9, "1", 9.0) for name in names}
     cem, dan = participants(collecting_run(), members, sessions, {}, 9.0, dict.fromkeys(names, 3), kept_out=names[:1])
+    assert cem.state is ParticipantState.IDLE
     assert (cem.reason, cem.observed) == (COMES_AND_GOES, COMES_AND_GOES)
     assert (dan.reason, dan.observed) == ("3 updates refused", "")

@@ -29,7 +29,13 @@ from pluralllm.server.runs.client_rows import ClientRows
 from pluralllm.server.runs.leases import Leases
 from pluralllm.server.runs.live_run import LiveRun
 from pluralllm.server.runs.live_runs import Runs
-from pluralllm.server.runs.overview import ended_evaluations, reported_gains, reported_scores
+from pluralllm.server.runs.overview import (
+    ended_evaluations,
+    reported_gains,
+    reported_scores,
+    state_with_slot,
+    state_without_slot,
+)
 from pluralllm.server.runs.round_sums import RoundSums
 from pluralllm.server.runs.sessions import Sessions
 from pluralllm.server.runs.traffic import Traffic
@@ -227,14 +233,11 @@ class Gauges(Collector):
         }
 
     def _count_clients(self, now_s: float) -> Values:
-        live = {session.client for session in self._sessions.live(now_s)}
         count: Counter[str] = Counter()
         for member in self._clients.all():
             lease = self._leases.of(member.client)
-            if lease is not None:
-                count["working" if lease.fetched else "assigned"] += 1
-            else:
-                count["idle" if member.client in live else "away"] += 1
+            session = self._sessions.get(member.client)
+            count[state_with_slot(lease) if lease is not None else state_without_slot(session, now_s)] += 1
         return {(state,): count[state] for state in CLIENT_STATES}
 
     def _certificates(self) -> Values:

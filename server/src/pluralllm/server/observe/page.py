@@ -50,6 +50,8 @@ FILES = {
     "": ("index.html", "text/html"),
     "page.css": ("page.css", "text/css"),
     "page.js": ("page.js", "text/javascript"),
+    "drawing.js": ("drawing.js", "text/javascript"),
+    "icon.svg": ("icon.svg", "image/svg+xml"),
 }
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
@@ -112,12 +114,16 @@ class Page:
         content = resources.files("pluralllm.server.observe").joinpath("web", name).read_bytes()
         return Response(content, media_type=kind, headers=HEADERS)
 
-    async def _list(self, _request: Request) -> Response:
+    async def _list(self, request: Request) -> Response:
+        """Returns a page of the list of runs, newest first. The query's `after` is the number of runs to leave out first."""
         newest_first = self._runs.all()[::-1]
+        after = request.query_params.get("after", "0")
+        first = min(int(after), len(newest_first)) if after.isascii() and after.isdigit() and len(after) < 10 else 0
         facts = {
             "federation": self._federation,
             "of": len(newest_first),
-            "runs": [run_row(run) for run in newest_first[:MAX_RUNS]],
+            "after": first,
+            "runs": [run_row(run) for run in newest_first[first : first + MAX_RUNS]],
         }
         return json_answer(facts)
 

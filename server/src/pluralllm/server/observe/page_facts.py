@@ -3,20 +3,33 @@
 Each curve has at most MAX_POINTS points, so that the content of a long run stays small.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from typing import Any
 
 from pluralllm.common.predictor.metrics import fairness_index
 from pluralllm.common.trust.audit_chain import AuditEntry
 from pluralllm.common.trust.version_record import VersionRecord
-from pluralllm.common.words.context_gain import IGNORES_CONTEXT, gain_text, ignores_context, mean_gain
+from pluralllm.common.words.context_gain import (
+    IGNORES_CONTEXT,
+    LEAST_CONTEXT_GAIN,
+    gain_text,
+    ignores_context,
+    mean_gain,
+)
 from pluralllm.common.words.noise import declared_text
 from pluralllm.common.words.not_reported import NotReported, not_reported_text
 from pluralllm.common.words.private_rounds import READS_SINGLE, READS_SUMS
+from pluralllm.common.words.run_state import run_state_text
 from pluralllm.common.words.score_sums import clipped_text, scores_text
+from pluralllm.common.words.spec import GroupRole
+from pluralllm.common.words.thinning import thinned
+from pluralllm.server.observe.page_scales import scale_of
 from pluralllm.server.rounds.state import EXCHANGING, Phase
 from pluralllm.server.runs.live_run import LiveRun
+from pluralllm.server.runs.overview import Participant, ParticipantState
 from pluralllm.server.runs.round_sums import NewestSums, RoundSum
 from pluralllm.server.runs.status import RunStatus
 from pluralllm.server.storage.store import EvaluationRecord, ReceiptRecord, RoundRecord
@@ -24,6 +37,9 @@ from pluralllm.server.storage.store import EvaluationRecord, ReceiptRecord, Roun
 Facts = dict[str, Any]
 
 MAX_POINTS = 200  # largest number of points of a curve
+MAX_SCORES = 20_000  # largest number of points of all groups' curves together, while each has LEAST_POINTS
+LEAST_POINTS = 30
+ROLES = tuple(role.value for role in GroupRole)
 SHOWN = 25  # number of newest rounds, versions and refusals on the page
 TIMED = (Phase.COLLECTING, Phase.EVALUATING, *EXCHANGING)
 
@@ -35,12 +51,16 @@ def run_row(run: LiveRun) -> Facts:
         "name": run.id,
         "title": run.spec.title,
         "phase": state.phase.value,
-        "paused": state.paused,
+        "state": run_state_text(state.phase.value, _outcome(run), paused=state.paused),
         "round": state.round,
         "rounds": run.spec.rounds,
-        "outcome": state.outcome.value if state.outcome is not None else "",
+        "outcome": _outcome(run),
         "created_s": run.record.created_s,
     }
+
+
+def _outcome(run: LiveRun) -> str:
+    return "" if run.state.outcome is None else run.state.outcome.value
 
 
 def run_now(run: LiveRun, status: RunStatus) -> Facts:
@@ -63,7 +83,8 @@ def run_now(run: LiveRun, status: RunStatus) -> Facts:
         "received_bytes": status.received_bytes,
         "sent_bytes": status.sent_bytes,
         "asks_for_rewards": run.spec.rewards is not None,
-        "reads": _reads(run),
+        "reads": reads_text(run, status.participants),
+        "people": people_text(status.participants),
         "clients": [
             {
                 "client": person.client,
@@ -85,11 +106,23 @@ def run_now(run: LiveRun, status: RunStatus) -> Facts:
     }
 
 
-def _reads(run: LiveRun) -> str:
-    """Returns the sentence about what the coordinator reads of the run's updates; "" for a run without updates."""
+def reads_text(run: LiveRun, people: Sequence[Participant]) -> str:
+    """Returns the sentence about what the coordinator can see in the run; "" for a run without updates."""
     if run.spec.rewards is not None:
         return ""
-    return READS_SINGLE if run.spec.private_rounds is None else READS_SUMS
+    reads = READS_SINGLE if run.spec.private_rounds is None else READS_SUMS
+    noised = sum(person.noise is not None and person.noise.noised for person in people)
+    if not noised:
+        return reads
+    return (
+        f"{reads}; {noised} of {len(people)} clients declare that their answers have noise, which nobody else can check"
+    )
+
+
+def people_text(people: Sequence[Participant]) -> str:
+    """Returns how many clients are in each state, for example "2 done, 1 away"."""
+    count = Counter(person.state for person in people)
+    return ", ".join(f"{count[state]} {state.value}" for state in ParticipantState if count[state])
 
 
 @dataclass(slots=True)
@@ -123,6 +156,20 @@ class History:
                 reasons[score.group] = score.not_reported
             self.roles[score.group] = score.role.value
 
+    def mean(self, version: int, role: str) -> float | None:
+        """Returns the mean score of a version over the groups of a role that report theirs; None if there is none."""
+        scores = [score for group, score in self.scores[version].items() if self.roles[group] == role]
+        return sum(scores) / len(scores) if scores else None
+
+    def mean_without_context(self, version: int) -> float | None:
+        """Returns the mean score of a version with uniform answers as context, which is the score minus the context gain.
+
+        The mean is over the groups that report both; None if there is none.
+        """
+        scores = self.scores[version]
+        without = [scores[group] - gain for group, gain in self.gains.get(version, {}).items() if group in scores]
+        return sum(without) / len(without) if without else None
+
     def add_round(self, number: int, receipts: Sequence[ReceiptRecord], of_round: RoundSum | None = None) -> None:
         """Adds the mean distance of a round. of_round: the sum of a private round, in which no client reports its own."""
         self.rounds.add(number)
@@ -148,12 +195,17 @@ def history_facts(
     Texts about `sums` say what the newest private rounds tell about their updates together.
     """
     ended = -1 if run.state.evaluated is None else run.state.evaluated
-    shown = thinned(sorted(version for version in history.scores if version <= ended))
+    most = max(LEAST_POINTS, min(MAX_POINTS, MAX_SCORES // max(1, len(history.roles))))
+    shown = thinned(sorted(version for version in history.scores if version <= ended), most)
     groups = {name: [history.scores[version].get(name) for version in shown] for name in sorted(history.roles)}
     reasons = history.not_reported.get(shown[-1], {}) if shown else {}
+    gains = history.gains.get(shown[-1], {}) if shown else {}
     fairness = [fairness_index(scores) if (scores := list(history.scores[v].values())) else None for v in shown]
-    lost = thinned(sorted(history.distances))
-    gain = mean_gain(history.gains.get(shown[-1], {}).values()) if shown else None
+    mean_gains = [mean_gain(history.gains.get(v, {}).values()) for v in shown]
+    lost = thinned(sorted(history.distances), MAX_POINTS)
+    gain = mean_gains[-1] if shown else None
+    lines = {role: [history.mean(v, role) for v in shown] for role in ROLES if role in history.roles.values()}
+    without = [history.mean_without_context(v) for v in shown]
     return {
         "name": run.id,
         "evaluated": run.state.evaluated,
@@ -163,15 +215,29 @@ def history_facts(
                 "group": name,
                 "role": history.roles[name],
                 "scores": [_rounded(score) for score in scores],
+                "gain": _rounded(gains.get(name)),
                 "not_reported": not_reported_text(reasons[name]) if name in reasons else "",
             }
             for name, scores in groups.items()
         ],
+        "means": {role: [_rounded(value) for value in line] for role, line in lines.items()},
+        "without_context": [_rounded(value) for value in without],
         "fairness": [_rounded(value) for value in fairness],
+        "gains": [_rounded(value) for value in mean_gains],
+        "least_gain": LEAST_CONTEXT_GAIN,
         "context_gain": ""
         if gain is None
         else gain_text(gain) + (f": {IGNORES_CONTEXT}" if ignores_context(gain) else ""),
         "loss": [[number, _rounded(history.distances[number])] for number in lost],
+        "axes": {
+            "versions": scale_of(shown, whole=True),
+            "rounds": scale_of(lost, whole=True),
+            "alignment": scale_of([*chain.from_iterable(groups.values()), *without], most=1.0),
+            "fairness": scale_of(fairness, most=1.0),
+            "gains": scale_of([*mean_gains, 0.0, LEAST_CONTEXT_GAIN], most=1.0),
+            "loss": scale_of(history.distances[number] for number in lost),
+        },
+        "pace_s": _pace_s(rounds),
         "scores_in_sum": _scores_text(sums.scored),
         "clipped": _clipped_text(sums.newest),
         "rounds": [_round_row(record) for record in rounds[:SHOWN]],
@@ -192,12 +258,10 @@ def _clipped_text(of_round: RoundSum | None) -> str:
     return clipped_text(of_round.record.round, of_round.tail.clipped, of_round.tail.updates)
 
 
-def thinned(numbers: Sequence[int]) -> list[int]:
-    """Returns at most MAX_POINTS of the numbers, evenly spaced, with the first and the last number among them."""
-    if len(numbers) <= MAX_POINTS:
-        return list(numbers)
-    last = len(numbers) - 1
-    return [numbers[round(point * last / (MAX_POINTS - 1))] for point in range(MAX_POINTS)]
+def _pace_s(rounds: Sequence[RoundRecord]) -> float | None:
+    """Returns the mean seconds from the start of one round to the start of the next, over the newest rounds; None for one."""
+    begun = [record.created_s for record in rounds]
+    return None if len(begun) < 2 else (max(begun) - min(begun)) / (len(begun) - 1)
 
 
 def audit_row(entry: AuditEntry) -> Facts:

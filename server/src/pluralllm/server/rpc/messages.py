@@ -76,6 +76,7 @@ PARTICIPANT_STATES = {
     ParticipantState.DONE: pb.PARTICIPANT_STATE_DONE,
     ParticipantState.LOST: pb.PARTICIPANT_STATE_LOST,
     ParticipantState.IDLE: pb.PARTICIPANT_STATE_IDLE,
+    ParticipantState.AWAY: pb.PARTICIPANT_STATE_AWAY,
 }
 
 

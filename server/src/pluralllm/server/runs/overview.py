@@ -46,7 +46,8 @@ class ParticipantState(StrEnum):
     WORKING = "working"
     DONE = "done"
     LOST = "lost"
-    IDLE = "idle"
+    IDLE = "idle"  # connected
+    AWAY = "away"  # not connected
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +121,9 @@ def participants(
             continue
         lease = leases.get(member.client)
         lease = lease if lease is not None and lease.run == run.id else None
-        state = states.get(member.client, ParticipantState.IDLE)
-        if state is ParticipantState.ASSIGNED and lease is not None and lease.fetched:
-            state = ParticipantState.WORKING
+        state = states.get(member.client) or state_without_slot(session, now_s)
+        if state is ParticipantState.ASSIGNED:
+            state = state_with_slot(lease)
         failure = reasons.get(member.client, "") if state is ParticipantState.LOST else ""
         observed = _observed(run.state, session, lease, state, now_s)
         if not observed and member.client in kept_out and not run.is_over:
@@ -158,6 +159,16 @@ def weights_in(version: VersionRecord, aggregation: Aggregation) -> dict[ClientI
     return {receipt.client: share for receipt, share in zip(receipts, shares, strict=True)}
 
 
+def state_without_slot(session: Session | None, now_s: float) -> ParticipantState:
+    """Returns IDLE or AWAY for a client that has no slot. Status, page and metrics all ask this function."""
+    return ParticipantState.IDLE if session is not None and session.is_live(now_s) else ParticipantState.AWAY
+
+
+def state_with_slot(lease: Lease | None) -> ParticipantState:
+    """Returns WORKING or ASSIGNED for a client that has a slot. Status, page and metrics all ask this function."""
+    return ParticipantState.WORKING if lease is not None and lease.fetched else ParticipantState.ASSIGNED
+
+
 def states_of(run: Run) -> dict[ClientId, ParticipantState]:
     """Returns the state of every client that is not idle. A client with a slot is ASSIGNED, whether it works or not.
 
@@ -187,7 +198,7 @@ def _observed(run: Run, session: Session | None, lease: Lease | None, state: Par
         length_s = run.deadline_s - run.since_s
         if now_s - run.since_s > LATE_AFTER * length_s:
             return f"slow: {lease.progress:.0%} after {now_s - lease.granted_s:.0f} s"
-    if state is ParticipantState.IDLE and not live and run.phase is not Phase.ENDED:
+    if state is ParticipantState.AWAY and run.phase is not Phase.ENDED:
         return "not connected"
     return ""
 

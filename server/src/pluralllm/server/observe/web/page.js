@@ -2,21 +2,14 @@
 // Draws a run: its state, which the coordinator streams, and its history, which is loaded anew when a version was evaluated or a
 // round has ended.
 
-const at = (id) => document.getElementById(id);
-const SYMBOL = { done: "✓", working: "▶", assigned: "◷", lost: "▲", idle: "·" };
+const SYMBOL = { done: "✓", working: "▶", assigned: "◷", lost: "▲", idle: "·", away: "○" };
+const ORDER = ["lost", "assigned", "working", "away", "idle", "done"];
+const ROLE = { train: "training", held_out: "held out" };
+const LIST_EVERY_MS = 30000, PAGE_OF_RUNS = 200;
 const WAIT_FIRST_MS = 500, WAIT_LAST_MS = 10000;
 const SILENT_MS = 15000; // the coordinator sends a run's state every two seconds
-let source = null, turn = 0, next = 0, silence = 0, wait = WAIT_FIRST_MS, state = null, history_ = null, seen = "", chosen = "", skew = 0;
+let source = null, turn = 0, next = 0, silence = 0, wait = WAIT_FIRST_MS, state = null, history_ = null, seen = "", chosen = "", skew = 0, older = 0, listed = 0;
 
-function node(name, facts = {}, ...children) {
-  const made = document.createElement(name);
-  for (const [key, value] of Object.entries(facts)) {
-    if (key === "class") made.className = value; else made.setAttribute(key, value);
-  }
-  made.append(...children);
-  return made;
-}
-const row = (...cells) => node("tr", {}, ...cells.map((cell) => node("td", {}, cell)));
 const clock = (seconds) => new Date(seconds * 1000).toLocaleTimeString();
 const short = (digest) => node("code", { title: digest }, digest ? digest.slice(0, 10) : "–");
 const score = (value) => value === null || value === undefined ? "–" : value.toFixed(3);
@@ -32,15 +25,12 @@ function span(seconds) {
   const left = Math.max(0, Math.round(seconds));
   return left < 120 ? `${left} s` : left < 7200 ? `${Math.round(left / 60)} min` : `${(left / 3600).toFixed(1)} h`;
 }
-function fill(id, rows, none) {
-  at(id).replaceChildren(...(rows.length ? rows : [node("tr", {}, node("td", { class: "empty", colspan: 9 }, none))]));
-}
-
 // The run's state
 
 function drawState() {
-  at("phase").textContent = state.paused ? `${state.phase}, paused` : state.phase;
-  at("round").textContent = state.phase === "ended" ? `${state.outcome} after ${state.round} rounds` : `round ${state.round} of ${state.rounds}`;
+  const over = state.phase === "ended";
+  at("phase").textContent = over ? "ended" : state.state;
+  at("round").textContent = over ? `${state.state} after ${state.round} rounds` : `round ${state.round} of ${state.rounds}`;
   at("next").textContent = state.next;
   at("reads").textContent = state.reads;
   at("trouble").hidden = !state.trouble;
@@ -48,21 +38,25 @@ function drawState() {
   at("updates").textContent = state.slots ? `${state.updates} of ${state.slots}, quorum ${state.quorum}` : "–";
   at("version").replaceChildren(`${state.version} `, short(state.version_digest));
   at("bytes").textContent = `${amount(state.received_bytes)}, ${amount(state.sent_bytes)}`;
-  fill("clients", state.clients.map(clientRow), "nobody has connected yet");
-  fill("refusals", state.refusals.map((r) => row(clock(r.at_s), r.client, node("code", {}, r.code), r.message)), "none");
+  at("people").textContent = state.people;
+  const first = (client) => 2 * ORDER.indexOf(client.state) - (client.reason ? 100 : 0); // those with a reason first
+  fill("clients", [...state.clients].sort((a, b) => first(a) - first(b)), clientRow, "nobody has connected yet");
+  fill("refusals", state.refusals, (r) => row(clock(r.at_s), long(r.client), node("code", {}, r.code), long(r.message)), "none");
+  const option = Array.from(at("run").options).find((one) => one.value === state.name);
+  if (option) option.textContent = `${state.name} (${state.state})`;
   drawTime();
 }
 function clientRow(client) {
-  const late = client.reason && (client.state === "working" || client.state === "assigned" || client.state === "lost");
-  const words = `${SYMBOL[client.state]} ${client.state}${client.stage && client.state === "working" ? ", " + client.stage : ""}`;
+  const late = client.reason && client.state !== "done" && client.state !== "idle";
+  const words = `${SYMBOL[client.state] ?? ""} ${client.state}${client.stage && client.state === "working" ? ", " + client.stage : ""}`;
+  const bar = client.state === "working" ? [node("progress", { max: 1, value: client.progress, "aria-label": `progress of ${client.client}` })] : [];
   return row(
-    client.client,
-    client.group + (client.role === "held_out" ? " (held out)" : ""),
-    node("span", { class: late ? "late" : client.state }, words),
-    client.state === "working" ? node("progress", { max: 1, value: client.progress, "aria-label": `progress of ${client.client}` }) : "",
+    long(client.client),
+    long(`${client.group}${client.role === "held_out" ? " (held out)" : ""}`),
+    node("span", { class: late ? "late" : client.state }, words, ...bar),
+    node("span", { class: late ? "late long" : "long" }, client.reason),
     client.weight === null ? "–" : `${(100 * client.weight).toFixed(1)} %`,
-    client.noise,
-    node("span", { class: late ? "late" : "" }, client.reason),
+    long(client.noise),
   );
 }
 function drawTime() {
@@ -71,6 +65,8 @@ function drawTime() {
   const timed = state.deadline_s !== null;
   at("countdown").textContent = timed ? `${span(state.deadline_s - now)} to the deadline` : state.phase === "ended" ? "" : `for ${span(now - state.since_s)}`;
   at("time").hidden = !timed;
+  const rounds = history_?.name === state.name && state.phase !== "ended" ? state.rounds - state.round : 0;
+  at("left").textContent = rounds > 0 && history_.pace_s ? `${rounds} more rounds, about ${span(rounds * history_.pace_s)} at the present pace` : "";
   if (timed) at("time").value = Math.min(1, (now - state.since_s) / Math.max(1, state.deadline_s - state.since_s));
 }
 
@@ -90,70 +86,41 @@ function drawHistory() {
   at("sums").hidden = !history_.clipped;
   at("scores-in-sum").textContent = history_.scores_in_sum;
   at("clipped").textContent = history_.clipped;
-  fill("groups", groups.map((g) => groupRow(g, g === worst)), "no version has been evaluated");
-  const lines = groups.map((g) => ({
-    name: g.group, kind: g === worst ? "worst" : g.group === chosen ? "chosen" : "",
-    points: history_.versions.map((v, i) => [v, g.scores[i]]).filter(([, y]) => y !== null),
-  }));
-  lines.sort((a, b) => (a.kind === "worst") - (b.kind === "worst") || (a.kind === "chosen") - (b.kind === "chosen"));
-  chart(at("alignment"), lines, "version", 260);
-  chart(at("fairness-chart"), [{ name: "fairness index", kind: "plain", points: history_.versions.map((v, i) => [v, history_.fairness[i]]).filter(([, y]) => y !== null) }], "version", 130);
-  chart(at("loss-chart"), [{ name: "loss", kind: "plain", points: history_.loss }], "round", 130);
-  fill("lineage", history_.lineage.map((v) => row(v.version, short(v.digest), short(v.record), short(v.parent), v.updates)), "none");
-  fill("rounds", history_.rounds.map((r) => row(r.round, r.outcome, r.clients, span(r.seconds), r.reason)), "none yet");
+  fill("groups", groups, (g) => groupRow(g, g === worst), "no version has been evaluated");
+  drawCharts(groups, worst);
+  fill("lineage", history_.lineage, (v) => row(v.version, short(v.digest), short(v.record), short(v.parent), v.updates), "none");
+  fill("rounds", history_.rounds, (r) => row(r.round, r.outcome, r.clients, span(r.seconds), long(r.reason)), "none yet");
+}
+function drawCharts(groups, worst) {
+  const by = (values) => history_.versions.map((v, i) => [v, values[i]]).filter(([, y]) => y !== null);
+  const axes = history_.axes, x = axes.versions, xTitle = "model version";
+  const kind = (g) => g === worst ? "worst" : g.group === chosen ? "chosen" : g.role === "held_out" ? "other unseen" : "other";
+  const lines = groups.map((g) => ({ name: g.group, kind: kind(g), points: by(g.scores) }));
+  const apart = lines.filter((line) => line.kind === "worst" || line.kind === "chosen");
+  for (const line of apart) line.name = `${line.kind}: ${line.name}`;
+  lines.sort((a, b) => apart.indexOf(a) - apart.indexOf(b));
+  const several = Object.keys(history_.means).filter((role) => groups.filter((g) => g.role === role).length > 1);
+  const means = several.map((role) => ({ name: `mean of the ${ROLE[role]} groups`, kind: role, as: "path", points: by(history_.means[role]) }));
+  means.push({ name: "mean without the groups' answers", kind: "baseline", as: "path", points: by(history_.without_context) });
+  chart(at("alignment"), { lines: [...lines, ...means], x, y: axes.alignment, xTitle, yTitle: "alignment score", height: 300 });
+  legend(at("alignment-legend"), [...means, ...apart]);
+  const one = (name, points) => [{ name, kind: "plain", as: "polyline", points }];
+  const small = { x, xTitle, height: 190 };
+  const least = { value: history_.least_gain, name: "below: ignores the group" };
+  chart(at("gain-chart"), { ...small, lines: one("mean context gain", by(history_.gains)), y: history_.context_gain ? axes.gains : null, yTitle: "score with minus without answers", marks: [least] });
+  chart(at("fairness-chart"), { ...small, lines: one("fairness index", by(history_.fairness)), y: axes.fairness, yTitle: "Jain's index, 1 is even" });
+  chart(at("loss-chart"), { ...small, lines: one("loss", history_.loss), x: axes.rounds, y: axes.loss, xTitle: "round", yTitle: "Jensen-Shannon distance" });
 }
 function groupRow(g, isWorst) {
   const button = node("button", { class: "group", type: "button", "aria-pressed": String(g.group === chosen) }, g.group);
   button.addEventListener("click", () => { chosen = chosen === g.group ? "" : g.group; drawHistory(); focusOn(g.group); });
   button.dataset.group = g.group;
-  const name = node("span", {}, button, g.role === "held_out" ? " (held out)" : "", isWorst ? node("span", { class: "worst-mark" }, " ▼ worst") : "");
+  const name = node("span", { class: "long" }, button, isWorst ? node("span", { class: "worst-mark" }, " ▼ worst") : "");
   const since = (from) => g.now === null || from === null ? null : g.now - from;
-  return row(name, g.not_reported || score(g.now), change(since(g.before)), change(since(g.first)));
+  return row(name, ROLE[g.role] ?? g.role, g.not_reported || score(g.now), g.gain === null ? "–" : change(g.gain), change(since(g.before)), change(since(g.first)));
 }
 function focusOn(group) {
   document.querySelector(`button[data-group="${CSS.escape(group)}"]`)?.focus();
-}
-
-function chart(target, lines, unit, height) {
-  const width = Math.max(240, target.clientWidth);
-  const SVG = "http://www.w3.org/2000/svg";
-  const draw = (name, facts, text) => {
-    const made = document.createElementNS(SVG, name);
-    for (const [key, value] of Object.entries(facts)) made.setAttribute(key, value);
-    if (text !== undefined) made.textContent = text;
-    return made;
-  };
-  const all = lines.flatMap((line) => line.points);
-  if (!all.length) { target.replaceChildren(node("p", { class: "empty" }, "nothing yet")); return; }
-  const xs = all.map(([x]) => x), ys = all.map(([, y]) => y);
-  let [low, high] = [Math.min(...ys), Math.max(...ys)];
-  const room = Math.max(0.005, (high - low) * 0.08);
-  low -= room; high += room;
-  const [first, last] = [Math.min(...xs), Math.max(...xs)];
-  const left = 44, right = 12, top = 8, bottom = 22;
-  const x = (value) => left + (last === first ? 0.5 : (value - first) / (last - first)) * (width - left - right);
-  const y = (value) => top + (1 - (value - low) / (high - low)) * (height - top - bottom);
-  const labelled = lines.filter((line) => line.kind === "worst" || line.kind === "chosen").map((line) => `${line.kind}: ${line.name}`);
-  const svg = draw("svg", { viewBox: `0 0 ${width} ${height}`, height, role: "img", "aria-label": `${lines.length} lines by ${unit}. ${labelled.join(". ")}` });
-  for (let step = 0; step <= 4; step += 1) {
-    const value = low + ((high - low) * step) / 4;
-    svg.append(draw("line", { x1: left, x2: width - right, y1: y(value), y2: y(value) }));
-    svg.append(draw("text", { x: left - 6, y: y(value) + 4, "text-anchor": "end" }, value.toFixed(high - low < 0.02 ? 4 : 3)));
-  }
-  svg.append(draw("text", { x: x(first), y: height - 5, "text-anchor": last === first ? "middle" : "start" }, `${unit} ${first}`));
-  if (last !== first) svg.append(draw("text", { x: x(last), y: height - 5, "text-anchor": "end" }, String(last)));
-  for (const line of lines) {
-    if (!line.points.length) continue;
-    const made = draw("polyline", { points: line.points.map(([a, b]) => `${x(a).toFixed(1)},${y(b).toFixed(1)}`).join(" "), class: line.kind });
-    made.append(draw("title", {}, line.name));
-    svg.append(made);
-    const [a, b] = line.points.at(-1);
-    svg.append(draw("circle", { cx: x(a), cy: y(b), r: 2.6, class: line.kind }));
-    if (line.kind === "worst" || line.kind === "chosen") {
-      svg.append(draw("text", { x: x(a) - 6, y: y(b) + (line.kind === "worst" ? 14 : -7), "text-anchor": "end", class: line.kind }, line.name));
-    }
-  }
-  target.replaceChildren(svg);
 }
 
 // The connection to the coordinator
@@ -167,26 +134,40 @@ async function loadHistory() {
   const key = `${state.name} ${state.evaluated} ${state.version} ${state.round} ${state.phase}`;
   if (key === seen) return;
   seen = key;
+  listed = 0; // a run has changed its state
   try {
     history_ = await get(`api/runs/${state.name}/history`);
     drawHistory();
-    fill("audit", (await get("api/audit")).map((e) => row(clock(e.at_s), e.actor || "nobody known", e.action, e.object, e.result)), "nothing yet");
+    fill("audit", await get("api/audit"), (e) => row(clock(e.at_s), long(e.actor || "nobody known"), e.action, long(e.object), long(e.result)), "nothing yet");
   } catch { seen = ""; }
 }
 function showLink(kind, words) {
   at("link").className = kind;
   at("link").textContent = words;
 }
+// Fills the list of runs, which has a page of them, and returns this page.
+async function listRuns() {
+  const { federation, runs, of } = await get(`api/runs?after=${older}`);
+  const option = (value, words) => node("option", { value }, words);
+  const options = runs.map((r) => option(r.name, `${r.name} (${r.state})`));
+  if (older) options.unshift(option("<", "newer runs …"));
+  if (older + runs.length < of) options.push(option(">", `${of - older - runs.length} older runs …`));
+  if (state && source && !runs.some((r) => r.name === state.name)) options.unshift(option(state.name, `${state.name} (${state.state})`));
+  at("federation").textContent = federation;
+  at("run").replaceChildren(...options);
+  if (state && source) at("run").value = state.name;
+  at("run").size = older ? Math.min(options.length, 12) : 1;
+  listed = Date.now();
+  return runs;
+}
 async function connect() {
   const mine = ++turn; // a later call makes this one void
   stop();
   try {
-    const { federation, runs } = await get("api/runs");
+    const runs = await listRuns();
     if (mine !== turn) return;
-    at("federation").textContent = federation;
     const inAddress = location.hash.slice(1);
     const run = runs.find((r) => r.name === inAddress) ?? runs.find((r) => r.phase !== "ended") ?? runs[0];
-    at("run").replaceChildren(...runs.map((r) => node("option", { value: r.name }, `${r.name} (${r.phase})`)));
     if (!run) { showLink("live", "no run yet"); at("next").textContent = "Make one: pluralllm run create NAME --start"; again(); return; }
     at("run").value = run.name;
     source = new EventSource(`api/runs/${run.name}/events`);
@@ -199,6 +180,7 @@ async function connect() {
       wait = WAIT_FIRST_MS;
       showLink("live", "live");
       loadHistory();
+      if (Date.now() - listed > LIST_EVERY_MS) { listed = Date.now(); listRuns().catch(() => {}); }
       awaitMessage();
     };
     source.onerror = lose;
@@ -223,7 +205,12 @@ function again() {
   next = setTimeout(connect, wait);
   wait = Math.min(2 * wait, WAIT_LAST_MS);
 }
-at("run").addEventListener("change", () => { location.hash = at("run").value; });
+at("run").addEventListener("change", () => {
+  const run = at("run").value;
+  if (run !== "<" && run !== ">") { location.hash = run; return; }
+  older = Math.max(0, older + (run === ">" ? PAGE_OF_RUNS : -PAGE_OF_RUNS));
+  listRuns().catch(lose);
+});
 window.addEventListener("hashchange", () => { seen = ""; chosen = ""; connect(); });
 window.addEventListener("resize", () => { if (history_) drawHistory(); });
 setInterval(drawTime, 1000);
