@@ -17,10 +17,10 @@ def scale_of(values: Iterable[float | None], *, most: float = math.inf, whole: b
     most: the largest possible value, which the axis never passes. whole: whether values are whole numbers, such as rounds;
     the limits of such an axis are its first and its last value.
     """
-    known = [value for value in values if value is not None]
-    if not known:
+    measured = [value for value in values if value is not None]
+    if not measured:
         return None
-    first, last = min(known), max(known)
+    first, last = min(measured), max(measured)
     return _whole(int(first), int(last)) if whole else _measured(first, last, most)
 
 
