@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # Containers often set it. Then each process compiles every module anew, which is a third of the CPU time of the tests.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo check test faults mutants lint protos docs bench experiment locks sbom clean setup
+.PHONY: demo check test faults mutants lint protos docs bench experiment locks sbom release packages compatibility clean setup
 
 # KEEP=1 keeps the federation up after the result, to be looked at, until Ctrl-C.
 demo: .stamps/run
@@ -89,6 +89,21 @@ $(SBOM)/pluralllm-%.cdx.json: .stamps/build deploy/locks/server.txt deploy/locks
 	.stamps/build/bin/pip wheel --quiet --no-index --no-deps --no-build-isolation --wheel-dir .stamps/sbom-$*/wheels ./common ./$*
 	.stamps/sbom-$*/bin/python -m pip install --quiet --no-index --no-deps --find-links .stamps/sbom-$*/wheels pluralllm-common pluralllm-$*
 	.stamps/build/bin/cyclonedx-py environment --pyproject $*/pyproject.toml --output-reproducible -o $@ .stamps/sbom-$*/bin/python
+
+# Builds and checks the files of a release; it uploads nothing. `make release DIST=folder`.
+DIST ?= dist
+release: .stamps/dev
+	$(MAKE) sbom SBOM="$(DIST)"
+	$(BIN)/python deploy/release.py "$(DIST)"
+
+# Installs the wheels into fresh environments, as a user does, and tries the commands.
+packages: .stamps/dev
+	$(BIN)/python deploy/release.py .stamps/wheels
+	PLURALLLM_PACKAGES="$(CURDIR)/.stamps/wheels" $(BIN)/python -m pytest tests/packages/test_fresh_install.py -s $(ARGS)
+
+# Runs a coordinator of this release with clients of the release before it, and the other way round.
+compatibility: .stamps/dev
+	PLURALLLM_COMPATIBILITY=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/packages/test_older_release.py $(ARGS)
 
 .stamps/build: deploy/locks/build.txt
 	@mkdir -p .stamps && rm -rf $@

@@ -3,4 +3,4 @@
 The package is light to import: only some modules of the inner package `predictor` import torch.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.3.0"  # of all distributions; a test compares it with each pyproject.toml
