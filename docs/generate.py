@@ -61,7 +61,8 @@ WatchRun show them, and the coordinator's `run.event` lines hold them as `kind`.
 
 """
 LINES = """
-A line is one JSON object if `log_format` has its default: `event`, `level`, `timestamp` and the facts.
+On a terminal, a line is for a person. Elsewhere, and with `log_format = "json"`, it is one JSON object: `event`, `level`,
+`timestamp` and the facts.
 No line of ours holds a key, a token or private text. `process.printed` and `library.logged` repeat texts of
 libraries, which may quote what the library was given; a support bundle leaves them out.
 If lines could not be written, the first line that can be written again is `log.lines_lost`; `lines` is their number.

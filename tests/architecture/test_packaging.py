@@ -147,7 +147,7 @@ def test_a_command_for_researchers_says_what_it_needs_where_only_the_client_is_i
     assert (done.returncode, done.stdout) == (3, "")
     assert done.stderr == (
         "error: `pluralllm experiment` comes with pluralllm-research (experiments, reports and rewards; partners and operators "
-        "do without it), which is not installed. pip install 'pluralllm-research[experiment]'\n"
+        "do without it), which is not installed. pip install 'pluralllm-research[experiment]' [COMMAND_MISSING]\n"
     )
 
 

@@ -15,6 +15,8 @@ from support.documented import PAGES, ROOT, blocks, inline, of_section
 
 from pluralllm.cli.__main__ import command_line
 from pluralllm.client.__main__ import app as clients
+from pluralllm.common.errors.grpc_status import CODES
+from pluralllm.common.errors.root import PluralError
 from pluralllm.server.__main__ import app as coordinators
 
 APPS = {
@@ -148,3 +150,22 @@ def test_every_import_that_a_page_shows_finds_its_module_and_its_names(page: Pat
         assert spec.origin is not None
         source = Path(spec.origin).read_text()
         assert [name for name in names.split(", ") if not re.search(rf"\b{name}\b", source)] == []
+
+
+@pytest.mark.parametrize("leaf", CODES, ids=lambda leaf: leaf.__name__)
+def test_every_command_that_an_error_advises_can_be_typed(leaf: type[PluralError]) -> None:
+    """A command ends before a comma, a semicolon or a full stop; a fact stands for a word."""
+    text = re.sub(r"\{\w+\}", "X", getattr(leaf, "fix", ""))
+    for command in re.findall(r"(?<![`\w/'])(pluralllm(?:-server|-client)? [^`,;:.()]+)", text):
+        assert problem_of(command) == ""
+        assert missing_option(command) == "", command
+
+
+def missing_option(command: str) -> str:
+    """Returns an option that a command line lacks and cannot do without, or ""."""
+    words = shlex.split(command)
+    group: Any = APPS[words[0]]
+    for word in words[1:]:
+        group = inner_commands(group).get(word, group)
+    needed = [option for option in group.params if option.required and option.param_type_name == "option"]
+    return next((option.name for option in needed if not set(option.opts) & set(words)), "")

@@ -78,3 +78,31 @@ def test_a_new_certificate_voids_the_receipts_of_the_open_round(
     command.join_federation("x.invite", None, state)
     (update,) = next(iter(History(state / "history").seen(RUN).own_updates.values()))
     assert update.acknowledged == (not is_new)
+
+
+def test_the_policy_that_a_configuration_names_is_written_when_the_partner_joins(
+    tmp_path: Path, joins: list[str]
+) -> None:
+    """deploy/examples/client.toml names one."""
+    config = tmp_path / "client.toml"
+    config.write_text(f'state_dir = "{tmp_path}/state"\npolicy = "{tmp_path}/allowed/policy.toml"\n')
+    command.join_federation("x.invite", config)
+    assert load_policy(tmp_path / "allowed" / "policy.toml").privacy is not None
+    assert not (tmp_path / "state" / "policy.toml").exists()
+    assert len(joins) == 1
+
+
+@pytest.mark.parametrize(
+    ("config", "state_dir", "data", "typed"),
+    [
+        (None, None, None, "pluralllm-client run --data FILE"),
+        (None, "my state", None, "pluralllm-client run --state-dir 'my state' --data FILE"),
+        ("client.toml", None, None, "pluralllm-client run --config client.toml"),
+        ("client.toml", "s", "a.jsonl", "pluralllm-client run --config client.toml --state-dir s --data a.jsonl"),
+    ],
+)
+def test_the_next_command_has_the_options_that_joining_was_typed_with(
+    config: str | None, state_dir: str | None, data: str | None, typed: str
+) -> None:
+    paths = [None if text is None else Path(text) for text in (config, state_dir, data)]
+    assert command._next_command(*paths) == typed

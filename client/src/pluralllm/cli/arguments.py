@@ -6,7 +6,7 @@ import typer
 
 from pluralllm.cli.output import now
 
-RunArgument = Annotated[str, typer.Argument(help="The run's name; - is the newest.")]
+RunArgument = Annotated[str, typer.Argument(help="The run's name; - is the newest that was not cancelled.")]
 
 
 def status_view(value: Any) -> Any:

@@ -1,10 +1,11 @@
 """The text of a new run spec, in TOML: what `pluralllm spec new` prints, and what `pluralllm run create` takes without a file."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pluralllm.common.words.noise import RESPONDENT
-from pluralllm.common.words.spec import preset_values, spec_values
+from pluralllm.common.words.spec import PRESETS, preset_values, spec_values
 from pluralllm.operator.default_rounds import (
     FEWEST_CLIENTS,
     FEWEST_PRIVATE,
@@ -65,6 +66,21 @@ def new_spec(
     )
     after = f'{demand}[embedding]\nmodel = "{model}"\ndimension = {dimension}'
     return f"{before}{_rounds(before, after, expected, plain=plain_rounds)}\n{after}"
+
+
+def with_usual_embedding(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the values of a spec file with the usual embedding model, if the file names neither a model nor a dimension.
+
+    values: what the file says, without the preset's values.
+    """
+    embedding, preset = values.get("embedding", {}), values.get("preset", "default")
+    if preset not in PRESETS or not isinstance(embedding, dict) or {"model", "dimension"} & embedding.keys():
+        return dict(values)
+    templates = embedding.get("templates")
+    if not isinstance(templates, list):
+        templates = preset_values(preset)["embedding"]["templates"]
+    usual = {"model": MODEL, "dimension": WIDTH * len(templates)}
+    return {**values, "embedding": {**embedding, **usual}}
 
 
 def _rounds(before: str, after: str, clients: int, *, plain: bool) -> str:

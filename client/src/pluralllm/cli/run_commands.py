@@ -8,7 +8,7 @@ import typer
 
 from pluralllm.cli.arguments import RunArgument, status_view
 from pluralllm.cli.connection import CoordinatorOption, remote
-from pluralllm.cli.new_spec import new_spec
+from pluralllm.cli.new_spec import new_spec, with_usual_embedding
 from pluralllm.cli.output import show
 from pluralllm.cli.spec_commands import PlainRounds
 from pluralllm.common.errors.tree import InvalidSpec
@@ -50,6 +50,7 @@ def create(
     """
     file = "(default)" if spec is None else str(spec)
     values = spec_values(new_spec(plain_rounds=plain_rounds), file) if spec is None else load_spec_values(spec)
+    values = with_usual_embedding(values)
     new = with_default_rounds(values, file, plain=plain_rounds)
     loaded = new.spec
     if embedding_model_path is not None and not loaded.embedding.probes:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import functools
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -23,11 +24,11 @@ from pluralllm.common.errors.tree import InvalidArgument, ModelUnavailable
 from pluralllm.common.process.configuration import load_config, origins_of
 from pluralllm.common.process.console import Json, print_config, say
 from pluralllm.common.process.extras import need_torch
-from pluralllm.common.process.files import write_durably
+from pluralllm.common.process.files import make_folder, write_durably
 from pluralllm.common.process.foreign_output import foreign_output_logged
 from pluralllm.common.process.lifetime import STOP_SIGNALS, ignore_stop_signals
 from pluralllm.common.process.lock import DirectoryLock
-from pluralllm.common.process.logs import configure_logs
+from pluralllm.common.process.logs import configure_logs, log_form
 from pluralllm.common.process.scrape_port import scrape_port
 from pluralllm.common.process.supervisor import NotifySocket, Supervisor, WatchdogUsec, check_alive
 from pluralllm.common.words.roles import MemberRole
@@ -72,12 +73,21 @@ def join_federation(
     identity, waits = join(read_invite(invite), folder, COMMAND, frozenset({MemberRole.CLIENT}), paths.proxies)
     if certificate_in(folder) != before:
         History(paths.state_dir.absolute() / "history").forget_receipts()
-    if paths.policy is None and not policy.exists():
+    if not policy.exists():
+        make_folder(policy.parent)
         write_durably(policy, new_policy(noise=not without_noise).encode())
     say(joined_text(identity, awaiting_approval=waits))
     if data is not None:
         privacy_commands.first_release(data, paths.state_dir, policy)
-    say(f"What you allow is in {policy}. Next: pluralllm-client run --data {data or 'FILE'}")
+    say(f"What you allow is in {policy}. Next: {_next_command(config, state_dir, data)}")
+
+
+def _next_command(config: Path | None, state_dir: Path | None, data: Path | None) -> str:
+    """Returns the command that starts the daemon after `join`, with the options that this `join` was typed with."""
+    words = ["pluralllm-client", "run"]
+    for option, value in (("--config", config), ("--state-dir", state_dir), ("--data", data)):
+        words += [] if value is None else [option, str(value)]
+    return shlex.join(words) + ("" if config or data else " --data FILE")
 
 
 def run(
@@ -90,6 +100,10 @@ def run(
     plain_text: Annotated[
         bool | None, typer.Option("--plain-text", help="Use no certificates; the coordinator must be on this machine.")
     ] = None,
+    log_format: Annotated[
+        str | None,
+        typer.Option(help="The format of the log: json, console, or auto (console on a terminal, json elsewhere)."),
+    ] = None,
     notify_socket: NotifySocket = None,
     watchdog_usec: WatchdogUsec = None,
 ) -> None:
@@ -101,10 +115,12 @@ def run(
         "device": device,
         "exit_when_run_over": exit_when_run_over,
         "plain_text": plain_text,
+        "log_format": log_format,
     }
     settings = load_config(ClientConfig, config, flags)
-    configure_logs(form=settings.log_format, level=settings.log_level, file=settings.log_file)
-    with foreign_output_logged() if settings.log_format == "json" else contextlib.nullcontext():
+    form = log_form(settings.log_format, settings.log_file)
+    configure_logs(form=form, level=settings.log_level, file=settings.log_file)
+    with foreign_output_logged() if form == "json" else contextlib.nullcontext():
         asyncio.run(_run(settings, Supervisor(settings.state_dir, notify_socket, watchdog_usec)))
 
 

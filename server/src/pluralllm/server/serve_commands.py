@@ -11,7 +11,7 @@ from pluralllm.common.process.configuration import load_config, origins_of
 from pluralllm.common.process.console import Json, print_config
 from pluralllm.common.process.foreign_output import foreign_output_logged
 from pluralllm.common.process.imports import without_collecting
-from pluralllm.common.process.logs import configure_logs
+from pluralllm.common.process.logs import configure_logs, log_form
 from pluralllm.common.process.supervisor import NotifySocket, Supervisor, WatchdogUsec, check_alive
 from pluralllm.server.process.config import ServerConfig
 
@@ -26,7 +26,7 @@ MetricsListen = Annotated[str | None, typer.Option(help="host:port where Prometh
 PlainText = Annotated[
     bool | None, typer.Option("--plain-text", help="No certificates; on the loopback interface only, for trials.")
 ]
-LogFormat = Annotated[str | None, typer.Option(help="Format of the log: json or console.")]
+LogFormat = Annotated[str | None, typer.Option(help="Format of the log: auto, json or console.")]
 Origin = Annotated[bool, typer.Option("--origin", help="Show where each value comes from.")]
 
 
@@ -59,13 +59,12 @@ def serve(
         "log_format": log_format,
     }
     settings = load_config(ServerConfig, config, flags)
-    configure_logs(
-        form=settings.log_format, level=settings.log_level, on_loss=LOG_LINES_LOST.inc, file=settings.log_file
-    )
+    form = log_form(settings.log_format, settings.log_file)
+    configure_logs(form=form, level=settings.log_level, on_loss=LOG_LINES_LOST.inc, file=settings.log_file)
     use_one_arena()
     raise_limit()
     supervisor = Supervisor(settings.state_dir, notify_socket, watchdog_usec)
-    with foreign_output_logged() if settings.log_format == "json" else contextlib.nullcontext():
+    with foreign_output_logged() if form == "json" else contextlib.nullcontext():
         asyncio.run(composition.serve(settings, supervisor))
 
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from rich.table import Table
 
 from pluralllm.common.process.console import (
     Check,
@@ -84,3 +85,10 @@ def test_an_error_that_is_about_no_file_is_not_taken_for_a_check() -> None:
 
     with pytest.raises(FileNotFoundError):
         checked("disk", probe)
+
+
+def test_a_table_in_a_pipe_is_not_cut_to_the_width_of_a_screen(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table("name", "group", "fingerprint", box=None)
+    table.add_row("org-a", "G" * 60, "f" * 95)
+    terminal().print(table)
+    assert any({"org-a", "G" * 60, "f" * 95} <= set(line.split()) for line in capsys.readouterr().out.splitlines())

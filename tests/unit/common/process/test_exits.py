@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from pluralllm.cli.explain_command import explain
+from pluralllm.common.errors.tree import InvalidArgument
 from pluralllm.common.process import lifetime
 from pluralllm.common.process.exits import BROKEN, OF_THE_MACHINE, REFUSED, _run, run_command
 from pluralllm.common.text.reading import Unreadable
@@ -29,6 +31,14 @@ def end_after(error: Exception, capsys: pytest.CaptureFixture[str]) -> tuple[obj
 def test_an_error_of_the_machine_says_what_to_do(number: int, capsys: pytest.CaptureFixture[str]) -> None:
     code, text = end_after(OSError(number, "It failed"), capsys)
     assert (code, text) == (REFUSED, f"error: It failed. {OF_THE_MACHINE[number]}\n")
+
+
+def test_an_error_ends_with_the_code_that_explain_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    code, text = end_after(InvalidArgument(field="--port", problem="is no number"), capsys)
+    assert code == REFUSED
+    assert text.endswith(" [INVALID_ARGUMENT]\n")
+    explain(text.rpartition("[")[2].rstrip("]\n"))
+    assert capsys.readouterr().out.startswith("INVALID_ARGUMENT\n")
 
 
 def test_a_command_without_memory_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:

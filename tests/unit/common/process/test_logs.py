@@ -5,6 +5,7 @@ import errno
 import io
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -18,7 +19,8 @@ import structlog
 
 from pluralllm.common.errors.tree import InvalidConfig
 from pluralllm.common.process import lifetime, logs
-from pluralllm.common.process.logs import LogFile, LogStream, configure_logs
+from pluralllm.common.process.configuration import LogFormat
+from pluralllm.common.process.logs import LogFile, LogStream, configure_logs, log_form
 from pluralllm.server.process.fail_stop import FailStop
 from pluralllm.server.rpc import boundary
 from pluralllm.server.rpc.boundary import Boundary
@@ -335,3 +337,28 @@ def test_a_pipe_in_the_place_of_a_log_file_does_not_hold_the_process(
     assert "cannot be opened anew" in capsys.readouterr().err
     with pytest.raises(InvalidConfig, match="cannot be opened"):
         LogFile(path)
+
+
+@pytest.mark.parametrize(
+    ("log_format", "is_terminal", "file", "form"),
+    [
+        ("auto", True, None, "console"),
+        ("auto", False, None, "json"),
+        ("auto", True, Path("client.log"), "json"),
+        ("json", True, None, "json"),
+        ("console", False, Path("client.log"), "console"),
+    ],
+)
+def test_a_person_at_a_terminal_reads_lines_and_a_program_reads_json(
+    log_format: LogFormat, is_terminal: bool, file: Path | None, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
+    assert log_form(log_format, file) == form
+
+
+def test_a_line_for_a_person_has_the_time_of_the_wall_clock(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logs(form="console")
+    structlog.get_logger().info("client.connected", group="Northmark")
+    assert re.match(
+        r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \[info +\] client\.connected +group=Northmark", capsys.readouterr().err
+    )

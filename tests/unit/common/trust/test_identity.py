@@ -7,6 +7,7 @@ import pytest
 
 from pluralllm.common.errors.membership import AlreadyJoined, CertificateInvalid, NotJoined
 from pluralllm.common.errors.tree import InvalidConfig
+from pluralllm.common.process.lock import DirectoryLock
 from pluralllm.common.text.reading import Unreadable
 from pluralllm.common.trust.certificates import key_from_pem, key_to_pem, make_request, new_key, public_key_of, spoken
 from pluralllm.common.trust.identity import (
@@ -242,3 +243,17 @@ def test_a_file_that_this_user_may_not_read_is_no_reason_to_join_anew(
     with pytest.raises(InvalidConfig, match="Permission denied") as caught:
         load_identity(folder, "pluralllm")
     assert "join with a new invite" not in str(caught.value)
+
+
+@pytest.mark.parametrize("folder", ["me", "authority"])
+def test_no_git_add_takes_keys_along(folder: str, tmp_path: Path, authority: Authority) -> None:
+    saved(tmp_path / "me", authority)
+    assert (tmp_path / folder / ".gitignore").read_text() == "*\n"
+
+
+def test_a_state_folder_ignores_itself_and_keeps_what_its_owner_has_written(tmp_path: Path) -> None:
+    with DirectoryLock(tmp_path / "state"):
+        assert (tmp_path / "state" / ".gitignore").read_text() == "*\n"
+    (tmp_path / "state" / ".gitignore").write_text("mine\n")
+    with DirectoryLock(tmp_path / "state"):
+        assert (tmp_path / "state" / ".gitignore").read_text() == "mine\n"

@@ -37,9 +37,9 @@ def _certificate(identity: Identity) -> Check:
     """Checks that the certificate has not expired, and that only its owner can read the key."""
     left_s = identity.facts.not_after_s - time.time()
     due = identity.is_renewal_due(time.time())
-    fix = (
-        f"pluralllm invite {identity.membership.name} on the coordinator's side, then join again" if left_s <= 0 else ""
-    )
+    member = identity.membership
+    invite = f"pluralllm invite {member.name} --role {member.role}"
+    fix = f"{invite} on the coordinator's side, then join again" if left_s <= 0 else ""
     note = ", renewal is due" if due and left_s > 0 else ""
     if identity.credentials.stat().st_mode & 0o077:
         fix = f"chmod 600 {identity.credentials}"

@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, PositiveInt, SecretStr, field_validator
 
-from pluralllm.common.process.configuration import ProcessConfig
+from pluralllm.common.process.configuration import LogFormat, ProcessConfig
 from pluralllm.common.process.environment import proxies_of
 from pluralllm.common.process.proxies import Proxies, names_a_proxy, parse_proxy
 from pluralllm.common.text.printable import check_group_name
@@ -87,7 +87,7 @@ class ClientConfig(ProcessConfig):
     metrics_listen: ListenAddress | None = None
     # A file for the log, opened anew after SIGHUP (logrotate); default: the log goes to standard error.
     log_file: Path | None = None
-    log_format: Literal["json", "console"] = "json"
+    log_format: LogFormat = "auto"  # lines for a person on a terminal, JSON otherwise; or json or console, always
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     @field_validator("client_id")

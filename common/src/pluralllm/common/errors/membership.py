@@ -51,7 +51,7 @@ class CertificateExpired(Refused):
     name: str
     expired: str
     why = "The certificate of {name} expired on {expired}."
-    fix = "Check this machine's clock; if it is right, ask for a new invite: pluralllm invite {name}."
+    fix = "Check this machine's clock; if it is right, ask for a new invite: pluralllm invite {name} --role ROLE."
 
 
 @dataclass(eq=False)
@@ -77,7 +77,7 @@ class CertificateUnknown(Refused):
     name: str
     serial: str
     why = "The certificate of {name} (serial {serial}) is not on this coordinator's list."
-    fix = "Ask the coordinator's administrator for a new invite: pluralllm invite {name}."
+    fix = "Ask the coordinator's administrator for a new invite: pluralllm invite {name} --role ROLE."
 
 
 @dataclass(eq=False)
@@ -138,7 +138,7 @@ class InviteForOtherCommand(Refused):
 class InviteUnknown(Refused):
     name: str
     why = "There is no open invite for {name} with this token."
-    fix = "Ask the coordinator's administrator for a new one: pluralllm invite {name}."
+    fix = "Ask the coordinator's administrator for a new one: pluralllm invite {name} --role ROLE."
 
 
 @dataclass(eq=False)
@@ -153,7 +153,7 @@ class InviteExpired(Refused):
     name: str
     expired: str
     why = "The invite for {name} expired on {expired}."
-    fix = "Ask the coordinator's administrator for a new one: pluralllm invite {name}."
+    fix = "Ask the coordinator's administrator for a new one: pluralllm invite {name} --role ROLE."
 
 
 @dataclass(eq=False)

@@ -28,7 +28,7 @@ class TooFewKnown(Refused):
     pinned: int  # this client itself included
     needed: int
     why = "Of the {members} members of the private round this client has pinned {pinned}, itself included; it needs {needed}."
-    fix = "Compare the roster's digest with the partners and pin them: pluralllm-client peers pin."
+    fix = "Compare the roster's digest with the partners and pin them: pluralllm-client peers pin --roster DIGEST --names NAMES."
 
 
 @dataclass(eq=False)
@@ -130,7 +130,7 @@ class PeerKeyDiffers(Refused):
     why = "Member {name} has peer key {got}, known is {known}."
     fix = (
         "Ask the partner whether it has a new key. Then an administrator types pluralllm members reset-peer-key {name},"
-        " and each partner pins it again: pluralllm-client peers pin."
+        " and each partner pins it again: pluralllm-client peers pin --roster DIGEST --names NAMES."
     )
 
 

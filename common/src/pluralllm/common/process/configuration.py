@@ -5,7 +5,7 @@ Only a process's `__main__` reads the configuration, once.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
@@ -31,6 +31,7 @@ class ProcessConfig(BaseModel):
         return with_home(value) if isinstance(value, Path) else value
 
 
+LogFormat = Literal["auto", "json", "console"]  # auto: lines for a person on a terminal, JSON elsewhere
 Config = TypeVar("Config", bound=ProcessConfig)
 
 

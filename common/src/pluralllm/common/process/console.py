@@ -23,6 +23,8 @@ from pluralllm.common.text.reading import Unreadable
 if TYPE_CHECKING:
     from rich.console import Console  # the functions import rich when they need it: help and JSON need none
 
+
+UNBOUNDED_WIDTH = 10_000  # characters; wider than every row of ours
 Json = Annotated[bool, typer.Option("--json", help="Print JSON: docs/reference/json.md.")]
 
 
@@ -70,10 +72,16 @@ def say(text: str = "", *, err: bool = False) -> None:
 
 
 def terminal(*, stderr: bool = False) -> "Console":
-    """Returns the console for tables and screens. Markup has no effect in texts, for example in the name of a group."""
+    """Returns the console for tables and screens. Markup has no effect in texts, for example in the name of a group.
+
+    Output that is no terminal is for programs such as grep: a line is as long as it must be, and nothing is cut.
+    """
     from rich.console import Console  # noqa: PLC0415
 
-    return Console(stderr=stderr, markup=False, emoji=False)
+    console = Console(stderr=stderr, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = max(console.width, UNBOUNDED_WIDTH)
+    return console
 
 
 @contextlib.contextmanager

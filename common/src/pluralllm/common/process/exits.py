@@ -33,7 +33,7 @@ OF_THE_MACHINE = {
 
 EXIT_CODES = (
     "Exit codes: 0 ok, 1 broken (ours), 2 usage, 3 refused, 4 coordinator unreachable, 5 replaced,"
-    " 130 or 143 interrupted."
+    " 130 or 143 interrupted. An error ends with its code: pluralllm explain CODE."
 )
 
 
@@ -80,7 +80,8 @@ def _run(command: Callable[[], object]) -> None:
     try:
         command()
     except PluralError as error:
-        sys.stderr.write(f"error: {printable(str(error), lines=True)}\n")  # its facts may come from the other side
+        # The facts may come from the other side; the code at the end leads to `pluralllm explain`.
+        sys.stderr.write(f"error: {printable(str(error), lines=True)} [{error.reason}]\n")
         sys.exit(exit_code_of(type(error)))
     except KeyboardInterrupt:
         # Ends without finalisers: a gRPC channel that was interrupted while it began a call waits for ever in its own.

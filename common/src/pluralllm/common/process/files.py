@@ -165,6 +165,14 @@ def make_folder(folder: Path, mode: int = 0o700) -> None:
             _hand_over(handle, made.parent)
 
 
+def hide_from_git(folder: Path) -> None:
+    """Writes a .gitignore for everything into a folder of keys or of state, so that no `git add` takes it along."""
+    path = folder / ".gitignore"
+    with contextlib.suppress(FileExistsError), _opened(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644) as handle:
+        os.write(handle, b"*\n")
+        _hand_over(handle, folder)
+
+
 def create_file(path: Path, mode: int = 0o600) -> None:
     """Makes an empty file if there is none. Use it before a library opens the file for writing."""
     with contextlib.suppress(FileExistsError), _opened(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode) as handle:

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import IO, Self
 
 from pluralllm.common.errors.tree import InUse, InvalidConfig
-from pluralllm.common.process.files import create_file, make_folder, owner_hint, storage_errors
+from pluralllm.common.process.files import create_file, hide_from_git, make_folder, owner_hint, storage_errors
 
 
 @contextlib.contextmanager
@@ -50,6 +50,7 @@ class DirectoryLock:
         try:
             with storage_errors(f"the state directory {self._folder}"):
                 make_folder(self._folder)
+                hide_from_git(self._folder)
                 create_file(self._folder / "lock", 0o644)
                 self._file = (self._folder / "lock").open("a+")
         except OSError as error:

@@ -16,11 +16,13 @@ import structlog
 from structlog.tracebacks import ExceptionDictTransformer
 
 from pluralllm.common.errors.tree import InvalidConfig
+from pluralllm.common.process.configuration import LogFormat
 from pluralllm.common.process.console import say, terminal
 from pluralllm.common.process.files import create_file, open_at_once, owner_hint
 from pluralllm.common.process.lifetime import on_hangup
 from pluralllm.common.text.printable import printable, printable_values
 
+LogForm = Literal["json", "console"]
 # By default structlog prints the local variables of every frame of a stack: tokens, keys, private questions.
 TRACEBACKS = structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False))
 
@@ -134,9 +136,19 @@ class LogFile:
         return io.FileIO(self._path, "ab", opener=open_at_once)
 
 
+def log_form(log_format: LogFormat, file: Path | None) -> LogForm:
+    """Returns the form of the log lines: "auto" means lines for a person if the log goes to a terminal, JSON otherwise.
+
+    file: the log file; None stands for stderr.
+    """
+    if log_format != "auto":
+        return log_format
+    return "console" if file is None and sys.stderr.isatty() else "json"
+
+
 def configure_logs(
     *,
-    form: Literal["json", "console"],
+    form: LogForm,
     level: str = "INFO",
     on_loss: Callable[[], object] = lambda: None,
     file: Path | None = None,
@@ -156,7 +168,8 @@ def configure_logs(
     processors: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        # A person compares with the clock on the wall; programs compare logs of several machines.
+        structlog.processors.TimeStamper(fmt="iso" if form == "json" else "%Y-%m-%d %H:%M:%S", utc=form == "json"),
         TRACEBACKS if form == "json" else structlog.processors.StackInfoRenderer(),
         *([] if form == "json" else [_printable_fields]),  # JSON writes such characters as escapes by itself
         renderer,

@@ -23,7 +23,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from pluralllm.common.errors.membership import AlreadyJoined, CertificateInvalid, NotJoined
 from pluralllm.common.errors.tree import InvalidConfig
 from pluralllm.common.process.environment import proxies_of
-from pluralllm.common.process.files import make_folder, owner_hint, storage_errors, write_durably
+from pluralllm.common.process.files import hide_from_git, make_folder, owner_hint, storage_errors, write_durably
 from pluralllm.common.process.proxies import DIRECT, Proxies
 from pluralllm.common.text.reading import read_bytes, read_text
 from pluralllm.common.trust.certificates import (
@@ -145,6 +145,7 @@ def next_key(folder: Path) -> PrivateKey:
     path = folder / "next-key.pem"
     with _writing(folder):
         make_folder(folder)
+        hide_from_git(folder)
         with contextlib.suppress(FileNotFoundError, CertificateInvalid):
             return key_from_pem(path.read_bytes())
         key = new_key()
@@ -186,6 +187,7 @@ def save_identity(
     facts = _checked(membership, key, chain_pem)
     with _writing(folder):
         make_folder(folder)
+        hide_from_git(folder)
         _write_membership(folder, membership)
         write_durably(folder / "authority.pem", authority_pem)
         _write_credentials(folder, key, chain_pem)

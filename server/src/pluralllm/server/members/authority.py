@@ -34,7 +34,7 @@ from pluralllm.common.errors.membership import (
     NotInitialised,
 )
 from pluralllm.common.errors.tree import InvalidArgument, InvalidConfig
-from pluralllm.common.process.files import make_folder, storage_errors, sync_directory, write_durably
+from pluralllm.common.process.files import hide_from_git, make_folder, storage_errors, sync_directory, write_durably
 from pluralllm.common.text.reading import Unreadable, read_bytes, read_json
 from pluralllm.common.trust.certificates import (
     BACKDATE_S,
@@ -230,6 +230,7 @@ def create_authority(
     with storage_errors("the certificate authority"):
         shutil.rmtree(folder, ignore_errors=True)  # remains of an interrupted init
         make_folder(folder)
+        hide_from_git(folder)
         write_durably(folder / "root-key.pem", key_to_pem(root_key, passphrase), SECRET)
         write_durably(folder / "root.pem", to_pem(root))
         _write_issuer(folder, federation, root, root_key, now_s)

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, PositiveInt, SecretStr, field_validator, model_validator
 
-from pluralllm.common.process.configuration import ProcessConfig
+from pluralllm.common.process.configuration import LogFormat, ProcessConfig
 from pluralllm.common.weights.pieces import PIECE_BYTES, SLOWEST_LINK_BYTES_S, transfer_s
 from pluralllm.common.words.addresses import PLAIN_TEXT_ADDRESS, Address, ListenAddress, overlap
 
@@ -78,7 +78,7 @@ class ServerConfig(ProcessConfig):
     metrics_listen: ListenAddress | None = None
     # A file for the log, opened anew after SIGHUP (logrotate); default: the log goes to standard error.
     log_file: Path | None = None
-    log_format: Literal["json", "console"] = "json"
+    log_format: LogFormat = "auto"  # lines for a person on a terminal, JSON otherwise; or json or console, always
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     @model_validator(mode="before")

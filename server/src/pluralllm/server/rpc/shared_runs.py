@@ -4,6 +4,7 @@ from pluralllm.common.errors.tree import InvalidArgument, NotFound
 from pluralllm.common.words.names import NEWEST, RunName
 from pluralllm.server.members.access import check_may_read, may_read
 from pluralllm.server.members.door import caller
+from pluralllm.server.rounds.state import Outcome
 from pluralllm.server.runs.live_run import LiveRun
 from pluralllm.server.runs.live_runs import Runs
 
@@ -21,12 +22,15 @@ class SharedRuns:
         return live
 
     def get_or_newest(self, run: str) -> LiveRun:
-        """Returns a run by its id; the newest run that the caller may read if the id is NEWEST. Raises errors as `get` does."""
+        """Returns a run by its id, or for NEWEST the newest run that the caller may read. Raises errors as `get` does.
+
+        A cancelled run counts only if all are: after a slip, people look for the run that goes on.
+        """
         if run != NEWEST:
             return self.get(run)
         if not (runs := self.newest_first()):
             raise NotFound(what="run", name="yet")
-        return runs[0]
+        return next((one for one in runs if one.state.outcome is not Outcome.CANCELLED), runs[0])
 
     def named(self, name: str) -> LiveRun:
         """Returns the run with a resource name such as "runs/demo".
