@@ -71,6 +71,11 @@ def test_a_missing_answer_is_named_by_its_code_or_its_label(tmp_path: Path, stat
     assert counts(path, missing=frozenset({stated})) == {"Trust in courts?": {"A lot": 2, "Some": 1, "None": 0}}
 
 
+def test_a_missing_answer_needs_no_label(tmp_path: Path) -> None:
+    path = survey(tmp_path, [1.0, 2.0, -9.0, 1.0])
+    assert counts(path, missing=frozenset({"-9"})) == {"Trust in courts?": {"A lot": 2, "Some": 1, "None": 0}}
+
+
 def test_codes_that_the_file_declares_as_missing_are_neither_answers_nor_options(tmp_path: Path) -> None:
     ranges = {"v1": [{"lo": -9, "hi": -7}, 9]}
     path = survey(tmp_path, [1.0, -8.0, 9.0, 2.0], {**TRUST, 9: "Refused", -8: "Unknown"}, missing_ranges=ranges)
@@ -97,7 +102,7 @@ def test_labels_of_the_ends_of_a_scale_are_not_all_options(tmp_path: Path) -> No
 
 
 def test_labels_that_the_partner_gives_replace_those_of_the_file(tmp_path: Path) -> None:
-    path = survey(tmp_path, [1.0, 2.0])
+    path = survey(tmp_path, [1.0, 2.0], {1: "Always"})  # and so do not miss the labels that the file lacks
     given = Labels(of_question={"v1": {"1": "Yes", "2": "No"}}, texts={"v1": "Courts?"})
     assert counts(path, labels=given) == {"Courts?": {"Yes": 1, "No": 1}}
 
