@@ -171,7 +171,7 @@ HERE_ALONE = {"experiment"}  # rules for a room's own modules: its commands use 
 WIRE = (
     *("common.errors.grpc_status", "common.wire", "server.rpc", "server.members.tls"),
     *("client.link.answers", "client.link.records"),
-    *("client.link.transport", "client.link.round_calls"),
+    *("client.link.transport", "client.link.round_calls", "client.link.question_calls"),
     *("client.link.channel", "client.joining.enrolment", "operator", "align.scoring_service"),
 )
 BANNED_CALLS = {"eval", "exec", "compile", "__import__"}

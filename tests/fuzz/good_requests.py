@@ -165,6 +165,7 @@ GOOD: dict[str, Callable[[Situation], Message]] = {
     "ReportEvaluation": _score,
     "ReportProgress": lambda now: fed.ReportProgressRequest(task=now.task.name, stage="training", progress=0.5),
     "ReportFailure": lambda now: fed.ReportFailureRequest(task=now.task.name, reason="X", message="y"),
+    "CompareQuestions": lambda now: fed.CompareQuestionsRequest(run=now.run, digests=[1, 2**63, 2**64 - 1]),
     "GetRoster": lambda _: fed.GetRosterRequest(after=0),
     "CreateRun": lambda now: ops.CreateRunRequest(run_id=now.next_run, spec_json=now.spec_json),
     "StartRun": lambda now: ops.StartRunRequest(name=f"runs/{now.run}"),

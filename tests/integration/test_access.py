@@ -62,7 +62,7 @@ EXPECTED: dict[str, frozenset[MemberRole]] = {
     rpc: frozenset(roles)
     for roles, rpcs in (
         ((CLIENT,), "Hello Poll GetRunSpec GetRollouts GetRoundStep PutRoundStep BeginUpdate PutChunks CommitUpdate"),
-        ((CLIENT,), "ReportEvaluation ReportProgress ReportFailure GetRoster"),
+        ((CLIENT,), "ReportEvaluation ReportProgress ReportFailure GetRoster CompareQuestions"),
         (
             (CLIENT, ADMIN),
             "ListVersionRecords GetManifest GetChunks GetTranscript GetMaskedChunks GetModel ListAuditEvents",

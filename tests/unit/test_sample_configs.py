@@ -38,14 +38,15 @@ def test_policy_sample_is_the_default_policy_and_what_joining_writes() -> None:
     assert (EXAMPLES / "policy.toml").read_text() == DEFAULT_POLICY
     usual = RespondentPrivacy(respondents_epsilon=4.0, delta=1e-6, allow_true_shares=True)
     rounds = RoundPrivacy(rounds="required")
-    assert load_policy(EXAMPLES / "policy.toml") == Policy(private_rounds=rounds, privacy=usual)
+    assert load_policy(EXAMPLES / "policy.toml") == Policy(private_rounds=rounds, privacy=usual, compare_questions=True)
 
 
 def test_a_partner_can_join_without_noise(tmp_path: Path) -> None:
     for noise, table in ((True, RespondentPrivacy(allow_true_shares=True)), (False, None)):
         (tmp_path / "policy.toml").write_text(new_policy(noise=noise))
         policy = load_policy(tmp_path / "policy.toml")
-        assert policy == Policy(private_rounds=RoundPrivacy(rounds="required"), privacy=table)
+        rounds = RoundPrivacy(rounds="required")
+        assert policy == Policy(private_rounds=rounds, privacy=table, compare_questions=True)
         assert policy.missing_keys == ()
 
 

@@ -35,7 +35,10 @@ def test_the_policy_line_names_the_keys_that_an_older_file_lacks(tmp_path: Path)
     (tmp_path / "policy.toml").write_text("min_cohort = 2\n")
     check = PROBES["policy"](config_of(tmp_path))
     assert check.ok
-    assert "keys not in it have their defaults: allow_sums, allowed_presets, max_evaluations_of_run" in check.result
+    assert (
+        "keys not in it have their defaults: allow_sums, allowed_presets, compare_questions, max_evaluations_of_run"
+        in check.result
+    )
     (tmp_path / "policy.toml").write_text(DEFAULT_POLICY)
     assert PROBES["policy"](config_of(tmp_path)).result == str(tmp_path / "policy.toml")
 

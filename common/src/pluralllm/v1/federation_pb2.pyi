@@ -1767,3 +1767,54 @@ class GetMaskedChunksResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetMaskedChunksResponse: _TypeAlias = GetMaskedChunksResponse  # noqa: Y015
+
+@_typing.final
+class CompareQuestionsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    DIGESTS_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    @_builtins.property
+    def digests(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """For each question, the first 8 bytes, big-endian, of SHA-256("questions/" + run + "/" + hash of the run spec + "/" + key of the
+        question). Strictly ascending, at most 4096; of more questions the smallest digests.
+        """
+
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+        digests: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digests", b"digests", "run", b"run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompareQuestionsRequest: _TypeAlias = CompareQuestionsRequest  # noqa: Y015
+
+@_typing.final
+class CompareQuestionsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMBERS_FIELD_NUMBER: _builtins.int
+    SHARED_FIELD_NUMBER: _builtins.int
+    members: _builtins.int
+    """Other members of the run that have sent digests since the coordinator's process started, at most 255."""
+    shared: _builtins.int
+    """Digests of the request that at least one of them has sent, too."""
+    def __init__(
+        self,
+        *,
+        members: _builtins.int = ...,
+        shared: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["members", b"members", "shared", b"shared"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompareQuestionsResponse: _TypeAlias = CompareQuestionsResponse  # noqa: Y015

@@ -128,6 +128,11 @@ class FederationServiceStub(object):
                 request_serializer=pluralllm_dot_v1_dot_federation__pb2.GetMaskedChunksRequest.SerializeToString,
                 response_deserializer=pluralllm_dot_v1_dot_federation__pb2.GetMaskedChunksResponse.FromString,
                 _registered_method=True)
+        self.CompareQuestions = channel.unary_unary(
+                '/pluralllm.v1.FederationService/CompareQuestions',
+                request_serializer=pluralllm_dot_v1_dot_federation__pb2.CompareQuestionsRequest.SerializeToString,
+                response_deserializer=pluralllm_dot_v1_dot_federation__pb2.CompareQuestionsResponse.FromString,
+                _registered_method=True)
 
 
 class FederationServiceServicer(object):
@@ -280,6 +285,15 @@ class FederationServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CompareQuestions(self, request, context):
+        """Called by the client daemon at its first tasks of a run, if the partner's policy allows it. Keeps salted digests of the
+        client's questions, and counts those that other members of the run have sent, too. Repeatable: the newest digests count.
+        Refusals: NOT_FOUND, RUN_NOT_SHARED, INVALID_ARGUMENT (digests not ascending, or more than 4096).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FederationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -372,6 +386,11 @@ def add_FederationServiceServicer_to_server(servicer, server):
                     servicer.GetMaskedChunks,
                     request_deserializer=pluralllm_dot_v1_dot_federation__pb2.GetMaskedChunksRequest.FromString,
                     response_serializer=pluralllm_dot_v1_dot_federation__pb2.GetMaskedChunksResponse.SerializeToString,
+            ),
+            'CompareQuestions': grpc.unary_unary_rpc_method_handler(
+                    servicer.CompareQuestions,
+                    request_deserializer=pluralllm_dot_v1_dot_federation__pb2.CompareQuestionsRequest.FromString,
+                    response_serializer=pluralllm_dot_v1_dot_federation__pb2.CompareQuestionsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -864,6 +883,33 @@ class FederationService(object):
             '/pluralllm.v1.FederationService/GetMaskedChunks',
             pluralllm_dot_v1_dot_federation__pb2.GetMaskedChunksRequest.SerializeToString,
             pluralllm_dot_v1_dot_federation__pb2.GetMaskedChunksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CompareQuestions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pluralllm.v1.FederationService/CompareQuestions',
+            pluralllm_dot_v1_dot_federation__pb2.CompareQuestionsRequest.SerializeToString,
+            pluralllm_dot_v1_dot_federation__pb2.CompareQuestionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

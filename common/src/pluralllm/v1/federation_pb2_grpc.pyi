@@ -104,6 +104,11 @@ class FederationServiceStub:
     """Called by a client daemon or an administrator. Streams one masked update of a closed private round, as long as it is kept.
     Repeatable. Refusals: NOT_FOUND.
     """
+    CompareQuestions: _grpc.UnaryUnaryMultiCallable[_federation_pb2.CompareQuestionsRequest, _federation_pb2.CompareQuestionsResponse]
+    """Called by the client daemon at its first tasks of a run, if the partner's policy allows it. Keeps salted digests of the
+    client's questions, and counts those that other members of the run have sent, too. Repeatable: the newest digests count.
+    Refusals: NOT_FOUND, RUN_NOT_SHARED, INVALID_ARGUMENT (digests not ascending, or more than 4096).
+    """
 
 @_typing.type_check_only
 class FederationServiceAsyncStub(FederationServiceStub):
@@ -180,6 +185,11 @@ class FederationServiceAsyncStub(FederationServiceStub):
     GetMaskedChunks: _aio.UnaryStreamMultiCallable[_federation_pb2.GetMaskedChunksRequest, _federation_pb2.GetMaskedChunksResponse]  # type: ignore[assignment]
     """Called by a client daemon or an administrator. Streams one masked update of a closed private round, as long as it is kept.
     Repeatable. Refusals: NOT_FOUND.
+    """
+    CompareQuestions: _aio.UnaryUnaryMultiCallable[_federation_pb2.CompareQuestionsRequest, _federation_pb2.CompareQuestionsResponse]  # type: ignore[assignment]
+    """Called by the client daemon at its first tasks of a run, if the partner's policy allows it. Keeps salted digests of the
+    client's questions, and counts those that other members of the run have sent, too. Repeatable: the newest digests count.
+    Refusals: NOT_FOUND, RUN_NOT_SHARED, INVALID_ARGUMENT (digests not ascending, or more than 4096).
     """
 
 class FederationServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -362,6 +372,17 @@ class FederationServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_federation_pb2.GetMaskedChunksResponse], _abc.AsyncIterator[_federation_pb2.GetMaskedChunksResponse]]:
         """Called by a client daemon or an administrator. Streams one masked update of a closed private round, as long as it is kept.
         Repeatable. Refusals: NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def CompareQuestions(
+        self,
+        request: _federation_pb2.CompareQuestionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_federation_pb2.CompareQuestionsResponse, _abc.Awaitable[_federation_pb2.CompareQuestionsResponse]]:
+        """Called by the client daemon at its first tasks of a run, if the partner's policy allows it. Keeps salted digests of the
+        client's questions, and counts those that other members of the run have sent, too. Repeatable: the newest digests count.
+        Refusals: NOT_FOUND, RUN_NOT_SHARED, INVALID_ARGUMENT (digests not ascending, or more than 4096).
         """
 
 def add_FederationServiceServicer_to_server(servicer: FederationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

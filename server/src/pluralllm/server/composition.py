@@ -252,6 +252,7 @@ def federation_of(
         signatures=signatures,
         roster=roster,
         addresses=addresses,
+        questions=parts.questions,
     )
 
 

@@ -86,6 +86,7 @@ DEFAULTS = {
     "max_questions_of_step": 2_000,
     "max_model_mib": 1_024,
     "max_task_minutes": 120.0,
+    "compare_questions": False,
     "max_worker_memory_gib": 16.0,
     "allowed_embedding_models": ("sentence-transformers/*@main",),
     "allowed_presets": ("default", "attention", "paper"),

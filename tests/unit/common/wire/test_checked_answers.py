@@ -104,6 +104,7 @@ REQUESTS: dict[str, Any] = {
     "BeginUpdate": pb.BeginUpdateRequest(task=TASK, manifest=resources.BlobManifest(digest=SHA), examples=5),
     "CommitUpdate": pb.CommitUpdateRequest(task=TASK, digest=SHA),
     "GetRoster": pb.GetRosterRequest(after=3),
+    "CompareQuestions": pb.CompareQuestionsRequest(run="first", digests=[1, 2, 3]),
     "Join": enrolment_pb2.JoinRequest(name="ann"),
     "GetMembership": enrolment_pb2.GetMembershipRequest(),
     "Renew": enrolment_pb2.RenewRequest(),
@@ -126,6 +127,8 @@ GOOD: list[tuple[str, Any]] = [
     ("BeginUpdate", pb.BeginUpdateResponse(receipt=receipt())),
     ("CommitUpdate", pb.CommitUpdateResponse(receipt=receipt())),
     ("GetRoster", pb.GetRosterResponse()),
+    ("CompareQuestions", pb.CompareQuestionsResponse()),
+    ("CompareQuestions", pb.CompareQuestionsResponse(members=1, shared=3)),
     ("GetRoster", pb.GetRosterResponse(entries=[roster_entry(), roster_entry(sequence=5, change=3)], head=b"h" * 32)),
     ("Join", joined()),
     ("Join", joined(role=3, group="", group_role=0, certificate_chain_pem=b"x" * MAX_CERTIFICATES_BYTES)),
@@ -134,6 +137,10 @@ GOOD: list[tuple[str, Any]] = [
 ]
 BAD: list[tuple[str, Any, str]] = [
     ("GetRoster", pb.GetRosterResponse(head=b"h" * 31), "head"),
+    ("CompareQuestions", pb.CompareQuestionsResponse(members=1, shared=4), "shared"),
+    ("CompareQuestions", pb.CompareQuestionsResponse(members=0, shared=1), "shared"),
+    ("CompareQuestions", pb.CompareQuestionsResponse(members=-1), "members"),
+    ("CompareQuestions", pb.CompareQuestionsResponse(members=1, shared=-1), "shared"),
     ("GetRoster", pb.GetRosterResponse(entries=[roster_entry(sequence=3)]), "entries[0].sequence"),
     ("GetRoster", pb.GetRosterResponse(entries=[roster_entry(), roster_entry()]), "entries[1].sequence"),
     ("GetRoster", pb.GetRosterResponse(entries=[roster_entry(name="../x")]), "entries.name"),

@@ -68,7 +68,10 @@ ALLOWED = {
     CLIENT: {
         *(f"{FEDERATION}{name}" for name in ("Hello", "Poll", "GetRunSpec", "ListVersionRecords", "GetManifest")),
         *(f"{FEDERATION}{name}" for name in ("GetChunks", "GetRollouts", "BeginUpdate", "PutChunks", "CommitUpdate")),
-        *(f"{FEDERATION}{name}" for name in ("ReportEvaluation", "ReportProgress", "ReportFailure", "GetRoster")),
+        *(
+            f"{FEDERATION}{name}"
+            for name in ("ReportEvaluation", "ReportProgress", "ReportFailure", "GetRoster", "CompareQuestions")
+        ),
         *(f"{FEDERATION}{name}" for name in ("GetRoundStep", "PutRoundStep", "GetTranscript", "GetMaskedChunks")),
         *(f"{OPERATIONS}{name}" for name in ("GetModel", "ListAuditEvents")),
     },

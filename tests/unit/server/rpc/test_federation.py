@@ -49,6 +49,7 @@ from pluralllm.common.words.addresses import Addresses
 from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber
 from pluralllm.common.words.noise import NoiseStatement
 from pluralllm.common.words.not_reported import NotReported
+from pluralllm.common.words.question_digests import MAX_DIGESTS
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import GroupRole
 from pluralllm.server.composition import federation_of
@@ -915,3 +916,23 @@ async def test_the_roster_is_served_from_any_entry_on(service: Service) -> None:
     assert (list(later.entries), later.head) == (list(answer.entries)[1:], answer.head)
     with pytest.raises(InvalidArgument, match="after"):
         await service.call("GetRoster", pb.GetRosterRequest(after=-1))
+
+
+async def test_members_of_a_run_learn_how_many_of_their_questions_others_have(service: Service) -> None:
+    run = await service.place.new_run()
+
+    async def compared(name: str, *digests: int) -> tuple[int, int]:
+        request = pb.CompareQuestionsRequest(run=run.id, digests=digests)
+        answer = await service.call("CompareQuestions", request, name)
+        return answer.members, answer.shared
+
+    assert await compared("ann", 3, 2**64 - 1) == (0, 0)
+    assert await compared("ben", 2, 3, 2**64 - 1) == (1, 2)
+    assert await compared("ann", 2) == (1, 1)
+    assert await compared("ben", *range(MAX_DIGESTS)) == (1, 1)
+    for wrong in ((3, 2), (2, 2), tuple(range(MAX_DIGESTS + 1))):
+        with pytest.raises(InvalidArgument, match="digests"):
+            await compared("ann", *wrong)
+    assert await compared("ben", 2) == (1, 1), "what was refused has changed nothing"
+    with pytest.raises(NotFound):
+        await service.call("CompareQuestions", pb.CompareQuestionsRequest(run="other"))

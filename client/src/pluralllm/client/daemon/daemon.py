@@ -14,6 +14,7 @@ from pathlib import Path
 
 import structlog
 
+from pluralllm.client.daemon.comparing import Comparing
 from pluralllm.client.daemon.evaluating import Evaluating
 from pluralllm.client.daemon.making import Making
 from pluralllm.client.daemon.models import Models, history_of
@@ -114,6 +115,7 @@ class Daemon:
         self._limits = worker.limits = WorkerLimits.of(policy)
         own = OwnScoresFolder(self._state / OWN_SCORES)
         self._evaluating = Evaluating(policy, data, self._budgets, own, self._making, self._history, self._limits)
+        self._comparing = Comparing(policy, data, transport)
         self._work: Work | None = None
         self._runs: dict[RunId, JoinedRun] = {}
         self._pace, self.pulse, self._stop = Pace(), Pulse(), asyncio.Event()
@@ -307,6 +309,7 @@ class Daemon:
                 run = await self._joined_run(task)
                 await asyncio.to_thread(self._private.close_before, task)
                 await asyncio.to_thread(self._admit, task, run.spec)
+                await self._comparing.compare(task)
                 if task.kind is TaskKind.EVALUATE:
                     await self._evaluate(task, run)
                 elif run.spec.private_rounds is not None:

@@ -22,6 +22,7 @@ from pluralllm.common.errors.tree import (
     StorageFull,
 )
 from pluralllm.common.process.files import read_state, write_durably
+from pluralllm.common.words.questions import Question
 
 log = structlog.get_logger()
 
@@ -102,6 +103,10 @@ class PrivateFile:
     def sha256(self) -> str:
         """The hash of the announced content."""
         return self._content.sha256
+
+    def read(self) -> tuple[Question, ...]:
+        """Returns the questions of the file. Raises InvalidData, DataChanged or AnswersProtected as `read_answers` does."""
+        return read_answers(self.path, self._answers.noised_sha256)
 
     def has_changed(self) -> bool:
         """Returns whether the file may differ from the content that was last read, or whether a ledger has changed.

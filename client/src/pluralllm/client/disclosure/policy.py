@@ -36,6 +36,7 @@ NEW_KEYS = frozenset(
         "max_runs_a_day",
         "allow_sums",
         "private_rounds",
+        "compare_questions",
     }
 )
 # The presets whose updates were examined for what they show of the answers. Runs of the other presets wait for consent.
@@ -135,6 +136,8 @@ class Policy(BaseModel):
     allow_rewards: bool = False  # rewards show how this group is predicted to answer any question
     # Runs of kernel-sums/1: a coordinator can compute this group's answers from its sums, so only this key allows them.
     allow_sums: bool = False
+    # Salted digests of the questions, without answers, leave at the first tasks of a run; only counts come back.
+    compare_questions: bool = False
     allowed_metrics: frozenset[str] = METRICS  # the numbers that may leave this machine
     private_rounds: RoundPrivacy = RoundPrivacy()
     privacy: RespondentPrivacy | None = None  # None: the client uses the true answers

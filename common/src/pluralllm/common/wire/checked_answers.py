@@ -126,6 +126,7 @@ KIND_WORDS = {
 # Message -> field -> rule for the value, or for each value of a repeated field. A field that holds a message of this table has
 # no rule of its own.
 FIELDS: Mapping[str, Mapping[str, Rule]] = {
+    "CompareQuestionsResponse": {"members": COUNT, "shared": COUNT},
     "HelloResponse": {
         "protocol": number(PROTOCOL_MIN, PROTOCOL_MAX),
         "generation": LABEL,
@@ -423,6 +424,13 @@ def _roster(request: Any, answer: Any, client: ClientId | None) -> Iterator[Prob
         yield from _differ(f"entries[{at}].", {"sequence": (entry.sequence, request.after + 1 + at)})
 
 
+def _compared(request: Any, answer: Any, client: ClientId | None) -> Iterator[Problem]:
+    del client
+    most = len(request.digests) if answer.members else 0
+    if answer.shared > most:
+        yield "shared", f"is {answer.shared}, must be at most {most}"
+
+
 AGREEMENTS: Mapping[str, Agreement] = {
     "Hello": _hello,
     "Poll": _poll,
@@ -432,4 +440,5 @@ AGREEMENTS: Mapping[str, Agreement] = {
     "BeginUpdate": _begun,
     "CommitUpdate": _committed,
     "GetRoster": _roster,
+    "CompareQuestions": _compared,
 }

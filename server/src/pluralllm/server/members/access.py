@@ -104,6 +104,7 @@ RULES: Mapping[str, Rule] = {
     f"{FEDERATION}ReportProgress": _only(CLIENT),
     f"{FEDERATION}ReportFailure": _only(CLIENT),
     f"{FEDERATION}GetRoster": _only(CLIENT),
+    f"{FEDERATION}CompareQuestions": _only(CLIENT),
     f"{OPERATIONS}CreateRun": STEERING,
     f"{OPERATIONS}StartRun": STEERING,
     f"{OPERATIONS}PauseRun": STEERING,

@@ -6,6 +6,8 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+import numpy as np
+
 from pluralllm.common import __version__
 from pluralllm.common.errors.grpc_status import CLIENT_STOPPED
 from pluralllm.common.errors.membership import IdentityMismatch
@@ -43,6 +45,7 @@ from pluralllm.common.wire.round_steps import step_body, view_message
 from pluralllm.common.words.addresses import Addresses
 from pluralllm.common.words.ids import Digest, GroupName, ModelVersion, RoundNumber
 from pluralllm.common.words.names import TaskKind, TaskName
+from pluralllm.common.words.question_digests import MAX_DIGESTS
 from pluralllm.server.members.door import caller
 from pluralllm.server.members.roster_log import RosterLog
 from pluralllm.server.rounds import events as ev
@@ -60,6 +63,7 @@ from pluralllm.server.runs.coordinator import Coordinator
 from pluralllm.server.runs.intake import Intake, parse_task
 from pluralllm.server.runs.leases import Leases
 from pluralllm.server.runs.live_runs import Runs
+from pluralllm.server.runs.question_counts import QuestionCounts
 from pluralllm.server.runs.reward_queue import RewardQueue
 from pluralllm.server.runs.round_steps import RoundSteps
 from pluralllm.server.runs.sessions import Session, Sessions
@@ -102,12 +106,14 @@ class Federation(pb_grpc.FederationServiceServicer):
         signatures: Signatures,
         roster: RosterLog,
         addresses: Addresses | None,
+        questions: QuestionCounts,
     ) -> None:
         self._coordinator, self._polls, self._intake, self._rewards = coordinator, polls, intake, rewards
         self._round_steps, self._round_files = round_steps, round_files
         self._models, self._shared, self._sessions, self._leases = models, SharedRuns(runs), sessions, leases
         self._clock, self._traffic, self._chunk_idle_s = clock, traffic, chunk_idle_s
         self._signatures, self._roster, self._addresses = signatures, roster, addresses
+        self._questions = questions
 
     async def Hello(self, request: pb.HelloRequest, context: Context) -> pb.HelloResponse:
         principal = caller()
@@ -170,6 +176,18 @@ class Federation(pb_grpc.FederationServiceServicer):
     async def GetRunSpec(self, request: pb.GetRunSpecRequest, context: Context) -> pb.GetRunSpecResponse:
         record = self._shared.get(request.run).record
         return pb.GetRunSpecResponse(spec_json=record.spec_json, spec_sha256=record.spec_sha256)
+
+    async def CompareQuestions(
+        self, request: pb.CompareQuestionsRequest, context: Context
+    ) -> pb.CompareQuestionsResponse:
+        run = self._shared.get(request.run)
+        if len(request.digests) > MAX_DIGESTS:
+            raise InvalidArgument(field="digests", problem=f"must have at most {MAX_DIGESTS}")
+        digests = np.asarray(request.digests, np.uint64)  # (D,)
+        if not (digests[1:] > digests[:-1]).all():
+            raise InvalidArgument(field="digests", problem="must be strictly ascending")
+        members, shared = self._questions.compare(run.id, caller().name, digests)
+        return pb.CompareQuestionsResponse(members=members, shared=shared)
 
     async def ListVersionRecords(
         self, request: pb.ListVersionRecordsRequest, context: Context

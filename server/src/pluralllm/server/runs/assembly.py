@@ -17,6 +17,7 @@ from pluralllm.server.runs.leases import Leases
 from pluralllm.server.runs.live_runs import Runs
 from pluralllm.server.runs.open_rounds import NoPeerKeys, OpenRounds, PeerKeys
 from pluralllm.server.runs.presence import Presence
+from pluralllm.server.runs.question_counts import QuestionCounts
 from pluralllm.server.runs.refusals import Refusals
 from pluralllm.server.runs.reward_queue import RewardQueue
 from pluralllm.server.runs.round_steps import RoundSteps
@@ -96,6 +97,7 @@ class Assembly:
         )
         self.intake = self._intake(uploads, fail_stop)
         self.rewards = self._reward_queue(scratch, poll_hold_s)
+        self.questions = QuestionCounts()
         self.evaluations, self.sums = EndedEvaluations(store), RoundSums(store)
         self.status = Status(
             self.clients, self.sessions, self.leases, self.presence, clock, self.troubles, self.traffic, self.refusals

@@ -1,0 +1,55 @@
+"""Tells the partner how many of its questions other members of a run have, if the policy allows the comparison.
+
+Groups that have no question in common withhold nothing from each other's training, and a partner could not notice it otherwise.
+"""
+
+import asyncio
+
+import structlog
+
+from pluralllm.client.data.private_file import PrivateFile
+from pluralllm.client.disclosure.policy import Policy
+from pluralllm.client.link.question_calls import Calls, shared_questions
+from pluralllm.client.link.tasks import Task
+from pluralllm.common.errors.tree import PluralError
+from pluralllm.common.words.names import TaskKind
+from pluralllm.common.words.question_digests import SharedQuestions, question_digests
+
+log = structlog.get_logger()
+
+CALLS = 3  # for one run and process: the first members of a round have nobody to compare with
+MAX_RUNS = 1_000  # that are remembered
+
+
+class Comparing:
+    """Compares the questions of this client at the first tasks of each run. A failed comparison costs no task."""
+
+    def __init__(self, policy: Policy, data: PrivateFile, transport: Calls) -> None:
+        self._policy, self._data, self._transport = policy, data, transport
+        self._calls: dict[str, int] = {}
+        self._told: tuple[str, SharedQuestions] | None = None  # run and counts that were logged last
+
+    async def compare(self, task: Task) -> None:
+        """Compares the questions for the run of a task, and logs the counts when they are new."""
+        calls = self._calls.get(task.run, 0)
+        if not self._policy.compare_questions or task.kind is TaskKind.REWARD or calls >= CALLS:
+            return
+        if len(self._calls) >= MAX_RUNS:
+            self._calls.pop(next(iter(self._calls)))
+        self._calls[task.run] = calls + 1
+        try:
+            questions = await asyncio.to_thread(self._data.read)
+            digests = await asyncio.to_thread(question_digests, task.run, task.spec_sha256, questions)
+            counts = await shared_questions(self._transport, task.run, digests)
+        except PluralError as error:  # an earlier release does not know the call
+            self._calls[task.run] = CALLS
+            log.debug("questions.not_compared", run=task.run, problem=str(error))
+            return
+        if counts.members and (task.run, counts) != self._told:
+            self._told = task.run, counts
+            facts = {"run": task.run, "questions": counts.compared, "shared": counts.shared, "members": counts.members}
+            if counts.shared:
+                log.info("questions.shared", **facts)
+            else:
+                fix = "check the texts with the others: pluralllm-client data check FILE --against LIST"
+                log.warning("questions.not_shared", **facts, fix=fix)

@@ -1,0 +1,90 @@
+"""The partner learns at the first tasks of a run how many of its questions others have, if its policy allows the call."""
+
+from typing import Any, cast
+
+import pytest
+from structlog.testing import capture_logs
+from support.open_policy import open_policy
+from support.process_harness import process_spec
+from support.tasks import task_of
+
+from pluralllm.client.daemon.comparing import CALLS, Comparing
+from pluralllm.client.link.tasks import Task
+from pluralllm.common.errors.tree import DataChanged, Unreachable
+from pluralllm.common.words.names import TaskKind
+from pluralllm.common.words.question_digests import question_digests
+from pluralllm.common.words.questions import Question
+from pluralllm.v1 import federation_pb2 as pb
+
+SPEC = process_spec()
+QUESTIONS = tuple(Question(f"Question {number}?", ("Yes", "No"), (0.5, 0.5)) for number in range(3))
+
+
+class Coordinator:
+    """A transport whose coordinator counts as the answers say."""
+
+    def __init__(self, *answers: tuple[int, int] | Exception) -> None:
+        self.answers, self.requests = list(answers), list[Any]()
+
+    async def call(self, method: str, request: Any, deadline_s: float | None = None) -> Any:
+        assert (method, deadline_s) == ("CompareQuestions", None)
+        self.requests.append(request)
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return pb.CompareQuestionsResponse(members=answer[0], shared=answer[1])
+
+
+class File:
+    def __init__(self, problem: Exception | None = None) -> None:
+        self.problem = problem
+
+    def read(self) -> tuple[Question, ...]:
+        if self.problem is not None:
+            raise self.problem
+        return QUESTIONS
+
+
+async def logged(
+    coordinator: Coordinator, *tasks: Task, file: File | None = None, allowed: bool = True
+) -> list[tuple[str, int, int]]:
+    comparing = Comparing(open_policy(compare_questions=allowed), cast(Any, file or File()), coordinator)
+    with capture_logs() as logs:
+        for task in tasks:
+            await comparing.compare(task)
+    return [(entry["event"], entry["members"], entry["shared"]) for entry in logs if "members" in entry]
+
+
+async def test_counts_are_told_when_they_are_new_and_asked_for_three_times() -> None:
+    coordinator, task = Coordinator((0, 0), (2, 3), (2, 3)), task_of(SPEC)
+    assert await logged(coordinator, *[task] * (CALLS + 2)) == [("questions.shared", 2, 3)]
+    assert len(coordinator.requests) == CALLS == 3
+    request = coordinator.requests[0]
+    assert (request.run, tuple(request.digests)) == (
+        task.run,
+        question_digests(task.run, task.spec_sha256, QUESTIONS),
+    )
+
+
+async def test_a_client_that_shares_nothing_is_warned() -> None:
+    assert await logged(Coordinator((1, 0), (2, 0)), task_of(SPEC), task_of(SPEC)) == [
+        ("questions.not_shared", 1, 0),
+        ("questions.not_shared", 2, 0),
+    ]
+
+
+@pytest.mark.parametrize("kind", [TaskKind.TRAIN, TaskKind.EVALUATE, TaskKind.REWARD])
+@pytest.mark.parametrize("allowed", [True, False])
+async def test_nothing_leaves_for_rewards_or_against_the_policy(kind: TaskKind, allowed: bool) -> None:
+    coordinator = Coordinator((1, 1))
+    await logged(coordinator, task_of(SPEC, kind), allowed=allowed)
+    assert len(coordinator.requests) == (allowed and kind is not TaskKind.REWARD)
+
+
+async def test_a_failed_comparison_costs_no_task_and_is_not_tried_again() -> None:
+    coordinator = Coordinator(Unreachable(address="there", problem="gone"), (1, 1))
+    assert await logged(coordinator, task_of(SPEC), task_of(SPEC)) == []
+    assert len(coordinator.requests) == 1
+    coordinator = Coordinator((1, 1))
+    assert await logged(coordinator, task_of(SPEC), file=File(DataChanged(file="town.jsonl"))) == []
+    assert coordinator.requests == []
