@@ -195,6 +195,19 @@ def test_help_and_version_load_no_library_that_takes_its_time(module: str, asked
     assert done.returncode == 0, done.stderr
 
 
+STATUS = """
+import sys
+import pluralllm.cli.__main__, pluralllm.cli.view_commands, pluralllm.operator.remote, pluralllm.cli.status_screen
+slow = ("torch", "numpy", "pyarrow", "structlog", "rich.live", "rich.markdown", "pluralllm.common.words.spec")
+sys.exit(", ".join(name for name in slow if name in sys.modules) or 0)
+"""
+
+
+def test_status_loads_no_library_that_it_does_not_use() -> None:
+    done = subprocess.run([sys.executable, "-c", STATUS], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("module", ["pluralllm.cli", "pluralllm.server", "pluralllm.client"])
 def test_help_names_the_exit_codes(module: str) -> None:
     done = subprocess.run(

@@ -17,8 +17,7 @@ from pluralllm.common.trust.identity import Identity
 from pluralllm.common.wire.channels import blocking_channel, enrolment_channel
 from pluralllm.common.wire.checked_answers import checked_answer
 from pluralllm.common.wire.messages import MEMBER_ROLES_BACK, ROLES_BACK, seconds
-from pluralllm.common.words.roles import MemberRole
-from pluralllm.common.words.spec import GroupRole
+from pluralllm.common.words.roles import GroupRole, MemberRole
 from pluralllm.v1 import enrolment_pb2 as pb
 from pluralllm.v1 import enrolment_pb2_grpc
 

@@ -1,14 +1,13 @@
 """Keeps the coordinator's present addresses, which Hello and Renew tell, so that its members learn of a move."""
 
-import structlog
-
 from pluralllm.client.joining.enrolment import check_main_port
 from pluralllm.common.errors.tree import PluralError, Unreachable
+from pluralllm.common.process.light_log import LightLog
 from pluralllm.common.trust.handshake import check_enrolment_port, handshake
 from pluralllm.common.trust.identity import Identity, save_addresses, stored_addresses
 from pluralllm.common.words.addresses import Addresses
 
-log = structlog.get_logger()
+log = LightLog()
 
 
 def keep_addresses(identity: Identity, present: Addresses, standby: str | None = None) -> Identity:

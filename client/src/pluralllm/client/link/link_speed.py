@@ -4,15 +4,14 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 
-import structlog
-
 from pluralllm.common.errors.tree import LinkTooSlow, NoAnswer
+from pluralllm.common.process.light_log import LightLog
 from pluralllm.common.weights.pieces import SLOWEST_LINK_BYTES_S
 
 MEASURED_S = 10.0  # a shorter transfer says nothing about the link
 STALLED_S = 15.0  # after this time without a byte, a transfer that fails has stalled: its link is not just slow
 KIB = 1024
-log = structlog.get_logger()
+log = LightLog()
 
 
 class Speed:

@@ -11,8 +11,7 @@ from pluralllm.common.weights.chunks import CHUNK_BYTES, Manifest, checked_manif
 from pluralllm.common.words.addresses import Addresses
 from pluralllm.common.words.noise import NoiseStatement
 from pluralllm.common.words.not_reported import NotReported
-from pluralllm.common.words.roles import MemberRole
-from pluralllm.common.words.spec import GroupRole
+from pluralllm.common.words.roles import GroupRole, MemberRole
 from pluralllm.v1 import federation_pb2
 from pluralllm.v1 import resources_pb2 as pb
 from pluralllm.v1.enrolment_pb2 import RenewResponse
