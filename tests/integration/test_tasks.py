@@ -126,7 +126,9 @@ def test_the_survey_is_imported_with_its_weights_and_without_its_missing_codes(r
     assert len(kept_codebook(Path("north.jsonl")).asked or ()) == 40, "a release needs the list of what was asked"
     output = reader.output_of("survey.csv")
     assert "100 rows" in output
-    assert "a release with epsilon 4 adds noise of" in output
+    assert "a release with epsilon 4 adds noise of 0.268" in output
+    assert "(0.27 on a share)" in PAGE.read_text()
+    assert "| 1,000, 300 | 0.079 | 0.041 | 0.022 |" in (ROOT / "docs" / "respondents.md").read_text()
 
 
 def test_every_reward_of_the_page_is_written(reader: Reader) -> None:
