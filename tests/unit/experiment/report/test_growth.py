@@ -140,8 +140,12 @@ def test_the_figure_has_the_numbers_and_both_axes_have_titles(tmp_path: Path) ->
 def test_a_page_without_test_groups_is_about_the_validation_groups(tmp_path: Path) -> None:
     page = experiment_page(written(tmp_path, SHORT))
     sections = {section.title: section for section in page.sections}
-    assert [picture.name for picture in sections["Number of training groups"].pictures] == ["growth"]
-    assert sections["Methods"].tables[0].caption.startswith("Validation groups, means over 3 groups")
+    assert [picture.name for picture in sections["Do more training groups help?"].pictures] == ["growth"]
+    assert (
+        sections["Which method serves unseen groups best?"]
+        .tables[0]
+        .caption.startswith("Validation groups, means over 3 groups")
+    )
     assert not sections["Validation groups, each"].is_folded
-    assert "Cost until a threshold" not in sections
+    assert "What does it cost to reach a score?" not in sections
     assert any("number of groups that train" in finding.text for finding in page.findings)

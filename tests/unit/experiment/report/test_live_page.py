@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
-from pluralllm.experiment.report.live import Answers, LiveRun, at_round, common_rounds, live_run, moved_bytes
-from pluralllm.experiment.report.live_page import groups_table, live_findings, live_page
+from pluralllm.experiment.report.live import Answers, LiveRun, Series, at_round, common_rounds, live_run, moved_bytes
+from pluralllm.experiment.report.live_figures import ends, most_points
+from pluralllm.experiment.report.live_page import groups_table, live_findings, live_page, rounds_table
 from pluralllm.experiment.report.page import html_of
 
 GROUPS = {"China": "held_out", "Japan": "held_out", "Egypt": "train", "Kenya": "train"}
@@ -213,6 +214,44 @@ def test_what_the_sums_of_private_rounds_say_is_told() -> None:
         "Private round 4: 1 of 5 updates were scaled down to the largest norm; their mean loss 1.2500, mean distance of their "
         "base –." in texts
     )
+
+
+def curve(group: str, *scores: float, **facts: Any) -> Series:
+    return Series(group, "train", tuple(range(len(scores))), scores, 40, **facts)
+
+
+def test_of_many_groups_the_worst_and_the_best_are_named() -> None:
+    series = [curve(str(number), 0.1, number / 100) for number in range(50, 0, -1)]
+    assert [one.group for one in ends(series, 5)] == ["1", "2", "48", "49", "50"]
+    assert [one.group for one in ends(series[:3], 5)] == ["48", "49", "50"]
+
+
+def test_the_lines_of_many_groups_have_fewer_points_each() -> None:
+    assert [most_points([curve("a", 0.5)] * groups) for groups in (1, 20, 50, 1000)] == [200, 200, 80, 40]
+
+
+def test_a_score_without_the_context_is_known_for_a_group_that_reports_its_gain() -> None:
+    assert curve("a", 0.5, 0.7, context_gain=0.1).score_without_context == pytest.approx(0.6)
+    assert curve("a", 0.7).score_without_context is None
+    assert curve("a", 0.7, context_gain=0.1, not_reported="not reported: budget spent").score_without_context is None
+    assert [curve("a", 0.5, 0.7).at(number) for number in (0, 1, 2)] == [0.5, 0.7, None]
+
+
+def test_the_table_of_a_long_run_has_its_newest_rounds_and_all_that_were_abandoned() -> None:
+    many = [a_round(1, 1) | {"name": f"runs/first/rounds/{number}"} for number in range(1, 1001)]
+    many[6] |= {"outcome": "abandoned", "reason": "no quorum"}
+    short, table = (rounds_table(live_run(told(rounds=rounds))) for rounds in (many[:10], many))
+    assert (len(short.rows), short.note) == (10, "")
+    assert [row.cells[0] for row in (table.rows[0], *table.rows[-2:])] == ["1000", "501", "7"]
+    assert table.note == "The newest 500 rounds, and all that were abandoned."
+
+
+def test_the_run_spec_is_folded_and_sections_with_pictures_are_questions() -> None:
+    page = live_page(told(run=run(paused=True)), "now")
+    assert page.subtitle.startswith("collecting (paused), round 5 of 30")
+    spec = next(section for section in page.sections if section.code)
+    assert (spec.title, spec.is_folded) == ("The run spec", True)
+    assert all(section.title.endswith("?") for section in page.sections if section.pictures)
 
 
 def test_a_run_without_rounds_or_evaluations_has_a_page_too() -> None:

@@ -57,30 +57,32 @@ def experiment_page(folder: Path, main: Sequence[str] = (), thresholds: Sequence
 def _sections(study: Study, thresholds: Sequence[float]) -> list[Section]:
     calibrated, grown, sized = calibration_table(study), growth_table(study), options_table(study)
     return [
-        Section("Methods", pictures=_there(overview(study)), tables=(methods_table(study),)),
         Section(
-            "Number of training groups",
+            "Which method serves unseen groups best?", pictures=_there(overview(study)), tables=(methods_table(study),)
+        ),
+        Section(
+            "Do more training groups help?",
             pictures=_there(growth_picture(study)),
             tables=() if grown is None else (grown,),
         ),
-        Section("Convergence, axis by axis", pictures=_there(convergence(study))),
+        Section("What does training cost, axis by axis?", pictures=_there(convergence(study))),
         Section(
-            "Cost until a threshold",
+            "What does it cost to reach a score?",
             "Median over seeds (lowest to highest), on straight lines between the points of each curve. The same method can be "
             "ahead on one axis and behind on another: a federated round is several gradient steps of every client.",
             tables=thresholds_tables(study, thresholds),
         ),
-        Section("Each unseen group", pictures=_there(by_group(study, "test"))),
-        Section("Fairness on the way", pictures=_there(fairness(study))),
-        Section("New groups, new questions, and both", pictures=_there(by_kind(study))),
-        Section("Number of context questions", pictures=_there(by_context(study))),
-        Section("Predicted beside true", pictures=_there(predicted_and_true(study))),
+        Section("How well is each unseen group served?", pictures=_there(by_group(study, "test"))),
+        Section("Are all unseen groups served alike, on the way?", pictures=_there(fairness(study))),
+        Section("Does it hold for new groups, new questions, and both?", pictures=_there(by_kind(study))),
+        Section("How many context questions are needed?", pictures=_there(by_context(study))),
+        Section("What do predictions look like beside true answers?", pictures=_there(predicted_and_true(study))),
         Section(
-            "Calibration of the predicted spread",
+            "Is the predicted spread right?",
             pictures=_there(calibration(study)),
             tables=() if calibrated is None else (calibrated,),
         ),
-        Section("Alignment by number of options", tables=() if sized is None else (sized,)),
+        Section("Does the number of options matter?", tables=() if sized is None else (sized,)),
         Section(
             "Validation groups, each",
             pictures=_there(by_group(study, "validation")),

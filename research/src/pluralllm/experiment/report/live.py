@@ -4,6 +4,7 @@ A series holds one group's scores over the rounds. A row holds the values of one
 """
 
 import datetime
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -55,6 +56,17 @@ class Series:
         None  # mean of the newest scores' context gains; None if the group does not report them
     )
     not_reported: str = ""  # why the group's newest evaluation has no score; empty if it has one
+
+    def at(self, number: int) -> float | None:
+        """Returns the score at a round; None if the group reported none there."""
+        place = bisect_left(self.rounds, number)
+        there = place < len(self.rounds) and self.rounds[place] == number
+        return self.scores[place] if there else None
+
+    @property
+    def score_without_context(self) -> float | None:
+        """The newest score with uniform answers as context: the score minus the context gain; None if one is not known."""
+        return None if self.context_gain is None or self.not_reported else self.scores[-1] - self.context_gain
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +132,8 @@ def common_rounds(series: Sequence[Series]) -> tuple[int, ...]:
 
 def at_round(series: Sequence[Series], number: int) -> dict[str, float]:
     """Returns each group's score in one round, by group; leaves out groups that have no score in this round."""
-    return {curve.group: curve.scores[curve.rounds.index(number)] for curve in series if number in curve.rounds}
+    scores = ((curve.group, curve.at(number)) for curve in series)
+    return {group: score for group, score in scores if score is not None}
 
 
 def moved_bytes(live: LiveRun) -> list[int] | None:

@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from pluralllm.common.predictor.metrics import coefficient_of_variation
-from pluralllm.experiment.report.live import LiveRun, RoundRow, Series, at_round, common_rounds, moved_bytes
+from pluralllm.common.words.thinning import thinned
+from pluralllm.experiment.report.live import LiveRun, RoundRow, Series, at_round, common_rounds
 from pluralllm.experiment.report.theme import (
     FAINT,
     GREY,
@@ -23,6 +24,12 @@ from pluralllm.experiment.report.theme import (
 )
 
 ROLES = {"held_out": ("unseen groups", SERIES[0], "o"), "train": ("training groups", SERIES[1], "s")}
+MAX_POINTS = 200  # of a line
+MAX_DOTS = 60  # a line with more points shows no dots
+MAX_SCORES = 4000  # of all lines of a panel together, while each has LEAST_POINTS
+LEAST_POINTS = 40
+MAX_NAMED = 12  # groups with a label in a panel
+MAX_ROWS = 30  # groups in the figure of the newest scores
 OUTCOMES = {"closed": (SERIES[0], "closed"), "abandoned": (SERIES[1], "abandoned"), "open": (GREY, "open")}
 
 
@@ -34,16 +41,19 @@ def groups_over_rounds(live: LiveRun) -> Picture | None:
     sentences = [
         f"{curve.group} ({ROLES[curve.role][0]}): {curve.scores[0]:.3f} to {curve.scores[-1]:.3f}"
         for role in roles
-        for curve in live.scored(role)
+        for curve in ends(live.scored(role), MAX_NAMED)
     ]
     caption = (
         "Each group's alignment score by the round that made the model version, as the groups' own clients measured it. In "
         "colour: the mean over the groups of a panel that report their newest score. Bold: the one of them that is worst now."
+        f"{_left_out(live, roles)}"
     )
+    if any(curve.score_without_context is not None for curve in live.series):
+        caption += " Dotted: the mean newest score with uniform answers in place of the groups' own as context."
     silent = [f"{curve.group} {curve.not_reported}" for curve in live.series if curve.not_reported]
     if silent:
         caption += f" Without a newest score: {'; '.join(silent)}."
-    heights = [max(2.6, 0.22 * (len(live.scored(role)) + 2)) for role in roles]
+    heights = [max(2.6, 0.22 * (min(len(live.scored(role)), MAX_NAMED) + 2)) for role in roles]
     alt = f"Line charts of alignment over rounds, first to newest. {'; '.join(sentences)}."
     return picture(
         "live-groups", caption, alt, sum(heights) + 0.4, lambda figure: _draw_groups(figure, live, roles, heights)
@@ -56,20 +66,30 @@ def _draw_groups(figure: Figure, live: LiveRun, roles: Sequence[str], heights: S
         series, (name, colour, marker) = live.reporting(role), ROLES[role]
         worst = min(series, key=lambda curve: curve.scores[-1], default=None)
         labels = []
+        named = ends(live.scored(role), MAX_NAMED)
         for curve in live.scored(role):
             is_worst = curve is worst and len(series) > 1
             ink = INK if is_worst else GREY
-            axes.plot(curve.rounds, curve.scores, color=ink, lw=1.6 if is_worst else 1.1, marker=".", ms=5)
+            points = thinned(list(zip(curve.rounds, curve.scores, strict=True)), most_points(live.scored(role)))
+            dots = "." if len(points) <= MAX_DOTS else ""
+            axes.plot(*zip(*points, strict=True), color=ink, lw=1.6 if is_worst else 1.1, marker=dots, ms=5)
+            if curve not in named:
+                continue
             text = f"{curve.group} {curve.scores[-1]:.3f}{' (worst)' if is_worst else ''}"
             labels.append(
                 EndLabel(curve.rounds[-1], curve.scores[-1], text, INK if is_worst else MUTED, is_bold=is_worst)
             )
         rounds = common_rounds(series)
         if len(series) > 1 and rounds:
+            rounds = tuple(thinned(rounds, MAX_POINTS))
             means = [_mean(list(at_round(series, number).values())) for number in rounds]
-            axes.plot(rounds, means, color=colour, lw=2.4, marker=marker, ms=5)
+            axes.plot(rounds, means, color=colour, lw=2.4, marker=marker if len(rounds) <= MAX_DOTS else "", ms=5)
             text = f"mean of {len(series)} {means[-1]:.3f}"
             labels.append(EndLabel(rounds[-1], means[-1], text, colour, is_bold=True))
+        without = [score for curve in series if (score := curve.score_without_context) is not None]
+        if without:
+            axes.axhline(_mean(without), color=MUTED, lw=1.2, ls=":")
+            labels.append(EndLabel(None, _mean(without), f"without their answers {_mean(without):.3f}", MUTED))
         axes.margins(x=0.02, y=0.08)
         axes.set_title(name)
         axes.set_ylabel("alignment score")
@@ -113,9 +133,9 @@ def _draw_fairness(figure: Figure, shown: dict[str, tuple[Series, ...]]) -> None
         labels = []
         for role, series in shown.items():
             name, colour, marker = ROLES[role]
-            rounds = common_rounds(series)
+            rounds = tuple(thinned(common_rounds(series), MAX_POINTS))
             values = [float(measure(list(at_round(series, number).values()))) for number in rounds]
-            axes.plot(rounds, values, color=colour, marker=marker, ms=4.5)
+            axes.plot(rounds, values, color=colour, marker=marker if len(rounds) <= MAX_DOTS else "", ms=4.5)
             labels.append(EndLabel(rounds[-1], values[-1], f"{name.split()[0]} {values[-1]:.3f}", colour, is_bold=True))
         axes.margins(x=0.02, y=0.1)
         axes.set_title(title)
@@ -129,11 +149,16 @@ def groups_now(live: LiveRun) -> Picture | None:
     series = sorted((curve for curve in live.series if len(curve.scores) > 1), key=lambda curve: curve.scores[-1])
     if not series:
         return None
+    total, series = len(series), list(ends(series, MAX_ROWS))
     caption = (
         "Each group at its first (hollow) and its newest reported score (filled), best above. A ring marks the worst group of "
         "each kind among those that report their newest score. There are no intervals here: single questions' scores stay with "
         "the partners."
     )
+    if total > len(series):
+        caption += (
+            f" Shown: the {len(series) // 2} worst and the {len(series) - len(series) // 2} best of {total} groups."
+        )
     alt = "Dot plot of alignment by group. " + "; ".join(
         f"{_named(curve)}: {curve.scores[0]:.3f} to {curve.scores[-1]:.3f}" for curve in reversed(series)
     )
@@ -169,53 +194,57 @@ def _named(curve: Series) -> str:
     return f"{curve.group} (no newest score)" if curve.not_reported else curve.group
 
 
-def rounds_and_bytes(live: LiveRun) -> Picture | None:
-    """Returns the figure of each round's duration and of the bytes moved so far; None before the first round."""
+def time_of_rounds(live: LiveRun) -> Picture | None:
+    """Returns the figure of each round's duration; None before the first round."""
     if not live.rounds:
         return None
-    moved = moved_bytes(live)
     ended = [row for row in live.rounds if row.outcome != "open"]
-    caption = "How long each round took."
-    if moved:
-        caption += (
-            " Right: weights moved, counted from the size of a version: down to the cohort of each round, and up with each "
-            "update that was received."
-        )
+    lost = [row for row in live.rounds if row.outcome == "abandoned"]
+    others = [row for row in live.rounds if row.outcome != "abandoned"]
+    shown = sorted({*thinned(others, MAX_POINTS), *thinned(lost, MAX_POINTS)}, key=lambda row: row.number)
+    caption = "Each line is the time of one round."
+    if len(shown) < len(live.rounds):
+        caption += f" Shown: {len(shown)} of {len(live.rounds)} rounds, evenly spaced."
     alt = f"Bar chart of the time of {len(live.rounds)} rounds; " + (
         f"median {sorted(row.seconds for row in ended)[len(ended) // 2]:.1f} s." if ended else "none has ended."
     )
-    return picture("live-rounds", caption, alt, 2.9, lambda figure: _draw_rounds(figure, live.rounds, moved))
+    return picture("live-rounds", caption, alt, 2.6, lambda figure: _draw_rounds(figure, shown))
 
 
-def _draw_rounds(figure: Figure, rounds: Sequence[RoundRow], moved: list[int] | None) -> None:
-    panels = figure.subplots(1, 2 if moved else 1, squeeze=False)[0]
-    bars: Axes = panels[0]
+def _draw_rounds(figure: Figure, rounds: Sequence[RoundRow]) -> None:
+    bars: Axes = figure.subplots()
+    width = max(1.0, min(12.0, 400 / len(rounds)))  # points
     for outcome, (colour, label) in OUTCOMES.items():
         of_outcome = [row for row in rounds if row.outcome == outcome]
         if of_outcome:
-            bars.bar(
-                [row.number for row in of_outcome],
-                [row.seconds for row in of_outcome],
-                color=colour,
-                width=0.8,
-                label=label,
-            )
+            numbers, seconds = [row.number for row in of_outcome], [row.seconds for row in of_outcome]
+            bars.vlines(numbers, 0, seconds, color=colour, lw=width, label=label)
     bars.grid(visible=False, axis="x")
-    bars.set_title("time of each round, seconds")
+    bars.set_ylabel("seconds")
     bars.set_xlabel("round")
     bars.margins(y=0.2)
+    bars.set_ylim(bottom=0)
     bars.legend(frameon=False, fontsize=9, ncols=3, loc="upper right")
-    if moved:
-        factor, unit = (1e9, "GB") if moved[-1] >= 1e9 else (1e6, "MB") if moved[-1] >= 1e6 else (1e3, "kB")
-        axes: Axes = panels[1]
-        axes.plot(
-            [row.number for row in rounds], [value / factor for value in moved], color=SERIES[0], marker=".", ms=5
-        )
-        axes.set_title(f"weights moved until then, {unit}")
-        axes.set_xlabel("round")
-        axes.set_ylim(bottom=0)
-    for axes in panels:
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    bars.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def ends(series: Sequence[Series], most: int) -> tuple[Series, ...]:
+    """Returns all series, or the worst and best halves of `most` of them, worst first. Series have a newest score."""
+    by_score = sorted(series, key=lambda curve: curve.scores[-1])
+    if len(by_score) <= most:
+        return tuple(by_score)
+    return (*by_score[: most // 2], *by_score[len(by_score) - (most - most // 2) :])
+
+
+def most_points(series: Sequence[Series]) -> int:
+    """Returns the largest number of points of each group's line, so that a panel of many groups is drawn quickly."""
+    return max(LEAST_POINTS, min(MAX_POINTS, MAX_SCORES // len(series)))
+
+
+def _left_out(live: LiveRun, roles: Sequence[str]) -> str:
+    if max(len(live.scored(role)) for role in roles) <= MAX_NAMED:
+        return ""
+    return f" Named: the {MAX_NAMED // 2} worst and the {MAX_NAMED // 2} best groups of a panel."
 
 
 def _mean(values: Sequence[float]) -> float:

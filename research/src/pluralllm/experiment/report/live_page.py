@@ -7,6 +7,7 @@ from pluralllm.common.predictor.metrics import coefficient_of_variation, fairnes
 from pluralllm.common.words.context_gain import IGNORES_CONTEXT, gain_text, ignores_context, mean_gain
 from pluralllm.common.words.names import MemberName
 from pluralllm.common.words.noise import declared_text
+from pluralllm.common.words.run_state import run_state_text
 from pluralllm.common.words.score_sums import clipped_text, scores_text
 from pluralllm.experiment.report.findings import amount
 from pluralllm.experiment.report.live import Answers, LiveRun, Series, at_round, common_rounds, live_run, moved_bytes
@@ -15,11 +16,12 @@ from pluralllm.experiment.report.live_figures import (
     fairness_over_rounds,
     groups_now,
     groups_over_rounds,
-    rounds_and_bytes,
+    time_of_rounds,
 )
 from pluralllm.experiment.report.page import Finding, Page, Row, Section, Table
 
 NOT_THERE = "–"
+MAX_ROUNDS = 500  # newest rounds in the table
 PRIVATE = (
     "Answers, predictions and single questions' scores never leave the partners, so nothing here shows predicted beside true "
     "answers, and there are no intervals over questions. pluralllm experiment report has both, for data in one place."
@@ -33,24 +35,26 @@ def live_page(answers: Answers, made: str) -> Page:
     """
     live = live_run(answers)
     run = answers.run
-    state = f"{run['outcome']} {run['outcome_reason']}".strip() if run["phase"] == "ended" else str(run["phase"])
-    figures = [groups_over_rounds(live), groups_now(live), fairness_over_rounds(live), rounds_and_bytes(live)]
+    state = run_state_text(run["phase"], run["outcome"], paused=bool(run.get("paused")))
+    state = f"{state} {run['outcome_reason']}".strip() if run["phase"] == "ended" else state
+    figures = [groups_over_rounds(live), groups_now(live), fairness_over_rounds(live), time_of_rounds(live)]
     over_rounds, now, fairness, rounds = [() if figure is None else (figure,) for figure in figures]
     sections = (
-        Section("Alignment, round by round", pictures=over_rounds),
-        Section("Each group now", pictures=now, tables=(groups_table(live),) if live.series else ()),
-        Section("Fairness on the way", pictures=fairness),
-        Section("Rounds", pictures=rounds),
-        Section("Every round", tables=(rounds_table(live),) if live.rounds else (), is_folded=True),
+        Section("How well is each group served, round by round?", pictures=over_rounds),
+        Section("Where does each group stand now?", pictures=now, tables=(groups_table(live),) if live.series else ()),
+        Section("Are all groups served alike?", pictures=fairness),
+        Section("How long does a round take, and which rounds were lost?", pictures=rounds),
+        Section("Each round", tables=(rounds_table(live),) if live.rounds else (), is_folded=True),
         Section("Members", tables=() if answers.members is None else (members_table(answers),), is_folded=True),
-        Section("What this run is", tables=(provenance_table(live),), code=spec_text(answers)),
+        Section("What this run is", tables=(provenance_table(live),)),
+        Section("The run spec", code=spec_text(answers), is_folded=True),
     )
     return Page(
         f"Run {live.name}",
         f"{state}, round {run['round']} of {run['rounds']}, model version {run['version']}; as of {made}.",
         tuple(live_findings(live)),
         (PRIVATE,),
-        tuple(section for section in sections if section.pictures or section.tables),
+        tuple(section for section in sections if section.pictures or section.tables or section.code),
     )
 
 
@@ -180,8 +184,10 @@ def rounds_table(live: LiveRun) -> Table:
             )
         )
         for row in reversed(live.rounds)
+        if row.number > live.rounds[-1].number - MAX_ROUNDS or row.outcome == "abandoned"
     ]
-    return Table(("round", "outcome", "version made", "updates of cohort", "seconds", "reason"), tuple(rows))
+    note = "" if len(rows) == len(live.rounds) else f"The newest {MAX_ROUNDS} rounds, and all that were abandoned."
+    return Table(("round", "outcome", "version made", "updates of cohort", "seconds", "reason"), tuple(rows), note=note)
 
 
 def members_table(answers: Answers) -> Table:

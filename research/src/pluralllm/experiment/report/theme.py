@@ -96,6 +96,7 @@ def picture(name: str, caption: str, alt: str, height_in: float, draw: Callable[
         draw(figure)
         png, svg = io.BytesIO(), io.StringIO()
         figure.savefig(png, format="png", dpi=PNG_DPI, metadata={"Software": None})
+        figure.set_layout_engine("none")  # the layout is made; to make it once more costs as much as to draw
         figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
     return Picture(name, caption, alt, inline(svg.getvalue(), name, alt), png.getvalue())
 
@@ -189,9 +190,10 @@ def label_ends(axes: Axes, labels: Sequence[EndLabel], height_in: float, size: f
                 "color": label.colour,
                 "lw": 0.7,
                 "alpha": 0.6,
-                "shrinkA": 2,
+                "shrinkA": 0,  # to cut a line costs more than to draw it
                 "shrinkB": 0,
-                "relpos": (0, 0.5),
+                "patchA": None,
+                "relpos": (-0.03, 0.5),
             },
         )
 
