@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # Containers often set it. Then each process compiles every module anew, which is a third of the CPU time of the tests.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo check test faults mutants lint protos docs bench experiment locks sbom release packages compatibility clean setup
+.PHONY: demo check test faults mutants lint protos docs notebooks bench experiment locks sbom release packages compatibility clean setup
 
 # KEEP=1 keeps the federation up after the result, to be looked at, until Ctrl-C.
 demo: .stamps/run
@@ -54,6 +54,10 @@ protos: .stamps/dev
 
 docs: .stamps/dev
 	$(BIN)/python docs/generate.py
+
+# Executes the code of docs/notebooks and docs/python.md; `make test` does so, too.
+notebooks: .stamps/dev
+	$(BIN)/python -m pytest -q tests/integration/test_notebooks.py tests/integration/test_python_page.py $(ARGS)
 
 bench: .stamps/dev
 	$(BIN)/python benchmarks/aggregation_memory.py

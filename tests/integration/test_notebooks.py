@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from support.process_harness import WIDTH, tiny_embedding_model
 from support.python_blocks import blocks_of, executed
+from support.synthetic_results import SMALL, write_results
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = ROOT / "docs" / "notebooks"
@@ -26,6 +27,14 @@ def test_a_survey_becomes_a_predictor(tmp_path: Path, monkeypatch: pytest.Monkey
     names: dict[str, Any] = executed(NOTEBOOKS / "survey-to-predictor.ipynb", SURVEY_TO_PREDICTOR)
     assert names["same"].shares == pytest.approx(names["answer"].shares, abs=1e-5)
     assert len(names["frame"]) == 3 * 6
+
+
+def test_the_results_of_an_experiment_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_results(tmp_path / "results", SMALL[:3], questions=20)
+    names: dict[str, Any] = executed(NOTEBOOKS / "reading-results.ipynb", {})
+    assert list(names["frame"].columns)[:2] == ["method", "seeds"]
+    assert len(names["by_round"].groupby(level=0).last()) == 3
 
 
 @pytest.mark.parametrize("notebook", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)

@@ -101,7 +101,7 @@ async def test_members_scores_models_and_events_are_typed(tmp_path: Path) -> Non
         assert later == list(range(3, len(seen) + 1))
 
 
-async def test_a_model_is_downloaded(tmp_path: Path) -> None:
+async def test_a_model_is_downloaded_and_exported_as_a_predictor(tmp_path: Path) -> None:
     def fetch(served: Served) -> None:
         with connected(served) as federation:
             run = federation.create("r", small_spec())
@@ -111,6 +111,9 @@ async def test_a_model_is_downloaded(tmp_path: Path) -> None:
                 "provenance.json",
                 "run_spec.json",
             ]
+            predictor = run.predictor(tmp_path / "exported", 0, device="cpu", cache=tmp_path / "cache")
+            assert (predictor.config.run, predictor.config.version, predictor.config.context_gain) == ("r", 0, None)
+            assert {path.name for path in (tmp_path / "exported").iterdir()} >= {"config.json", "README.md"}
             with pytest.raises(NotFound):
                 run.download(tmp_path / "none", 7)
 
