@@ -69,6 +69,7 @@ TYPED_FROM_THE_PAGE = {
         "Afterwards",
     ),  # tests/faults/test_quickstart.py
     "operate.md": ("Install", "Start", "Look", "One partner"),  # test_operate.py
+    "partner.md": ("Install the client", "Join with the invite", "The supervised daemon", "Leave"),  # test_operate.py
     "joining.md": (
         "The operator, on the coordinator's machine",
         "The partner, beside its data",

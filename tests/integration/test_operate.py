@@ -1,4 +1,4 @@
-"""The commands of docs/operate.md from "Start" to "One partner" work unchanged."""
+"""The commands of docs/operate.md from "Start" to "One partner" and those of docs/partner.md work unchanged."""
 
 import os
 import re
@@ -13,17 +13,25 @@ from pathlib import Path
 import pytest
 from support.process_harness import free_port
 
+from pluralllm.client.data.codebook import keep_codebook
+from pluralllm.client.data.private_data import write_group
+from pluralllm.client.data.sample_survey import RESPONDENTS, sample_groups, with_counts
+
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "operate.md").read_text()
+PARTNER = (ROOT / "docs" / "partner.md").read_text()
 BINARIES = Path(sys.executable).parent
 LIMIT_S = 60.0
 # Commands that need root, systemd as process 1 or a package index; all others are run.
-NOT_HERE = ("useradd", "python3 -m venv", "/opt/pluralllm/bin/pip", "build/bin/pip", "systemctl daemon-reload")
+NOT_HERE = (
+    *("useradd", "python3 -m venv", "/opt/pluralllm/bin/pip", "build/bin/pip", "systemctl daemon-reload"),
+    *("systemctl enable --now pluralllm-client@", "systemctl disable --now pluralllm-client@"),
+)
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 
-def commands(section: str) -> list[str]:
-    text = PAGE.partition(f"## {section}\n")[2].partition("\n## ")[0]
+def commands(section: str, page: str = PAGE) -> list[str]:
+    text = page.partition(f"## {section}\n")[2].partition("\n## ")[0]
     return re.findall(r"^    (\S.*)$", text, re.MULTILINE)
 
 
@@ -57,6 +65,19 @@ class Machine:
         )  # fmt: skip
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
         return done.stdout
+
+    def configure_partner(self) -> None:
+        """Applies the settings of the partner's page, and puts a private file where they say."""
+        path = Path(self.here("/etc/pluralllm/north.toml"))
+        (block,) = re.findall(r"```toml\n(.+?)```", PARTNER, re.DOTALL)
+        keys = re.findall(r"^(\w+) = ", block, re.MULTILINE)
+        kept = [line for line in path.read_text().splitlines() if not re.match(rf"({'|'.join(keys)}) = ", line)]
+        path.write_text("\n".join([self.here(block), *kept]) + "\n")
+        (questions, _) = sample_groups(2, 40, seed=0).values()
+        answers = Path(self.here("/var/lib/pluralllm/north/answers.jsonl"))
+        counted = [with_counts(one, RESPONDENTS) for one in questions]
+        write_group(answers, counted)
+        keep_codebook(answers, counted)
 
     def configure(self) -> None:
         """Applies the page's settings, with ports that are free here."""
@@ -113,5 +134,16 @@ def test_the_operators_page_gives_a_coordinator_that_is_measured_looked_at_and_j
                 assert "alive" in output
     assert any(command.startswith("pluralllm-client join") for command in typed)
     assert "org-a" in machine.type("pluralllm --identity admin members")
+    machine.type("pluralllm --identity admin invite north --role client")
+    output = ""
+    for section in ("Install the client", "Join with the invite", "The supervised daemon", "Leave"):
+        for command in commands(section, PARTNER):
+            output += machine.type(command)
+            if command.endswith("/etc/pluralllm/north.toml") and command.startswith("install"):
+                machine.configure_partner()
+    assert "Next: pluralllm-client run --config" in output
+    assert "policy.toml" in output
+    assert Path(machine.here("/var/lib/pluralllm/north/policy.toml")).is_file()
+    assert re.search(r"^ ?certificate +ok ", output, re.MULTILINE)
     assert machine.service is not None
     assert machine.service.poll() is None

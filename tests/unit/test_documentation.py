@@ -102,7 +102,7 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_file_of_the_project_that_is_named_exists(page: Path) -> None:
     named = re.findall(
-        r"(?<![\w/.-])((?:tests|benchmarks|deploy|docs|protos|common|server|client|research)/[\w./-]+\w)",
+        r"(?<![\w/.-])((?:tests|benchmarks|deploy|docs|protos|common|server|client|research)/[\w./@-]+\w)",
         page.read_text(),
     )
     known = [path for path in named if not path.startswith(MADE_BY_THE_READER)]
@@ -127,15 +127,24 @@ def test_every_extra_to_install_exists_in_its_distribution(page: Path) -> None:
         assert extra in project_of(distribution)["optional-dependencies"], f"pluralllm-{distribution}[{extra}]"
 
 
-def test_the_operators_page_installs_every_command_that_it_types() -> None:
-    lines = [line for block in of_section("operate.md", "Install") for line in block.commands]
+@pytest.mark.parametrize(
+    ("page", "install_section", "sections"),
+    [
+        ("operate.md", "Install", ("Start", "Look", "One partner")),
+        ("partner.md", "Install the client", ("Join with the invite", "The supervised daemon", "Leave")),
+    ],
+)
+def test_a_page_that_installs_has_every_command_that_it_types(
+    page: str, install_section: str, sections: tuple[str, ...]
+) -> None:
+    lines = [line for block in of_section(page, install_section) for line in block.commands]
     install = next(line for line in lines if "/pip wheel" in line)
     assert any(line.startswith("/opt/pluralllm/bin/pip install") and "wheels/*.whl" in line for line in lines)
     installed = {name for part in re.findall(r" \./(\w+)", install) for name in project_of(part).get("scripts", {})}
     typed = {
         command
-        for section in ("Start", "Look", "One partner")
-        for block in of_section("operate.md", section)
+        for section in sections
+        for block in of_section(page, section)
         for line in block.commands
         if (command := line.split()[0]) in APPS
     }
