@@ -25,6 +25,7 @@ VENV = Path(sys.executable).parents[1]
 ELSEWHERE = {
     "make demo": "tests/faults/test_demo.py",
     "pluralllm quickstart": "tests/faults/test_quickstart.py",
+    "pluralllm-client data import plugin": "tests/unit/client/test_plugin_command.py",
     "make test": "it runs this",
     "make check": "the quick part of make test, and make lint",
     "make lint": ".ci/run",

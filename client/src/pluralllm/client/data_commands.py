@@ -9,7 +9,7 @@ import typer
 from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 
-from pluralllm.client import preference_command, privacy_commands, survey_commands
+from pluralllm.client import plugin_command, preference_command, privacy_commands, survey_commands
 from pluralllm.client.data.answers import read_answers
 from pluralllm.client.data.codebook import keep_codebook, listed_questions
 from pluralllm.client.data.overlap import overlap
@@ -41,6 +41,7 @@ import_app.command("globalopinionqa")(survey_commands.globalopinionqa)
 import_app.command("opinionqa")(survey_commands.opinionqa)
 import_app.command("responses")(survey_commands.responses)
 import_app.command("preferences")(preference_command.preferences)
+import_app.command("plugin")(plugin_command.plugin)
 app.command("release")(privacy_commands.release_answers)
 
 
