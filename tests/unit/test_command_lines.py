@@ -56,3 +56,9 @@ def test_the_help_of_a_group_cuts_no_line() -> None:
     shown = CliRunner().invoke(operators.app, ["run", "-h"])
     create = importlib.import_module("pluralllm.cli.run_commands").create
     assert (create.__doc__ or "").split("\n")[0] in " ".join(shown.stdout.split())
+
+
+def test_a_command_of_another_package_stands_in_its_group_and_not_beside_it() -> None:
+    whole = operators.command_line()
+    assert "model.export" not in whole.commands
+    assert {"export", "serve", "pull"} <= inner_commands(inner_commands(whole)["model"]).keys()
