@@ -12,6 +12,7 @@ MAY_USE = {
     f"{PRIVATE_FILE}.read_counted": {
         "client.privacy.release",
         "client.data_commands",  # `data check --epsilon`, whose results stay on the terminal
+        "client.plugin_command",  # an import, whose file is read once to refuse a wrong one
         "client.survey_commands",  # the noise that a release would add, shown after an import
         "client.doctor",  # whether numbers of respondents are there
     },
