@@ -93,8 +93,9 @@ def test_the_predictor_answers_questions_and_keeps_its_answers_in_a_folder(
     assert again.config.context_gain == pytest.approx(simulation.context_gain)
     with pytest.raises(TooFewQuestions):
         again.predict(group[:3], [pair])
-    with pytest.raises(InvalidArgument, match="at least 2 options"):
-        again.predict(group[:8], [("Is it?", "yes")])
+    for options_of_it in ("yes", ["yes"]):
+        with pytest.raises(InvalidArgument, match="at least 2 options"):
+            again.predict(group[:8], [("Is it?", options_of_it)])
 
 
 def test_the_context_gain_is_what_the_own_context_is_better_by(simulation: Simulation) -> None:
@@ -154,8 +155,9 @@ def test_a_spec_that_does_not_fit_the_groups_is_refused_before_any_work(
         Federation.simulate(GROUPS, {**SPEC, **changes}, held_out=held_out, cache=tmp_path, progress=False)
 
 
-def test_a_group_with_too_few_questions_is_named_before_any_work(tmp_path: Path) -> None:
-    few = {**GROUPS, NAMES[4]: GROUPS[NAMES[4]][:8]}
+def test_a_group_with_too_few_questions_is_named_before_any_work(simulation: Simulation, tmp_path: Path) -> None:
+    scored = [question for question in GROUPS[NAMES[4]] if not simulation.spec.held_out.includes(question)]
+    few = {**GROUPS, NAMES[4]: scored[:8]}  # as many as a context has
     with pytest.raises(TooFewQuestions, match=NAMES[4]):
         Federation.simulate(few, SPEC, held_out=NAMES[4:], cache=tmp_path, progress=False)
     with pytest.raises(InvalidArgument, match="every"):
