@@ -129,7 +129,7 @@ def test_the_clients_are_counted_by_state_and_one_that_is_not_connected_is_away(
 
 def test_a_run_is_in_one_state_whether_it_runs_is_paused_or_has_ended() -> None:
     run = evaluated_run(0)
-    ended = {"phase": Phase.ENDED, "outcome": Outcome.CANCELLED}
+    ended: dict[str, object] = {"phase": Phase.ENDED, "outcome": Outcome.CANCELLED}
     changes: list[dict[str, object]] = [{}, {"paused": True}, ended]
     runs = [
         dataclasses.replace(run, progress=Progress(dataclasses.replace(run.state, **change), run.newest))  # type: ignore[arg-type]
