@@ -18,6 +18,7 @@ pytestmark = [
     pytest.mark.timeout(900),
 ]
 START_LIMIT_S = 0.150
+BUSY = 2.0  # a busy machine takes longer for everything: then the limit is this many times the import of typer alone
 TIMES = 7
 
 
@@ -79,9 +80,10 @@ def test_a_light_install_of_the_client_has_both_commands_and_no_torch(light: Pat
 @pytest.mark.parametrize("command", ["pluralllm", "pluralllm-client"])
 @pytest.mark.parametrize("asked", ["--help", "--version"])
 def test_a_light_command_starts_at_once(light: Path, tmp_path: Path, command: str, asked: str) -> None:
+    typer_s = cpu_s([light / "python", "-c", "import typer"], tmp_path)
     taken_s = cpu_s([light / command, asked], tmp_path)
-    print(f"{command} {asked}: {1000 * taken_s:.0f} ms")
-    assert taken_s < START_LIMIT_S
+    print(f"{command} {asked}: {1000 * taken_s:.0f} ms; import typer: {1000 * typer_s:.0f} ms")
+    assert taken_s < max(START_LIMIT_S, BUSY * typer_s)
 
 
 def test_a_light_install_names_the_package_of_each_absent_command(light: Path, tmp_path: Path) -> None:
