@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # Containers often set it. Then each process compiles every module anew, which is a third of the CPU time of the tests.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo check test faults mutants lint protos docs notebooks bench experiment locks sbom release packages compatibility clean setup
+.PHONY: demo check test ray faults mutants lint protos docs notebooks bench experiment locks sbom release packages compatibility clean setup
 
 # KEEP=1 keeps the federation up after the result, to be looked at, until Ctrl-C.
 demo: .stamps/run
@@ -30,6 +30,10 @@ check: .stamps/dev
 JOBS ?= 3
 test: .stamps/dev
 	$(SIDE_BY_SIDE) -n $(JOBS) $(ARGS)
+
+# Experiments on a real Ray of this machine. Ray has 240 MB, so `make test` leaves these tests out.
+ray: .stamps/ray
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/clusters $(ARGS)
 
 # Runs the tests of every fault, for some hours (docs/reliability.md); `make test` runs a sample. REPORT=FILE.md names a file for the figures.
 FAULTS ?= tests/faults tests/simulation tests/nemesis tests/fuzz tests/integration/test_backup.py tests/integration/test_drain.py \
@@ -133,6 +137,10 @@ setup: .stamps/dev
 
 .stamps/dev: .stamps/run pyproject.toml
 	$(PIP) -e "./research[experiment,align]" --group dev
+	@touch $@
+
+.stamps/ray: .stamps/dev
+	$(PIP) -e "./research[ray]"
 	@touch $@
 
 clean:

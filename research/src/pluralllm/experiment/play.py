@@ -51,9 +51,10 @@ class Player:
     The embedded questions stay in memory as long as the next method uses the same embedding.
     """
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: Setting, embedded: dict[Embedding, Groups] | None = None) -> None:
+        """embedded: the groups as they are embedded already, if they are."""
         self._setting = setting
-        self._embedded: dict[Embedding, Groups] = {}
+        self._embedded = embedded or {}
 
     def groups(self, spec: RunSpec, tell: Progress) -> Groups:
         """Returns each group's questions, embedded as the run spec demands.

@@ -27,13 +27,13 @@ from pluralllm.experiment.baselines import (
     uniform,
 )
 from pluralllm.experiment.engines.processes import Processes
-from pluralllm.experiment.engines.units import Engine, Shard, Unit, check_results
+from pluralllm.experiment.engines.units import Engine, RayOptions, Shard, Unit, check_results
 from pluralllm.experiment.groups import Groups, check_sizes, data_digest, embedding_digest, read_groups
 from pluralllm.experiment.orders import Play
 from pluralllm.experiment.play import Player, Setting
 from pluralllm.experiment.records import Provenance, file_of, final_record, is_done, options_record, write_records
 from pluralllm.experiment.scoring import episode_of
-from pluralllm.experiment.spec import Experiment
+from pluralllm.experiment.spec import Experiment, Method
 
 Tell = Callable[[str, int, int], None]  # reports progress: what is done, how much of it, of how much
 
@@ -50,6 +50,7 @@ class Plan:
     jobs: int  # processes side by side
     only: tuple[str, ...] = ()  # methods to play now; the others can follow in the same folder
     shard: Shard = Shard(0, 1)  # the units of this call; other calls play the others
+    ray: RayOptions | None = None  # None: the units are played by processes of this machine
 
 
 def usual_jobs(device: str) -> int:
@@ -90,7 +91,7 @@ def run_experiment(plan: Plan, tell: Tell) -> None:
         )
         if plan.shard.index == 0:
             _guess(plan, provenance, groups)
-    engine = _engine(plan)
+    engine = _engine(plan, provenance, player)
     asyncio.run(_play_all(plan, engine, todo, len(units), provenance, tell))
 
 
@@ -117,7 +118,14 @@ async def _play_all(
             progress(unit, "training", 1, 1)
 
 
-def _engine(plan: Plan) -> Engine:
+def _engine(plan: Plan, provenance: Provenance, player: Player) -> Engine:
+    if plan.ray is not None:
+        from pluralllm.experiment.engines.ray_cluster import RayCluster  # noqa: PLC0415 - Ray is an extra
+
+        def groups_of(method: Method) -> Groups:
+            return player.groups(plan.experiment.run_spec(method, plan.experiment.seeds[0]), lambda *_: None)
+
+        return RayCluster(plan.ray, provenance, plan.jobs, groups_of)
     order = Play(
         experiment_json=plan.experiment.model_dump_json(),
         method="",

@@ -46,6 +46,11 @@ def need_experiment() -> None:
     _need("research", "experiment", "pluralllm.server")
 
 
+def need_ray() -> None:
+    """Checks that Ray is installed, which plays experiments on a cluster. Raises ExtraMissing if it is missing."""
+    _need("research", "ray", "ray")
+
+
 def need_report() -> None:
     """Checks that the packages for reports are installed: matplotlib and jinja2. Raises ExtraMissing if a package is missing."""
     _need("research", "experiment", "matplotlib", "jinja2")

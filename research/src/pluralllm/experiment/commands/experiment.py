@@ -12,15 +12,29 @@ from rich.table import Table
 from pluralllm.cli.output import show
 from pluralllm.common.errors.tree import InvalidArgument
 from pluralllm.common.process.console import Json, say, terminal
-from pluralllm.common.process.extras import need_experiment, need_report
+from pluralllm.common.process.extras import need_experiment, need_ray, need_report
 from pluralllm.common.process.json_forms import METHODS
 from pluralllm.common.words.context_gain import IGNORES_CONTEXT, LEAST_CONTEXT_GAIN, gain_text
 
 if TYPE_CHECKING:
     from pluralllm.experiment.details import Details
+    from pluralllm.experiment.engines.units import RayOptions
+    from pluralllm.experiment.runner import Plan
     from pluralllm.experiment.summary import Line
 
 app = typer.Typer(no_args_is_help=True, help="Compares methods on survey data, in one process.")
+ENGINES = ("processes", "ray")
+EngineName = Annotated[str, typer.Option("--engine", help=f"What plays the methods: {' or '.join(ENGINES)}.")]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(help="For --engine ray: address of a cluster, ray://HOST:10001. Default: this machine's cores alone."),
+]
+GpusPerUnit = Annotated[
+    float, typer.Option(min=0.0, help="For --engine ray: share of a GPU for a method with a seed, for example 0.25.")
+]
+Mixed = Annotated[
+    bool, typer.Option("--mixed", help="For --engine ray: accept workers of other versions; the results say so.")
+]
 PARTS = {"test": "unseen groups", "validation": "validation groups", "train": "training groups, withheld questions"}
 
 
@@ -46,6 +60,10 @@ def run(
             metavar="INDEX/COUNT", help="Part of the work for this machine: 0/16 to 15/16. The shards make all results."
         ),
     ] = "0/1",
+    engine: EngineName = ENGINES[0],
+    ray_address: RayAddress = None,
+    gpus_per_unit: GpusPerUnit = 0.0,
+    mixed: Mixed = False,
     quick: Annotated[
         bool, typer.Option("--quick", help="Play a few rounds of one seed, to see that everything works.")
     ] = False,
@@ -55,10 +73,11 @@ def run(
     Results that the folder already holds stay as they are, so the same command continues an interrupted experiment.
     """
     need_experiment()
+    on_ray = _ray_options(engine, ray_address, gpus_per_unit, is_mixed=mixed)
     from pluralllm.client.work.train import pick_device  # noqa: PLC0415 - torch, only here
     from pluralllm.common.process.logs import configure_logs  # noqa: PLC0415
     from pluralllm.experiment.engines.units import Shard  # noqa: PLC0415
-    from pluralllm.experiment.runner import Plan, run_experiment, usual_jobs  # noqa: PLC0415
+    from pluralllm.experiment.runner import Plan, usual_jobs  # noqa: PLC0415
     from pluralllm.experiment.spec import load_experiment  # noqa: PLC0415
 
     configure_logs(form="console", level="WARNING")
@@ -72,16 +91,42 @@ def run(
         model_path=embedding_model_path,
         cache=cache or folder / "cache",
         device=chosen,
-        jobs=jobs or usual_jobs(chosen),
+        jobs=jobs or usual_jobs("cpu" if on_ray else chosen),
         only=tuple(only or ()),
         shard=Shard.parse(shard),
+        ray=on_ray,
     )
+    _run_with_progress(plan)
+    say(f"{folder}: look at it with pluralllm experiment report {folder}")
+
+
+def _run_with_progress(plan: "Plan") -> None:
+    """Runs the experiment, and shows a progress line on stderr when it is a terminal."""
+    from pluralllm.experiment.runner import run_experiment  # noqa: PLC0415 - torch
+
     console = terminal(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("reading", total=None)
         run_experiment(plan, lambda what, done, total: bar.update(task, description=what, completed=done, total=total))
-    say(f"{folder}: look at it with pluralllm experiment report {folder}")
+
+
+def _ray_options(engine: str, address: str | None, gpus_per_unit: float, *, is_mixed: bool) -> "RayOptions | None":
+    """Returns the options of the engine `ray`; None for the engine `processes`.
+
+    Raises InvalidArgument for an unknown engine, or an option that the engine does not have; ExtraMissing without Ray.
+    """
+    if engine not in ENGINES:
+        raise InvalidArgument(field="--engine", problem=f"is {engine!r}, allowed: {', '.join(ENGINES)}")
+    if engine == "ray":
+        need_ray()
+        from pluralllm.experiment.engines.units import RayOptions  # noqa: PLC0415 - torch
+
+        return RayOptions(address, gpus_per_unit, is_mixed)
+    typed = {"--ray-address": address, "--gpus-per-unit": gpus_per_unit, "--mixed": is_mixed}
+    if unused := [name for name, value in typed.items() if value]:
+        raise InvalidArgument(field=unused[0], problem="is for --engine ray, and the engine is processes")
+    return None
 
 
 @app.command("table")

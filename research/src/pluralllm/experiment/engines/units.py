@@ -39,6 +39,15 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class RayOptions:
+    """The Ray cluster that plays an experiment's units."""
+
+    address: str | None = None  # None: a Ray of this machine's cores, which ends with the experiment
+    gpus_per_unit: float = 0.0  # share of a GPU; 0: units train on CPUs
+    is_mixed: bool = False  # whether workers of other versions or processors may play
+
+
+@dataclass(frozen=True, slots=True)
 class Shard:
     """One part of an experiment's units, for a machine that plays this part alone: every count-th unit, from `index` on."""
 
