@@ -1,6 +1,6 @@
 """Baselines: guesses that need no predictor. A method that does not beat the baselines has learnt nothing useful."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,10 +45,11 @@ class TrainingMean:
     The guess needs the groups' data in one place, which no federation has. arXiv 2503.09925 does not report this baseline.
     """
 
-    def __init__(self, spec: RunSpec, groups: dict[str, GroupData]) -> None:
+    def __init__(self, spec: RunSpec, groups: dict[str, GroupData], training: Sequence[str]) -> None:
+        """training: names of the training groups."""
         self._known: dict[str, list[dict[str, float]]] = {}  # by question: each training group's share of each option
         self._held_out = spec.held_out
-        for name in spec.groups.train:
+        for name in training:
             data = groups[name]
             for number in data.split(spec.held_out)[0]:
                 question = data.questions[number]

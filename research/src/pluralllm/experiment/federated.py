@@ -1,6 +1,6 @@
 """FedAvg in one process: the service's round machine and aggregation, with clients that train in batched passes."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -19,8 +19,9 @@ from pluralllm.common.words.spec import GroupRole, RunSpec
 from pluralllm.experiment.ring_sums import RingSums
 from pluralllm.experiment.stacked import Flat, Learners
 from pluralllm.experiment.sums import SumsRounds, without_projection
+from pluralllm.experiment.virtual import WaitingUpdates
 from pluralllm.server.aggregation.arithmetic import shorten
-from pluralllm.server.aggregation.rules import aggregator
+from pluralllm.server.aggregation.rules import COLUMNS, aggregator
 from pluralllm.server.aggregation.update_files import norm_of
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.cohort import task_seed
@@ -28,6 +29,8 @@ from pluralllm.server.rounds.machine import step
 from pluralllm.server.rounds.state import Phase, Run
 from pluralllm.server.rounds.weighting import weights_of
 
+VALUES_AT_ONCE = 16 * 1024 * 1024  # of the updates that wait in a file: 64 MiB
+Updates = MutableMapping[ClientId, Flat]
 QUESTIONS_PER_PASS = 500  # on a CPU; measured by benchmarks/batched_round.py
 
 
@@ -52,25 +55,34 @@ def first_values(spec: RunSpec) -> Flat:
     return np.concatenate([initial_values(p, spec.seed).ravel() for p in ordered]).astype(np.float32)
 
 
-def federate(spec: RunSpec, groups: dict[str, GroupData], device: torch.device) -> Iterator[Point]:
+def federate(
+    spec: RunSpec,
+    groups: dict[str, GroupData],
+    device: torch.device,
+    virtual: Mapping[ClientId, str] | None = None,
+) -> Iterator[Point]:
     """Runs a federation to its end; yields model version 0, then the model version of each round.
 
+    virtual: the group of each virtual client; None: each training group of the spec is one client. Virtual clients do not
+    evaluate, because that would be one report for each client.
     The round machine gets the time 0 in every step. Time plays no role here, because every client answers at once.
     """
-    trainers = {ClientId(f"client-{number}"): groups[name] for number, name in enumerate(sorted(spec.groups.train))}
-    everybody = tuple(sorted(trainers))
+    named = {ClientId(f"client-{number}"): name for number, name in enumerate(sorted(spec.groups.train))}
+    trainers = {client: groups[name] for client, name in (named if virtual is None else virtual).items()}
+    everybody, usable = tuple(sorted(trainers)), training_questions(spec, trainers)
     values = first_values(spec)
     clients: Rounds
     if spec.sums is None:
-        clients = LocalTraining(spec, trainers, values, device)
+        clients = LocalTraining(spec, trainers, values, device, updates_wait=virtual is not None)
     else:
         clients, values = SumsRounds(spec, trainers, device), without_projection(spec, values)
-    run = Run(RunId("experiment"), spec.seed, spec.rounds, spec.round, 0, Digest("0"), evaluated=ModelVersion(0))
+    policy = spec.round if virtual is None else spec.round.model_copy(update={"evaluate_every": spec.rounds + 1})
+    run = Run(RunId("experiment"), spec.seed, spec.rounds, policy, 0, Digest("0"), evaluated=ModelVersion(0))
     run = replace(run, aggregation=spec.aggregation, limits_members=spec.limits_members)
     run, _ = step(run, ev.RunStarted(0.0))
     episodes, moved, longest = 0, 0, 0.0
     yield Point(values, 0, 0, 0, 0)
-    while run.phase is not Phase.ENDED:
+    while run.phase is not Phase.ENDED and run.round < spec.rounds:
         run, effects = step(run, ev.ClientsSeen(0.0, everybody, ()))
         cohort = next((effect.cohort for effect in effects if isinstance(effect, ev.OpenRound)), ())
         assert len(cohort) == spec.round.target_clients  # a client that was busy would be missing
@@ -78,7 +90,7 @@ def federate(spec: RunSpec, groups: dict[str, GroupData], device: torch.device) 
         deltas, distances = clients.train_round(values, number, cohort)
         average: ev.Average | None = None
         for client in cohort:
-            examples = len(trainers[client].split(spec.held_out)[0])
+            examples = len(usable[client])
             norm = norm_of(deltas[client])
             longest = max(longest, norm)
             receipt = ev.Receipt(client, Digest(f"{number}-{client}"), examples, distances[client], norm)
@@ -87,7 +99,7 @@ def federate(spec: RunSpec, groups: dict[str, GroupData], device: torch.device) 
         assert average is not None  # every client of the cohort has delivered its update
         values = clients.next_version(values, average, deltas)
         run, effects = step(run, ev.ModelAveraged(0.0, number, Digest(f"version-{number}")))
-        run = _pass_evaluation(run, everybody)
+        run = _pass_evaluation(run, everybody) if virtual is None else run
         episodes += len(cohort) * clients.steps_of_round * spec.training.batch_episodes
         moved += len(cohort) * clients.moved_bytes(number)
         yield Point(values, number, number * clients.steps_of_round, episodes, moved, longest)
@@ -100,14 +112,14 @@ class Rounds(Protocol):
 
     def train_round(
         self, base: Flat, number: RoundNumber, cohort: Collection[ClientId] | None = None
-    ) -> tuple[dict[ClientId, Flat], dict[ClientId, float | None]]:
+    ) -> tuple[Updates, dict[ClientId, float | None]]:
         """Returns each client's update, and each client's distance between predicted and true answers, if it is measured.
 
         cohort: the clients of the round; None: all clients.
         """
         ...
 
-    def next_version(self, base: Flat, average: ev.Average, deltas: dict[ClientId, Flat]) -> Flat:
+    def next_version(self, base: Flat, average: ev.Average, deltas: Updates) -> Flat:
         """Returns the values of the next model version. average: what the round machine decided. deltas: the updates."""
         ...
 
@@ -120,26 +132,37 @@ class LocalTraining:
     """Trains the clients of every round, in batched passes of several clients.
 
     A pass has the number of clients at which training is fastest. Its optimizer state is kept from round to round, so a spec
-    that keeps the state must have every client in every round.
+    that keeps the state must have every client in every round. Without that state, all passes share one set of learners.
     """
 
-    def __init__(self, spec: RunSpec, trainers: dict[ClientId, GroupData], values: Flat, device: torch.device) -> None:
+    def __init__(
+        self,
+        spec: RunSpec,
+        trainers: dict[ClientId, GroupData],
+        values: Flat,
+        device: torch.device,
+        *,
+        updates_wait: bool = False,
+    ) -> None:
+        """updates_wait: whether the updates of a round wait in a file, so that memory does not grow with the cohort."""
         self._spec, self._device, self.steps_of_round = spec, device, spec.training.local_steps
         self._moments = np.repeat(np.array(first_moments(spec.aggregation), np.float32)[:, None], values.size, axis=1)
         self._model_bytes = values.nbytes
-        self._trainers = trainers
-        self._usable = {client: data.split(spec.held_out)[0] for client, data in trainers.items()}
+        self._trainers, self._updates_wait = trainers, updates_wait
+        self._usable = training_questions(spec, trainers)
         self._sums = None if spec.private_rounds is None else RingSums(spec)
         form = update_format(layout_for(spec), spec.updates.encoding if self._sums is None else "ring32")
         self.update_bytes = form.size_bytes - len(form.header)  # size of one client's update
         self._residuals = {client: np.zeros_like(values) for client in trainers if spec.updates.encoding != "fp32"}
-        self._learners: dict[tuple[int, int], Learners] = {}  # by number of the pass, and number of its clients
+        self._learners: dict[
+            tuple[int, int], Learners
+        ] = {}  # by number of the pass, if it has a state to keep, and number of its clients
 
     def moved_bytes(self, number: RoundNumber) -> int:  # noqa: ARG002 - the same in every round
         """Returns how many bytes of model and update one client moves in a round."""
         return self._model_bytes + self.update_bytes
 
-    def next_version(self, base: Flat, average: ev.Average, deltas: dict[ClientId, Flat]) -> Flat:
+    def next_version(self, base: Flat, average: ev.Average, deltas: Updates) -> Flat:
         """Returns the values of the next model version, and keeps the new moments of the server optimizer."""
         if self._sums is None:
             values, self._moments = aggregate(self._spec, base, self._moments, average, deltas)
@@ -150,7 +173,7 @@ class LocalTraining:
 
     def train_round(
         self, base: Flat, number: RoundNumber, cohort: Collection[ClientId] | None = None
-    ) -> tuple[dict[ClientId, Flat], dict[ClientId, float | None]]:
+    ) -> tuple[Updates, dict[ClientId, float | None]]:
         """Trains the cohort, and returns each client's delta (values after training minus values before training).
 
         base: the parameter values that training starts from. Also returns, for each client, the distance between the answers
@@ -159,7 +182,7 @@ class LocalTraining:
         same task seed. cohort: the clients of the round; None: all clients.
         """
         training = self._spec.training
-        deltas: dict[ClientId, Flat] = {}
+        deltas: Updates = WaitingUpdates(base.size) if self._updates_wait else {}
         distances: dict[ClientId, float | None] = {}
         for trainers, learners in self._passes(sorted(self._trainers if cohort is None else cohort), base):
             learners.restart(base)
@@ -179,15 +202,15 @@ class LocalTraining:
                         measured = base_distances(learnt.predicted, learnt.batch, len(trainers))
                         distances |= dict(zip(trainers, measured, strict=True))
             after = zip(trainers, learners.stack.flat(), strict=True)
-            deltas |= {client: self._travelled(client, values - base, number) for client, values in after}
+            deltas.update((client, self._travelled(client, values - base, number)) for client, values in after)
         return deltas, distances
 
     def _passes(self, clients: list[ClientId], base: Flat) -> Iterator[tuple[dict[ClientId, GroupData], Learners]]:
-        """Yields the clients of each pass with their learners, which are kept for the pass of the same number in later rounds."""
+        """Yields the clients of each pass with their learners. Learners with a state serve the pass of the same number only."""
         size = clients_per_pass(self._spec, self._device, len(clients))
         for start in range(0, len(clients), size):
             batch = clients[start : start + size]
-            place = start // size, len(batch)
+            place = start // size if self._spec.training.keep_optimizer_state else 0, len(batch)
             if place not in self._learners:
                 self._learners[place] = Learners(self._spec, [base] * len(batch), self._device)
             yield {client: self._trainers[client] for client in batch}, self._learners[place]
@@ -205,6 +228,13 @@ class LocalTraining:
         return read
 
 
+def training_questions(spec: RunSpec, trainers: Mapping[ClientId, GroupData]) -> dict[ClientId, tuple[int, ...]]:
+    """Returns the numbers of the questions that each client trains on. Clients with the same data share one tuple."""
+    distinct = {id(data): data for data in trainers.values()}
+    split = {key: data.split(spec.held_out)[0] for key, data in distinct.items()}
+    return {client: split[id(data)] for client, data in trainers.items()}
+
+
 def clients_per_pass(spec: RunSpec, device: torch.device, clients: int) -> int:
     """Returns how many clients train in one pass: on a GPU all clients; on a CPU as many as keep the activations in the cache.
 
@@ -219,17 +249,27 @@ def clients_per_pass(spec: RunSpec, device: torch.device, clients: int) -> int:
 
 
 def aggregate(
-    spec: RunSpec, base: Flat, moments: NDArray[np.float32], average: ev.Average, deltas: dict[ClientId, Flat]
+    spec: RunSpec, base: Flat, moments: NDArray[np.float32], average: ev.Average, deltas: Updates
 ) -> tuple[Flat, NDArray[np.float32]]:
     """Returns the values of the next model version, and the new optimizer moments (the state of the server optimizer).
 
     base: values of the model that the round trained from. average: the receipts and weights that the round machine decided on.
-    The service does the same computation slice by slice; here all values are one slice.
+    The service does the same computation slice by slice, as do updates that wait in a file; otherwise all values are one slice.
     """
-    stacked: NDArray[np.float32] = np.stack([deltas[receipt.client] for receipt in average.receipts])
-    shorten(stacked, average.scales)
     weights = np.array(weights_of(average.receipts, spec.aggregation, average.weights), dtype=np.float64)
-    mean = aggregator(spec.aggregation).whole(stacked, weights)
+    clients = [receipt.client for receipt in average.receipts]
+    rule = aggregator(spec.aggregation)
+    if not isinstance(deltas, WaitingUpdates):
+        stacked: NDArray[np.float32] = np.stack([deltas[client] for client in clients])
+        shorten(stacked, average.scales)
+        return server_optimizer(spec.aggregation)(base, rule.whole(stacked, weights), moments)
+    mean = np.empty(base.size)
+    width = max(1, VALUES_AT_ONCE // len(clients) // COLUMNS) * COLUMNS
+    for start in range(0, base.size, width):
+        stop = min(start + width, base.size)
+        stacked = np.stack([deltas.read(client, start, stop) for client in clients])
+        shorten(stacked, average.scales)
+        mean[start:stop] = rule.whole(stacked, weights)
     return server_optimizer(spec.aggregation)(base, mean, moments)
 
 

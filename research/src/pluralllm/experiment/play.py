@@ -28,6 +28,7 @@ from pluralllm.experiment.records import (
 from pluralllm.experiment.scoring import Scorer, alignment, chosen_questions, episode_of, gain_of, own_episode
 from pluralllm.experiment.spec import Experiment, Method
 from pluralllm.experiment.stacked import Flat
+from pluralllm.experiment.virtual import groups_of_clients
 
 OTHER_GROUPS = 5  # at most, whose contexts are tried in the place of a group's own
 Models = dict[str, Flat]  # by group: the values of the predictor that is scored for it
@@ -90,7 +91,11 @@ class Player:
                 clock.stop()
                 point_records.append(_point_record(point, clock.seconds, self._curve(spec, groups, models)))
                 clock.go_on()
-        records = [setting.provenance.header(method.name, *facts), *point_records, *self._finals(spec, groups, models)]
+        records = [
+            setting.provenance.header(method.name, *facts),
+            *point_records,
+            *self._finals(method, spec, groups, models),
+        ]
         if seed == setting.experiment.seeds[0]:
             records += self._distributions(spec, groups, models)
         if method.adapt_steps is None:
@@ -100,7 +105,11 @@ class Player:
         clock.stop()
         point_records = [*point_records, _point_record(adapted, clock.seconds, self._curve(spec, groups, own))]
         line = method.lines[1]
-        own_records = [setting.provenance.header(line, *facts), *point_records, *self._finals(spec, groups, own)]
+        own_records = [
+            setting.provenance.header(line, *facts),
+            *point_records,
+            *self._finals(method, spec, groups, own),
+        ]
         return {method.name: records, line: own_records}
 
     def _curve(self, spec: RunSpec, groups: Groups, models: Models) -> dict[str, float]:
@@ -113,9 +122,9 @@ class Player:
             curve[name] = round(alignment(map(scorer.score, episodes)), 6)
         return curve
 
-    def _finals(self, spec: RunSpec, groups: Groups, models: Models) -> Iterator[Record]:
+    def _finals(self, method: Method, spec: RunSpec, groups: Groups, models: Models) -> Iterator[Record]:
         scoring, data = self._setting.experiment.scoring, self._setting.experiment.data
-        mean = TrainingMean(spec, groups)
+        mean = TrainingMean(spec, groups, self._setting.experiment.training_groups(method))
         yield options_record(groups[name] for name in models)
         for name, values in models.items():
             group_part, scorer = data.part_of(name), Scorer(spec, values, groups[name], self._setting.device)
@@ -183,7 +192,9 @@ def _points(method: Method, spec: RunSpec, setting: Setting, groups: Groups) -> 
     steps = method.steps or spec.rounds * spec.training.local_steps
     match method.kind:
         case "fedavg":
-            for point in federate(spec, groups, setting.device):
+            virtual, training = setting.experiment.data.virtual, setting.experiment.training_groups(method)
+            clients = None if virtual is None else groups_of_clients(virtual, training, spec.seed)
+            for point in federate(spec, groups, setting.device, clients):
                 yield point, dict.fromkeys(scored, point.values)
         case "centralized":
             for point in centralize(spec, steps, every, groups, setting.device):

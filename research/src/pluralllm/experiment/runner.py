@@ -146,7 +146,7 @@ def _guess(plan: Plan, provenance: Provenance, groups: Groups) -> None:
     of_all = experiment.methods[0].model_copy(update={"groups": None})  # a baseline knows every training group
     spec, scored = experiment.run_spec(of_all, experiment.seeds[0]), experiment.scored_groups(of_all)
     scoring, partition = experiment.scoring, experiment.data
-    mean = TrainingMean(spec, groups)
+    mean = TrainingMean(spec, groups, experiment.training_groups(of_all))
     guessers: dict[str, Guesser] = {UNIFORM: uniform, NEAREST: nearest, TRAINING_MEAN: mean}
     for method, guess in guessers.items():
         path = file_of(plan.out, method, 0)

@@ -31,7 +31,7 @@ BASELINES = ("uniform", "own nearest answer", "mean of training groups")
 # Keys that earlier releases did not have. Where they say nothing, the digest of an experiment leaves them out, so that the
 # results of an earlier release still belong to the same experiment.
 LATER_KEYS: dict[str, dict[str, Any]] = {
-    "data": {"files": None},
+    "data": {"files": None, "virtual": None},
     "scoring": {"train_groups": True},
     "methods": {"groups": None, "cohort": None},
 }
@@ -54,6 +54,14 @@ Files = Annotated[
 ]
 
 
+class Virtual(SpecPart):
+    """Virtual clients: so many clients, each with the questions of one training group (virtual.py)."""
+
+    clients: Annotated[int, Field(ge=1, le=10**7)]
+    per_group: Literal["dirichlet", "even"] = "dirichlet"  # shares of the clients that the groups get
+    alpha: Positive = 0.3  # of the Dirichlet distribution: the smaller, the less even
+
+
 class Data(SpecPart):
     """Data of an experiment, and the division of its groups into three parts: train, validation and test.
 
@@ -69,6 +77,7 @@ class Data(SpecPart):
     validation: tuple[Name, ...] = ()
     test: tuple[Name, ...] = ()
     max_questions: PositiveInt | None = None  # for each group, chosen by hash, so that groups keep the same questions
+    virtual: Virtual | None = None  # None: each training group is one client
 
     @model_validator(mode="after")
     def _the_data_is_named_once(self) -> Self:
@@ -292,12 +301,16 @@ class Experiment(SpecPart):
         Raises InvalidSpec if the method's own settings are not valid in a run spec.
         """
         training = self.training_groups(method)
+        virtual = self.data.virtual if method.kind == "fedavg" else None
         count = min(len(training), method.cohort or len(training))
+        if virtual is not None:
+            count = min(virtual.clients, method.cohort or virtual.clients)
         own: dict[str, Any] = {
             "format": "pluralllm.run/2",  # withholds the questions that published results withhold
             "seed": seed,
             "rounds": self.rounds,
-            "groups": {"train": training, "held_out": (*self.data.validation, *self.data.test)},
+            # Many clients of one group have no name in a spec: there, whoever declares to train takes part.
+            "groups": {"train": () if virtual else training, "held_out": (*self.data.validation, *self.data.test)},
             "round": {"min_clients": count, "target_clients": count},
             "evaluation": {"holdout_share": self.scoring.holdout_share},
             "embedding": {"model": self.model},
@@ -313,14 +326,33 @@ class Experiment(SpecPart):
             spec = RunSpec.model_validate(values)
         except ValidationError as error:
             raise InvalidSpec(file=f"of method {method.name}", problems=explain(error)) from error
+        self._check_rounds(method, spec, count)
+        return spec
+
+    def _check_rounds(self, method: Method, spec: RunSpec, count: int) -> None:
+        """Raises InvalidSpec if an experiment cannot play such rounds in one process. count: number of clients in a round."""
+        clients = len(self.training_groups(method))
         if spec.sums is not None and (method.kind != "fedavg" or method.adapt_steps is not None):
             problem = f"  kind: {spec.sums.architecture} is solved by rounds: set kind = fedavg without adapt_steps"
             raise InvalidSpec(file=f"of method {method.name}", problems=problem)
-        if count < len(training) and spec.training.keep_optimizer_state:
+        if count < clients and spec.training.keep_optimizer_state:
             # A client of the service keeps its moments between its rounds; an experiment keeps them for whole cohorts only.
             problem = "  cohort: leave it out, or set spec.training.keep_optimizer_state = false"
             raise InvalidSpec(file=f"of method {method.name}", problems=problem)
-        return spec
+        if self.data.virtual is None or method.kind != "fedavg":
+            return
+        needed = {
+            "spec.training.keep_optimizer_state = false": spec.training.keep_optimizer_state,
+            'spec.updates.encoding = "fp32"': spec.updates.encoding != "fp32",
+            "another aggregation.rule than multi_krum": spec.aggregation.rule == "multi_krum",
+            "a method without private_rounds": spec.private_rounds is not None,
+            "an architecture that trains": spec.sums is not None,
+            "no adapt_steps": method.adapt_steps is not None,
+            f"data.virtual.clients = {clients} or more, one for each group": self.data.virtual.clients < clients,
+        }
+        if missing := [setting for setting, is_missing in needed.items() if is_missing]:
+            problem = f"  data.virtual: virtual clients keep nothing between rounds; set {', '.join(missing)}"
+            raise InvalidSpec(file=f"of method {method.name}", problems=problem)
 
     def quick(self) -> Self:
         """Returns a small version of the experiment that runs in minutes.

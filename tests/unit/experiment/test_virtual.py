@@ -1,0 +1,144 @@
+"""Virtual clients: drawn by the seed, trained as other clients are, and averaged to the same bits without lying in memory."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support.small_survey import small_group, small_spec
+
+from pluralllm.common.errors.tree import InvalidSpec
+from pluralllm.common.words.ids import ClientId, RoundNumber
+from pluralllm.common.words.spec import RunSpec
+from pluralllm.experiment import federated
+from pluralllm.experiment.federated import LocalTraining, federate, first_values
+from pluralllm.experiment.spec import Experiment, Virtual
+from pluralllm.experiment.stacked import Learners
+from pluralllm.experiment.virtual import WaitingUpdates, groups_of_clients
+
+NAMES = ("a", "b", "c")
+CPU = torch.device("cpu")
+
+
+def counts(drawn: dict[ClientId, str]) -> list[int]:
+    return [list(drawn.values()).count(name) for name in NAMES]
+
+
+def test_every_group_gets_clients_by_even_or_drawn_shares() -> None:
+    even = groups_of_clients(Virtual(clients=31, per_group="even"), NAMES, 0)
+    assert sorted(counts(even)) == [10, 10, 11]
+    assert list(even)[:2] == ["client-0", "client-1"]
+    drawn = groups_of_clients(Virtual(clients=1000, alpha=0.1), NAMES, 0)
+    assert sum(counts(drawn)) == 1000
+    assert min(counts(drawn)) >= 1
+    assert max(counts(drawn)) > 500, "a small alpha is uneven"
+    assert groups_of_clients(Virtual(clients=1000, alpha=0.1), NAMES[::-1], 0) == drawn
+    assert groups_of_clients(Virtual(clients=1000, alpha=0.1), NAMES, 1) != drawn
+    assert counts(groups_of_clients(Virtual(clients=3, alpha=0.1), NAMES, 0)) == [1, 1, 1]
+
+
+def test_updates_that_wait_in_a_file_are_read_as_they_were_written() -> None:
+    updates = WaitingUpdates(5)
+    rows = {ClientId(name): np.arange(5, dtype=np.float32) + number for number, name in enumerate("xyz")}
+    updates.update(rows)
+    updates[ClientId("y")] = rows[ClientId("y")] = np.full(5, 7, np.float32)
+    assert list(updates) == list(rows)
+    assert all(np.array_equal(updates[name], row) for name, row in rows.items())
+    assert updates.read(ClientId("z"), 1, 3).tolist() == [3.0, 4.0]
+    del updates[ClientId("x")]
+    assert ClientId("x") not in updates
+    assert len(updates) == 2
+
+
+def spec_of(**changes: Any) -> RunSpec:
+    policy = {"min_clients": 5, "target_clients": 5}
+    training = {"keep_optimizer_state": False}
+    values = {"rounds": 2, "groups": {"held_out": ["d"]}, "round": policy, "training": training, **changes}
+    return small_spec({"format": "pluralllm.run/2", **values})
+
+
+@pytest.mark.parametrize("rule", ["mean", "trimmed_mean"])
+def test_a_cohort_of_virtual_clients_has_the_bits_of_clients_in_memory(
+    monkeypatch: pytest.MonkeyPatch, rule: str
+) -> None:
+    spec = spec_of(aggregation={"rule": rule})
+    drawn = groups_of_clients(Virtual(clients=12, alpha=1.0), NAMES, 0)
+    groups = {name: small_group(name, questions=20, seed=seed) for seed, name in enumerate(NAMES)}
+    monkeypatch.setattr(federated, "QUESTIONS_PER_PASS", 24)  # two clients in a pass
+    monkeypatch.setattr(federated, "VALUES_AT_ONCE", 1)  # the narrowest slices
+    monkeypatch.setattr(federated, "COLUMNS", 1000)
+    monkeypatch.setattr(federated, "_pass_evaluation", None)  # virtual clients do not evaluate
+    waiting = [point.values for point in federate(spec, groups, CPU, drawn)]
+    monkeypatch.setattr(federated, "WaitingUpdates", InMemory)
+    monkeypatch.setattr(federated, "VALUES_AT_ONCE", 10**8)  # one slice
+    in_memory = [point.values for point in federate(spec, groups, CPU, drawn)]
+    assert len(waiting) == 3
+    assert all(np.array_equal(one, other) for one, other in zip(waiting, in_memory, strict=True))
+    assert not np.array_equal(waiting[1], waiting[2])
+
+
+class InMemory(dict[ClientId, Any]):
+    """Updates in memory, of which `aggregate` reads slices as from a file."""
+
+    def __init__(self, _values: int) -> None:
+        super().__init__()
+
+    def read(self, client: ClientId, start: int, stop: int) -> Any:
+        return self[client][start:stop]
+
+
+def test_passes_without_a_state_share_their_learners_and_keep_their_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = spec_of()
+    groups = {ClientId(str(number)): small_group("a", questions=20, seed=number) for number in range(5)}
+    monkeypatch.setattr(federated, "QUESTIONS_PER_PASS", 24)
+    base, made = first_values(spec), list[int]()
+
+    def counted(*arguments: Any) -> Any:
+        made.append(len(arguments[1]))
+        return Learners(*arguments)
+
+    monkeypatch.setattr(federated, "Learners", counted)
+    shared = LocalTraining(spec, groups, base, CPU)
+    deltas, _ = shared.train_round(base, RoundNumber(1))
+    assert made == [2, 1], "one set for the passes of two clients, one for the last client"
+    for pair in (("2", "3"), ("4",)):
+        alone, _ = LocalTraining(spec, groups, base, CPU).train_round(
+            base, RoundNumber(1), [ClientId(name) for name in pair]
+        )
+        assert all(np.array_equal(alone[client], deltas[client]) for client in alone)
+    keeping = spec.model_copy(update={"training": spec.training.model_copy(update={"keep_optimizer_state": True})})
+    made.clear()
+    LocalTraining(keeping, groups, base, CPU).train_round(base, RoundNumber(1))
+    assert made == [2, 2, 1]
+
+
+def experiment_of(spec: dict[str, Any], clients: int = 50, **method: Any) -> Experiment:
+    data = {"files": "none", "train": NAMES, "test": ("d",), "virtual": {"clients": clients}}
+    methods = [{"name": "one", "spec": {"training": {"keep_optimizer_state": False}} | spec, **method}]
+    return Experiment.model_validate({"data": data, "methods": methods})
+
+
+def test_the_run_spec_of_virtual_clients_has_the_cohort_and_names_no_training_group() -> None:
+    experiment = experiment_of({}, cohort=20)
+    spec = experiment.run_spec(experiment.methods[0], 0)
+    assert (spec.round.target_clients, spec.groups.train, spec.groups.held_out) == (20, (), ("d",))
+    assert experiment.run_spec(experiment_of({}).methods[0], 0).round.target_clients == 50
+    assert experiment_of({}).sha256() != experiment_of({}, clients=51).sha256()
+    without = Experiment.model_validate(
+        experiment_of({}).model_dump() | {"data": {"files": "none", "train": NAMES, "test": ("d",)}}
+    )
+    assert "virtual" not in without.portable()["data"], "the digests of earlier releases stay"
+
+
+@pytest.mark.parametrize(
+    ("experiment", "problem"),
+    [
+        (experiment_of({"training": {"keep_optimizer_state": True}}), "keep_optimizer_state = false"),
+        (experiment_of({"updates": {"encoding": "int8"}}), 'encoding = "fp32"'),
+        (experiment_of({}, adapt_steps=1), "no adapt_steps"),
+        (experiment_of({}, clients=2), "clients = 3 or more"),
+    ],
+)
+def test_what_virtual_clients_cannot_do_is_refused_with_the_setting(experiment: Experiment, problem: str) -> None:
+    with pytest.raises(InvalidSpec, match=problem):
+        experiment.run_spec(experiment.methods[0], 0)
