@@ -11,6 +11,7 @@ import argparse
 import hashlib
 import resource
 import time
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,16 +43,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--groups", type=int, default=8)
     parser.add_argument("--preset", default="default")
-    parser.add_argument("--compare", action="store_true", help="play the second schedule as well")
+    parser.add_argument("--compare", action="store_true", help="Play the run again with narrow slices.")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    values = {
+    values: dict[str, Any] = {
         "rounds": options.rounds,
         "round": {"min_clients": options.cohort, "target_clients": options.cohort},
         "training": {"keep_optimizer_state": False},
         "updates": {"encoding": "fp32"},
     }
-    spec = RunSpec.model_validate(merge(preset_values(options.preset), values))
+    usual = preset_values(options.preset)
+    values["embedding"] = {"model": "made up", "dimension": 384 * len(usual["embedding"]["templates"])}
+    spec = RunSpec.model_validate(merge(usual, values))
     names = [f"group {number}" for number in range(options.groups)]
     groups = {name: made_up_group(name, 300, spec.embedding.dimension, seed) for seed, name in enumerate(names)}
     clients = groups_of_clients(Virtual(clients=options.clients), names, spec.seed)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Compares methods on survey data, in one process.")
 ENGINES = ("processes", "ray")
-EngineName = Annotated[str, typer.Option("--engine", help=f"What plays the methods: {' or '.join(ENGINES)}.")]
+EngineName = Annotated[str, typer.Option("--engine", help=f"Engine that plays the methods: {' or '.join(ENGINES)}.")]
 RayAddress = Annotated[
     str | None,
     typer.Option(help="For --engine ray: address of a cluster, ray://HOST:10001. Default: this machine's cores alone."),

@@ -40,7 +40,7 @@ CONNECT_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a worker returns for a unit: the records or an error, and how the worker differs from the driver."""
+    """A worker's answer for a unit: the records or an error, and how the worker differs from the driver."""
 
     records: Results = field(default_factory=dict)
     differences: tuple[str, ...] = ()
