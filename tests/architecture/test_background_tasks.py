@@ -21,6 +21,7 @@ AWAITED = {
     ("client/daemon/private_round.py", "_started"),
     ("client/daemon/private_round.py", "_until_news"),
     ("client/link/channel.py", "_replace"),
+    ("experiment/engines/processes.py", "map"),
     ("client/work/worker_process.py", "_watched_answer"),
 }
 

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from importlib.resources import files
+from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
@@ -70,7 +70,8 @@ def quickstart(
         raise InvalidArgument(field="--embedding-model-path", problem=f"{model} is not a folder with a config.json")
     if run:
         _need_all()
-    for name, text in folder_texts(model, rounds, port).items():
+    texts = folder_texts(model, rounds, port)
+    for name, text in texts.items():
         make_folder((folder / name).parent, 0o755)
         (folder / name).write_text(text, encoding="utf-8")
     if not run:
@@ -79,7 +80,7 @@ def quickstart(
     say(
         f"running the federation in {folder}; its page is at http://127.0.0.1:{port + 3}/, its logs are *.log in the folder"
     )
-    if code := type_commands((folder / "README.md").read_text(encoding="utf-8"), folder, Path(sys.executable).parent):
+    if code := type_commands(texts["README.md"], folder, Path(sys.executable).parent):
         say(
             f"a command has failed with exit code {code}; the logs in {folder} say more. All processes are stopped.",
             err=True,
@@ -139,7 +140,7 @@ def _toml(**values: str | int) -> str:
 
 def _template(name: str, words: dict[str, str]) -> str:
     """Returns a text of the folder quickstart/, with the word for each @KEY@ of it."""
-    text = files("pluralllm.cli").joinpath("quickstart", name).read_text(encoding="utf-8")
+    text = resources.files("pluralllm.cli").joinpath("quickstart", name).read_text(encoding="utf-8")
     for key, word in words.items():
         text = text.replace(f"@{key}@", word)
     return text

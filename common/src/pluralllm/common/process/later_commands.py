@@ -5,7 +5,7 @@ is a copy of the first line of the command's docstring; a test compares the two.
 longer to load than a page of help may take.
 """
 
-import importlib
+import pkgutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -83,8 +83,7 @@ def _with_whole_lines(group: TyperGroup) -> TyperGroup:
 
 
 def _loaded(row: Later) -> TyperCommand | TyperGroup:
-    module, _, attribute = row.place.partition(":")
-    command = command_of(row.name, getattr(importlib.import_module(module), attribute), row.settings)
+    command = command_of(row.name, pkgutil.resolve_name(row.place), row.settings)
     command.hidden = row.hidden
     return command
 
