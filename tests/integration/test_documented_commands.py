@@ -226,7 +226,9 @@ def test_the_commands_of_the_pages_work_one_after_the_other(shell: Shell) -> Non
     assert "2 runs" in output.split("audit --state-dir restored")[-1]
     for name in PARTNERS:
         log = f"{name}.log"
-        assert '"client.stopped"' in (shell.folder / log).read_text()
+        text = (shell.folder / log).read_text()
+        assert '"client.stopped"' in text
+        assert '"questions.shared"' in text
 
 
 def test_every_command_of_the_documentation_is_typed_somewhere(shell: Shell) -> None:
