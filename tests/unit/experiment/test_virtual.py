@@ -8,13 +8,14 @@ import torch
 from support.small_survey import small_group, small_spec
 
 from pluralllm.common.errors.tree import InvalidSpec
-from pluralllm.common.words.ids import ClientId, RoundNumber
+from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber
 from pluralllm.common.words.spec import RunSpec
 from pluralllm.experiment import federated
 from pluralllm.experiment.federated import LocalTraining, federate, first_values
 from pluralllm.experiment.spec import Experiment, Virtual
 from pluralllm.experiment.stacked import Learners
 from pluralllm.experiment.virtual import WaitingUpdates, groups_of_clients
+from pluralllm.server.rounds import events as ev
 
 NAMES = ("a", "b", "c")
 CPU = torch.device("cpu")
@@ -142,3 +143,16 @@ def test_the_run_spec_of_virtual_clients_has_the_cohort_and_names_no_training_gr
 def test_what_virtual_clients_cannot_do_is_refused_with_the_setting(experiment: Experiment, problem: str) -> None:
     with pytest.raises(InvalidSpec, match=problem):
         experiment.run_spec(experiment.methods[0], 0)
+
+
+def test_updates_that_wait_in_a_file_are_shortened_as_those_in_memory() -> None:
+    spec = spec_of()
+    base, updates = np.zeros(4, np.float32), WaitingUpdates(4)
+    in_memory = {ClientId(name): np.full(4, step, np.float32) for name, step in (("x", 1.0), ("y", 8.0))}
+    updates.update(in_memory)
+    receipts = tuple(ev.Receipt(client, Digest(client), 10, None, 1.0) for client in in_memory)
+    average = ev.Average(RoundNumber(1), ModelVersion(0), receipts, scales=(1.0, 0.25))
+    moments = np.zeros((0, 4), np.float32)
+    shortened, _ = federated.aggregate(spec, base, moments, average, updates)
+    assert shortened.tolist() == [1.5] * 4
+    assert np.array_equal(shortened, federated.aggregate(spec, base, moments, average, in_memory)[0])
