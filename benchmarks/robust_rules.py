@@ -187,7 +187,7 @@ def rounds_of(
     training = LocalTraining(spec, groups, values, CPU)
     for number in range(1, spec.rounds + 1):
         deltas, _ = training.train_round(values, RoundNumber(number))
-        deltas = attacked(spec, attack, deltas, groups, values, number)
+        deltas = attacked(spec, attack, dict(deltas), groups, values, number)
         receipts = tuple(ev.Receipt(c, Digest("x"), 1, norm=norm_of(deltas[c])) for c in CLIENTS)
         at_median = spec.aggregation.rule == "median_norm_clip"
         scales = clip_scales(receipts, (1 / len(CLIENTS),) * len(CLIENTS), at_median=at_median)

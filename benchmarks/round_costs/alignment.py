@@ -37,7 +37,7 @@ def federate_in_ring(spec: RunSpec, groups: Groups, clip_norm: float) -> tuple[F
     moments = np.repeat(np.array(first_moments(spec.aggregation), np.float32)[:, None], values.size, axis=1)
     for number in range(1, spec.rounds + 1):
         deltas, _ = training.train_round(values, RoundNumber(number), sorted(trainers))
-        mean, more = ring_mean(deltas, weights, ring, np.random.default_rng([spec.seed, number]))
+        mean, more = ring_mean(dict(deltas), weights, ring, np.random.default_rng([spec.seed, number]))
         values, moments = optimizer(values, mean, moments)
         clipped += more
     return values, clipped

@@ -10,6 +10,7 @@ MAY_OPEN = {
     "common/process/connections.py": {"create_connection"},  # asks Proxies for the way
     "common/wire/channels.py": {"secure_channel", "insecure_channel"},  # asks Proxies, too
     "common/process/support_bundle.py": {"HTTPConnection"},  # the own process's metrics
+    "experiment/engines/ray_cluster.py": {"create_connection"},  # Ray's own port, in the researcher's private network
     "server/commands/doctor.py": {"create_connection"},  # the own process's ports
 }
 
