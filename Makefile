@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # Containers often set it. Then each process compiles every module anew, which is a third of the CPU time of the tests.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo check test ray faults mutants lint protos docs notebooks bench experiment locks sbom release packages compatibility clean setup
+.PHONY: demo check test ray faults mutants lint protos docs notebooks site bench experiment locks sbom release packages compatibility clean setup
 
 # KEEP=1 keeps the federation up after the result, to be looked at, until Ctrl-C.
 demo: .stamps/run
@@ -58,6 +58,12 @@ protos: .stamps/dev
 
 docs: .stamps/dev
 	$(BIN)/python docs/generate.py
+
+# Builds the documentation's site into site/, with warnings as errors, and checks that its pages load nothing from elsewhere.
+# The builder has an environment of its own: it imports none of the packages, it reads their docstrings.
+site: .stamps/site
+	NO_MKDOCS_2_WARNING=1 .stamps/site/bin/mkdocs build --strict --quiet
+	.stamps/site/bin/python docs/site_check.py site
 
 # Executes the code of docs/notebooks and docs/python.md; `make test` does so, too.
 notebooks: .stamps/dev
@@ -113,10 +119,10 @@ packages: .stamps/dev
 compatibility: .stamps/dev
 	PLURALLLM_COMPATIBILITY=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/packages/test_older_release.py $(ARGS)
 
-.stamps/build: deploy/locks/build.txt
+.stamps/build .stamps/site: .stamps/%: deploy/locks/%.txt
 	@mkdir -p .stamps && rm -rf $@
 	$(PYTHON) -m venv $@
-	$@/bin/python -m pip install --quiet --require-hashes -r deploy/locks/build.txt
+	$@/bin/python -m pip install --quiet --require-hashes -r deploy/locks/$*.txt
 	@touch $@
 
 setup: .stamps/dev
@@ -144,4 +150,4 @@ setup: .stamps/dev
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .stamps
+	rm -rf $(VENV) .stamps site

@@ -32,6 +32,7 @@ class Lock:
     requirements: tuple[str, ...]
     purpose: str
     cpu_torch: bool = False  # torch without CUDA, which the package index does not have for Linux
+    python: str = "3.11"  # the oldest version that it fits
 
 
 WANTED = {
@@ -44,6 +45,8 @@ WANTED = {
         ("./common[tracing]", "./server", "./client"), "a coordinator's host, with the operator's command"
     ),
     "build": Lock(("hatchling", "cyclonedx-bom"), "building the distributions and listing an image's packages"),
+    # pymdown-extensions needs 3.11.5.
+    "site": Lock(("mkdocs-material", "mkdocstrings[python]", "ruff"), "building the site of docs/", python="3.11.5"),
 }
 
 
@@ -77,7 +80,7 @@ def resolve(lock: Lock, torch_from: str) -> str:
             "--no-header",
             "--no-annotate",
         ]
-        command += ["--generate-hashes", "--universal", "--python-version", "3.11", *arguments, "-"]
+        command += ["--generate-hashes", "--universal", "--python-version", lock.python, *arguments, "-"]
         wanted = "\n".join(lock.requirements)
         done = subprocess.run(command, cwd=ROOT, input=wanted, capture_output=True, text=True, check=False)
     if done.returncode != 0:

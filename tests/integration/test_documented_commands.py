@@ -35,6 +35,7 @@ ELSEWHERE = {
     "ray ": "clusters are started by hand; tests/clusters starts a Ray of this machine",
     "export RAY_": "as above",
     "make faults": "tests/faults: hours; a sample of each is in every run",
+    "make site": "tests/unit/test_site.py checks what it is made of; the builder has an environment of its own",
     "make release": "tests/unit/test_release.py checks the checks; the SBOM takes minutes",
     "make packages": "tests/packages/test_fresh_install.py: it installs from a registry",
     "make compatibility": "tests/packages/test_older_release.py: it builds two releases",
