@@ -27,6 +27,7 @@ from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.state import Phase
 from pluralllm.server.runs.assembly import Assembly
 from pluralllm.server.runs.coordinator import Timing
+from pluralllm.server.runs.expected import Possible
 from pluralllm.server.runs.live_run import LiveRun
 from pluralllm.server.runs.sessions import Session
 from pluralllm.server.runs.uploads import Uploads
@@ -58,6 +59,7 @@ class MemoryCoordinator:
         tables: Tables | None = None,
         before: Hook = nothing,
         timing: Timing = TIMING,
+        possible: Possible | None = None,
     ) -> None:
         self.folder, self.clock, self.tables, self.before = folder, clock or FakeClock(), tables or Tables(), before
         self.fail_stop = FailStop()
@@ -74,6 +76,7 @@ class MemoryCoordinator:
             poll_hold_s=20.0,
             federation="values",
             peer_keys=KnownKeys(),
+            possible=possible,
         )
         self.coordinator, self.intake = self.parts.coordinator, self.parts.intake
 

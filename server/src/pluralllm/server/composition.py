@@ -24,6 +24,7 @@ from pluralllm.common.words.addresses import Addresses, join_address, split_addr
 from pluralllm.server.members.audit_log import AuditLog
 from pluralllm.server.members.authority import Authority, load_authority
 from pluralllm.server.members.door import EnrolmentDoor, MainDoor, by_certificate, by_word
+from pluralllm.server.members.possible_clients import possible_clients
 from pluralllm.server.members.rates import rates_of_members
 from pluralllm.server.members.record_key import record_key_of
 from pluralllm.server.members.registry import Registry
@@ -108,6 +109,7 @@ async def running(
             pulse=pulse,
             federation="" if authority is None else authority.federation,
             peer_keys=roster,
+            possible=None if registry is None else partial(possible_clients, registry),
         )
         stack.push_async_callback(parts.tasks.stop)
         if leadership is not None:

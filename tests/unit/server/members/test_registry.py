@@ -37,6 +37,7 @@ from pluralllm.server.members import audit_log
 from pluralllm.server.members.access import ALL_RUNS, Principal
 from pluralllm.server.members.audit_log import AuditLog
 from pluralllm.server.members.authority import create_authority, load_authority
+from pluralllm.server.members.possible_clients import possible_clients
 from pluralllm.server.members.registry import MAX_LIVE_CERTIFICATES, InviteOrder, Registry
 from pluralllm.server.storage.membership import MembershipChange, MemberState
 from pluralllm.server.storage.sql_membership import SqlMembership
@@ -577,3 +578,18 @@ async def test_a_roster_in_the_database_is_found_by_the_next_process(registry: R
     again = await place.open()
     assert (again.roster.head, again.roster.entries(0, 9)) == (registry.roster.head, registry.roster.entries(0, 9))
     assert again.roster.peer_key(ann.name) is None
+
+
+async def test_clients_that_can_come_are_neither_revoked_nor_expired_or_hold_an_open_invite(
+    place: Place, registry: Registry
+) -> None:
+    for name in ("ann", "ben"):
+        await joined(registry, name)
+    await registry.invite(ROOT, InviteOrder("cat", CLIENT))
+    await registry.invite(ROOT, InviteOrder("eye", OBSERVER, runs=(ALL_RUNS,)))
+    await joined(registry, "eva", OBSERVER)
+    assert [one.name for one in possible_clients(registry)] == ["cat", "ann", "ben"]
+    await registry.revoke(ROOT, "ben", "left")
+    assert [one.name for one in possible_clients(registry)] == ["cat", "ann"]
+    place.now_s += 31 * DAY_S
+    assert list(possible_clients(registry)) == []

@@ -52,6 +52,13 @@ def test_a_run_with_a_free_slot_hears_of_clients_that_may_take_it() -> None:
     assert sightings(asks, 5.0, (), (DAN,)) == (ev.ClientsSeen(5.0, (), (DAN,)),)
 
 
+def test_a_run_hears_that_nobody_else_can_come() -> None:
+    waiting = a_run(Phase.WAITING, roster=(ANN,))
+    assert sightings(waiting, 5.0, (ANN,), (), nobody_else=True) == (ev.ClientsSeen(5.0, (ANN,), (), nobody_else=True),)
+    collecting = a_run(Phase.COLLECTING, slots=2, cohort=(ANN, BEN), away=(BEN,), excluded=(lost(BEN, permanent=True),))
+    assert sightings(collecting, 5.0, (BEN,), (), nobody_else=True) == (ev.ClientsSeen(5.0, (), (), nobody_else=True),)
+
+
 def test_an_evaluation_hears_of_clients_that_it_has_not_asked() -> None:
     run = a_run(Phase.EVALUATING, cohort=(ANN, BEN), reported=(ANN,), roster=(ANN, BEN))
     assert sightings(run, 5.0, (ANN, CAT), (DAN,)) == (ev.ClientsSeen(5.0, (CAT,), (DAN,)),)

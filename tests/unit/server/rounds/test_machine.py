@@ -76,6 +76,24 @@ def test_with_fewer_than_target_clients_a_round_starts_after_the_gather_time() -
     assert effects == (ev.OpenRound(RoundNumber(1), ModelVersion(0), (ALICE, BOB)),)
 
 
+def test_nobody_waits_for_the_gather_time_or_the_grace_if_nobody_else_can_come() -> None:
+    alone = replace(seen(5, ALICE, BOB), nobody_else=True)
+    run = replace(a_run(named_groups=3), phase=Phase.WAITING)
+    assert step(run, replace(seen(5, ALICE), nobody_else=True))[0].phase is Phase.WAITING, "two are needed"
+    assert step(run, alone)[0].phase is Phase.EVALUATING
+    run, _ = step(replace(run, evaluated=ModelVersion(0)), alone)
+    assert (run.phase, run.cohort) == (Phase.COLLECTING, (ALICE, BOB))
+    run, _ = after(collecting(), update(20, ALICE), update(21, BOB), ev.MemberRevoked(22, CAROL))
+    assert step(run, seen(23))[0].phase is Phase.COLLECTING
+    assert step(run, replace(seen(23, DAVE), nobody_else=True))[0].active == (DAVE,), (
+        "a slot goes to a client that is here"
+    )
+    closed, effects = step(run, replace(seen(23), nobody_else=True))
+    assert (closed.phase, [type(effect) for effect in effects]) == (Phase.AGGREGATING, [ev.Average])
+    few, _ = after(collecting(), update(20, ALICE), ev.MemberRevoked(22, CAROL))
+    assert step(few, replace(seen(23), nobody_else=True))[0].phase is Phase.COLLECTING, "a round needs its quorum"
+
+
 def test_the_gather_time_begins_anew_when_the_quorum_was_lost_in_between() -> None:
     run = replace(a_run(), phase=Phase.WAITING, evaluated=ModelVersion(0))
     run, _ = after(run, seen(5, ALICE, BOB), seen(9, ALICE), seen(12, ALICE, BOB), seen(16, ALICE, BOB))

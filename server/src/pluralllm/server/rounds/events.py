@@ -129,6 +129,8 @@ class ClientsSeen:
     trainers: tuple[ClientId, ...]
     held_out: tuple[ClientId, ...]
     roster_head: str = ""  # head of the roster of peer keys; set only when a private round may open
+    # Whether no other client can come that the run would wait for; False in events of older releases.
+    nobody_else: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ phase of the run                       what a look reports
 ----------------------------------------------------------------------------------------------------------------------
 WAITING                                ClientsJoined with the newcomers; ClientsSeen with all clients that train, unless
                                        the run is paused or asks for rewards
-COLLECTING, a slot is free             ClientsSeen with the clients that may take the slot
+COLLECTING, a slot is free             ClientsSeen with the clients that may take the slot; also with none, if nobody can come
 KEYING, a slot is free                 the same
 a later step of a private round        ClientsSeen with the members that have lost their slots and are back
 EVALUATING                             ClientsSeen with the clients that have not been asked yet
@@ -36,12 +36,19 @@ def needs_look(run: Run) -> bool:
 
 
 def sightings(
-    run: Run, at_s: float, trainers: Sequence[ClientId], held_out: Sequence[ClientId], roster_head: str = ""
+    run: Run,
+    at_s: float,
+    trainers: Sequence[ClientId],
+    held_out: Sequence[ClientId],
+    roster_head: str = "",
+    *,
+    nobody_else: bool = False,
 ) -> tuple[ev.Event, ...]:
     """Returns the events that report a look at the connected clients without a task.
 
     `trainers` are the clients that train in this run, and `held_out` are those of held-out groups. Both are sorted.
-    `roster_head` is the head of the roster of peer keys; without it, no private round opens.
+    `roster_head` is the head of the roster of peer keys; without it, no private round opens. `nobody_else` says that no other
+    client can come that the run would wait for.
     """
     if not needs_look(run):
         return ()
@@ -51,10 +58,11 @@ def sightings(
         if run.paused or run.rewards is not None:
             return joined
         head = "" if run.private is None else roster_head
-        return (*joined, ev.ClientsSeen(at_s, tuple(trainers), (), head))
+        return (*joined, ev.ClientsSeen(at_s, tuple(trainers), (), head, nobody_else))
     takes_held_out = run.phase is Phase.EVALUATING or run.rewards is not None
-    seen = ev.ClientsSeen(at_s, willing(run, trainers), willing(run, held_out) if takes_held_out else ())
-    return (seen,) if seen.trainers or seen.held_out else ()
+    asked = willing(run, held_out) if takes_held_out else ()
+    seen = ev.ClientsSeen(at_s, willing(run, trainers), asked, nobody_else=nobody_else)
+    return (seen,) if seen.trainers or seen.held_out or nobody_else else ()
 
 
 def willing(run: Run, clients: Sequence[ClientId]) -> tuple[ClientId, ...]:

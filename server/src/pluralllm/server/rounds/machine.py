@@ -8,6 +8,7 @@ Each line of the table holds the phase, the event with its condition, the next p
     WAITING      --ClientsSeen, enough, not paused-->         COLLECTING   OpenRound
     WAITING      --RolloutsAsked, not paused-->               COLLECTING   OpenRound    (a run that asks for rewards)
     COLLECTING   --ClientsSeen, a slot is free-->             COLLECTING   (the slot is assigned)
+    COLLECTING   --ClientsSeen, nobody else, quorum-->        AGGREGATING  Average
     COLLECTING   --UpdateArrived, slots left-->               COLLECTING   RecordReceipt
     COLLECTING   --UpdateArrived, cohort complete-->          AGGREGATING  RecordReceipt, Average
     COLLECTING   --MemberRevoked, after its update-->         COLLECTING   WithdrawReceipt (the slot is free again)
@@ -25,9 +26,9 @@ Each line of the table holds the phase, the event with its condition, the next p
 the run is WAITING, or, after the last round, ENDED (EndRun).
 A slot is the right of one client in the cohort to do the round's task. The base is the model version that the round trains
 from.
-"Enough" means: target_clients are idle, or min_clients have been idle for gather_s. Before the first evaluation,
-target_clients are enough only if at least as many clients have been seen as there are groups in the run spec. The quorum
-is min_clients receipts.
+"Enough" means: target_clients are idle, or min_clients have been idle for gather_s, or min_clients are idle and nobody else
+can come. Before the first evaluation, target_clients are enough only if at least as many clients have been seen as there are
+groups in the run spec. The quorum is min_clients receipts.
 
 In a run with private rounds, a round has more phases: private.py has their table.
 
@@ -162,9 +163,10 @@ def _meet(run: Run, event: ev.ClientsSeen) -> Step:
     if not set(seen) <= set(run.roster):
         run = replace(run, roster=tuple(sorted({*run.roster, *seen})))
     if run.phase is Phase.WAITING and not run.paused and run.rewards is None:
-        return _gather(run, event.at_s, trainers, event.roster_head)
+        return _gather(run, event, trainers)
     if run.phase is Phase.COLLECTING or run.phase in EXCHANGING:
-        return _fill_free_slots(run, trainers if run.rewards is None else seen), ()
+        run = _fill_free_slots(run, trainers if run.rewards is None else seen)
+        return _average(run, event.at_s) if event.nobody_else and _has_all_it_can_get(run) else (run, ())
     if run.phase is Phase.EVALUATING and (newcomers := willing(run, seen)):
         return _assign_slots(run, newcomers), ()
     return run, ()
@@ -177,8 +179,13 @@ def _without_excluded(run: Run, clients: tuple[ClientId, ...]) -> tuple[ClientId
     return tuple(client for client in clients if client not in excluded)
 
 
-def _gather(run: Run, at_s: float, trainers: tuple[ClientId, ...], roster_head: str) -> Step:
-    policy = run.policy
+def _has_all_it_can_get(run: Run) -> bool:
+    """Returns whether a plain round has its quorum and no client at work, so that only another client could bring more."""
+    return run.phase is Phase.COLLECTING and run.private is None and run.quorum_s is not None and run.active_count <= 0
+
+
+def _gather(run: Run, event: ev.ClientsSeen, trainers: tuple[ClientId, ...]) -> Step:
+    policy, at_s, roster_head = run.policy, event.at_s, event.roster_head
     if len(trainers) < policy.min_clients:
         return (replace(run, gathered_s=None) if run.gathered_s is not None else run), ()
     if run.gathered_s is None:
@@ -186,7 +193,7 @@ def _gather(run: Run, at_s: float, trainers: tuple[ClientId, ...], roster_head: 
     complete = len(trainers) >= policy.target_clients and (
         run.evaluated is not None or len(run.roster) >= run.named_groups
     )
-    if not complete and at_s < (run.gathered_s or 0.0) + policy.gather_s:
+    if not complete and not event.nobody_else and at_s < (run.gathered_s or 0.0) + policy.gather_s:
         return run, ()
     if run.evaluated is None:
         return open_evaluation(run, at_s), ()

@@ -11,6 +11,7 @@ from pluralllm.server.runs.bell import Bell, ClientBells
 from pluralllm.server.runs.client_rows import ClientRows
 from pluralllm.server.runs.coordinator import Coordinator, Timing
 from pluralllm.server.runs.ended_evaluations import EndedEvaluations
+from pluralllm.server.runs.expected import Expected, Possible
 from pluralllm.server.runs.inbox import Inbox
 from pluralllm.server.runs.intake import Intake
 from pluralllm.server.runs.leases import Leases
@@ -56,6 +57,7 @@ class Assembly:
         pulse: Pulse | None = None,
         federation: str = "",
         peer_keys: PeerKeys | None = None,
+        possible: Possible | None = None,
     ) -> None:
         self.store, self.blobs, self.clock = store, blobs, clock
         self.tasks, self.pulse = WatchedTasks(clock, fail_stop.stop), pulse or Pulse()
@@ -86,6 +88,7 @@ class Assembly:
             clients=self.clients,
             open_rounds=self.open_rounds,
             peer_keys=peer_keys,
+            expected=Expected(possible),
             manifests=self.manifests,
             retention=self.retention,
             troubles=self.troubles,

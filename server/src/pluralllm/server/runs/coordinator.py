@@ -40,6 +40,7 @@ from pluralllm.server.rounds.state import Phase
 from pluralllm.server.runs.assignments import Assignments, change_slots
 from pluralllm.server.runs.bell import Bell, ClientBells
 from pluralllm.server.runs.client_rows import ClientRows
+from pluralllm.server.runs.expected import Expected
 from pluralllm.server.runs.implausible_sums import ImplausibleSums
 from pluralllm.server.runs.inbox import Inbox
 from pluralllm.server.runs.leases import Leases
@@ -100,6 +101,7 @@ class Coordinator:
         clients: ClientRows,
         open_rounds: OpenRounds,
         peer_keys: PeerKeys,
+        expected: Expected,
         manifests: Manifests,
         retention: Retention,
         troubles: Troubles,
@@ -117,6 +119,7 @@ class Coordinator:
         self._tasks, self._pulse = tasks, pulse
         self._runs, self._sessions, self._leases, self._presence = runs, sessions, leases, presence
         self._clients, self._open_rounds, self._peer_keys = clients, open_rounds, peer_keys
+        self._expected = expected
         self._manifests, self._retention, self._troubles = manifests, retention, troubles
         self._run_bell, self._client_bells = run_bell, client_bells
         self._assignments = Assignments(leases, client_bells, clock)
@@ -307,12 +310,14 @@ class Coordinator:
         if run.state.phase in (Phase.CREATED, Phase.ENDED):
             return ()
         now_s, by_role = self._clock.now_s(), defaultdict[GroupRole | None, list[ClientId]](list)
-        for client, session in present.items():
+        idle = [session for client, session in present.items() if self._leases.of(client) is None]
+        for session in idle:
             role = run.spec.groups.role_of(session.group, session.role)
-            if self._leases.of(client) is None and (role is not GroupRole.TRAIN or self._may_train(run, session)):
-                by_role[role].append(client)
-        head = self._peer_keys.head
-        seen = sightings(run.state, now_s, by_role[GroupRole.TRAIN], by_role[GroupRole.HELD_OUT], head.hex())
+            if role is not GroupRole.TRAIN or self._may_train(run, session):
+                by_role[role].append(session.client)
+        trainers, held_out, head = by_role[GroupRole.TRAIN], by_role[GroupRole.HELD_OUT], self._peer_keys.head
+        nobody_else = self._expected.nobody_but(run, len(trainers), [session.client for session in idle])
+        seen = sightings(run.state, now_s, trainers, held_out, head.hex(), nobody_else=nobody_else)
         return (*seen, ev.ClockTicked(now_s))
 
     def _may_train(self, run: LiveRun, session: Session) -> bool:

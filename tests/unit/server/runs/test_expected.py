@@ -1,0 +1,65 @@
+"""A run waits for members and open invites only, and for none of them that cannot come."""
+
+from pathlib import Path
+
+from support.memory_coordinator import MemoryCoordinator
+
+from pluralllm.common.words.ids import ClientId
+from pluralllm.common.words.roles import MemberRole
+from pluralllm.common.words.spec import GroupRole
+from pluralllm.server.rounds.state import Phase, Run
+from pluralllm.server.storage.membership import InviteRecord, Member
+
+THREE = {"min_clients": 2, "target_clients": 3, "gather_s": 30, "evaluate_every": 100, "grace_after_quorum_s": 90}
+
+
+def member(name: str, group_role: GroupRole = GroupRole.TRAIN) -> Member:
+    return Member(ClientId(name), MemberRole.CLIENT, f"of {name}", group_role, approved=True, created_s=0.0)
+
+
+def invite(name: str) -> InviteRecord:
+    return InviteRecord(
+        *("t", ClientId(name), MemberRole.CLIENT, f"of {name}", GroupRole.TRAIN), False, created_s=0.0, expires_s=9.0
+    )
+
+
+async def after_a_look(folder: Path, possible: list[Member | InviteRecord] | None, *names: str) -> Run:
+    """Returns the state of a run of three clients, of which `names` are connected, after one look at them."""
+    folder.mkdir()  # noqa: ASYNC240 - a test
+    place = MemoryCoordinator(folder, possible=None if possible is None else lambda: possible)
+    run = await place.new_run(round=THREE)
+    for name in names:
+        await place.hello(name)
+    await place.look(run)
+    await place.stop()
+    return run.state
+
+
+async def test_a_run_waits_for_those_who_can_come_and_for_nobody_else(tmp_path: Path) -> None:
+    two: list[Member | InviteRecord] = [member("ann"), member("ben")]
+    absent: list[Member | InviteRecord] = [member("cat"), invite("cat"), member("cat", GroupRole.HELD_OUT)]
+    for number, one in enumerate(absent):
+        run = await after_a_look(tmp_path / f"waits-{number}", [*two, one], "ann", "ben")
+        assert run.phase is Phase.WAITING, one
+    assert (await after_a_look(tmp_path / "anybody", None, "ann", "ben")).phase is Phase.WAITING, "plain text"
+    assert (await after_a_look(tmp_path / "one", two, "ann")).phase is Phase.WAITING, "two are needed"
+    assert (await after_a_look(tmp_path / "all", two, "ann", "ben")).phase is Phase.EVALUATING
+
+
+async def test_after_a_revocation_rounds_open_and_close_without_a_wait(tmp_path: Path) -> None:
+    people: list[Member | InviteRecord] = [member("ann"), member("ben"), member("cat")]
+    place = MemoryCoordinator(tmp_path, possible=lambda: people)
+    run = await place.collecting("ann", "ben", "cat", round=THREE)
+    for name in ("ann", "ben"):
+        await place.deliver(run, name, place.update(run))
+    await place.look(run)
+    assert run.state.phase is Phase.COLLECTING, "the third client may still deliver"
+    people[2:] = [member("dan", GroupRole.HELD_OUT)]  # a round does not need it
+    await place.coordinator.remove_client(ClientId("cat"))
+    await place.look(run)
+    await place.coordinator.until_averaged(run)
+    await place.look(run)
+    assert (run.state.version, run.state.round, len(run.state.cohort)) == (1, 2, 2), (
+        "nobody waits for the grace, or gathers"
+    )
+    await place.stop()
