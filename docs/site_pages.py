@@ -9,6 +9,7 @@ import functools
 import posixpath
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +23,27 @@ FROM_OUTSIDE = {
     "SECURITY.md": "report-a-weakness.md",
     "benchmarks/RESULTS.md": "results.md",
 }
-# Packages whose __init__.py lists public names in _MODULES, with the package that those modules are in.
-LISTED = {"pluralllm.api": "pluralllm", "pluralllm.align": "pluralllm.align"}
-# The modules of the other packages that a program may use.
-MODULES = {
-    "pluralllm.experiment": ("spec", "runner", "results", "summary"),
-    "pluralllm.operator": ("opening", "remote", "watching", "saved_model"),
-}
-SOURCES = {
-    "pluralllm.api": "research/src",
-    "pluralllm.align": "research/src",
-    "pluralllm.experiment": "research/src",
-    "pluralllm.operator": "client/src",
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """A public package: where it is, which page explains it, and where its public names come from."""
+
+    source: str
+    guide: str
+    listed_in: str = ""  # its __init__.py lists public names in _MODULES; these modules are in this package
+    modules: tuple[str, ...] = ()  # otherwise: the modules that a program uses
+
+
+PACKAGES = {
+    "pluralllm.api": Package("research/src", "[From Python](../python.md)", listed_in="pluralllm"),
+    "pluralllm.align": Package("research/src", "[Rewards](../rewards.md)", listed_in="pluralllm.align"),
+    "pluralllm.experiment": Package(
+        "research/src", "[Experiments](../experiments.md)", modules=("spec", "runner", "results", "summary")
+    ),
+    "pluralllm.operator": Package(
+        "client/src", "[Operate a federation](../operate.md)", modules=("opening", "remote", "watching", "saved_model")
+    ),
 }
 LINK = re.compile(r"(!?)\[([^\[\]]*)\]\(([^()\s]+)\)")
 CODE = re.compile(r"`[^`]+`")
@@ -58,8 +68,7 @@ def link_in_site(link: re.Match[str], home: str) -> str:
         return link[0]
     path, _, anchor = target.partition("#")
     file = posixpath.normpath(posixpath.join(posixpath.dirname(home), path))
-    place, here = place_of(file), place_of(home)
-    assert here is not None, f"{home} is no page"
+    place, here = place_of(file), FROM_OUTSIDE.get(home, home.removeprefix("docs/"))
     if place is None and mark:
         return link[0]
     if place is None:
@@ -92,7 +101,7 @@ def page_in_site(text: str, home: str) -> str:
 
 def init_of(package: str) -> ast.Module:
     """Returns the syntax tree of a package's __init__.py."""
-    path = ROOT / SOURCES[package] / Path(*package.split(".")) / "__init__.py"
+    path = ROOT / PACKAGES[package].source / Path(*package.split(".")) / "__init__.py"
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
@@ -101,29 +110,29 @@ def public_names(package: str) -> dict[str, str]:
     for statement in init_of(package).body:
         if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "_MODULES":
             modules: dict[str, str] = ast.literal_eval(statement.value)
-            return {name: f"{LISTED[package]}.{module}.{name}" for name, module in modules.items()}
+            return {name: f"{PACKAGES[package].listed_in}.{module}.{name}" for name, module in modules.items()}
     raise ValueError(
-        f"{package} lists no public names: give its __init__.py the table _MODULES, or name its modules here"
+        f"{package} lists no public names: give its __init__.py the table _MODULES, or name its modules in PACKAGES"
     )
 
 
 def api_page(package: str) -> str:
     """Returns the page of a package: its docstring, and for each public name the place where its docstring goes."""
     about = ast.get_docstring(init_of(package)) or ""
-    if package in LISTED:
+    if PACKAGES[package].listed_in:
         shown = [
             f"::: {full}\n    options: {{heading: {name}, toc_label: {name}}}\n"
             for name, full in public_names(package).items()
         ]
     else:
-        shown = [f"::: {package}.{module}\n" for module in MODULES[package]]
-    return f"# {package}\n\n{about}\n\n" + "\n".join(shown)
+        shown = [f"::: {package}.{module}\n" for module in PACKAGES[package].modules]
+    return f"# {package}\n\n{about}\n\nExamples: {PACKAGES[package].guide}.\n\n" + "\n".join(shown)
 
 
 def made_pages() -> dict[str, Callable[[], str]]:
     """Returns the pages that docs/ does not have: the site's path, and what makes the text."""
     outside = {place: (ROOT / file).read_text for file, place in FROM_OUTSIDE.items()}
-    apis = {f"reference/{name.rpartition('.')[2]}.md": functools.partial(api_page, name) for name in SOURCES}
+    apis = {f"reference/{name.rpartition('.')[2]}.md": functools.partial(api_page, name) for name in PACKAGES}
     return {**outside, **apis}
 
 

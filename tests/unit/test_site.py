@@ -14,6 +14,7 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 SITE = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
+LISTED = sorted(name for name, package in site_pages.PACKAGES.items() if package.listed_in)
 POLICY = re.search(r"<meta .*>", (ROOT / "docs" / "site_theme" / "main.html").read_text())
 
 
@@ -51,6 +52,12 @@ def test_a_warning_is_an_error_and_nothing_is_loaded_from_elsewhere() -> None:
     assert "extra_css" not in SITE
     assert "analytics" not in SITE.get("extra", {})
     assert (ROOT / SITE["theme"]["custom_dir"] / "main.html").is_file()
+
+
+def test_the_build_is_followed_by_the_check_and_ci_does_both() -> None:
+    target = (ROOT / "Makefile").read_text().partition("\nsite: ")[2].partition("\n\n")[0]
+    assert target.index("mkdocs build") < target.index("docs/site_check.py site")
+    assert "\nstage site make site\n" in (ROOT / ".ci" / "run").read_text()
 
 
 @pytest.mark.parametrize("home", [*site_pages.FROM_OUTSIDE, "docs/index.md", "docs/tasks.md", "docs/architecture.md"])
@@ -102,7 +109,7 @@ def test_a_stroke_in_the_code_of_a_table_is_shown_without_its_backslash() -> Non
     assert site_pages.page_in_site(r"| `a\|b` | c \| d |", "README.md") == "| `a|b` | c \\| d |\n"
 
 
-@pytest.mark.parametrize("package", site_pages.LISTED)
+@pytest.mark.parametrize("package", LISTED)
 def test_an_api_page_has_every_public_name_of_its_package(package: str) -> None:
     source = site_pages.init_of(package)
     (public,) = [
@@ -119,11 +126,21 @@ def test_an_api_page_has_every_public_name_of_its_package(package: str) -> None:
         assert full.endswith(f".{name}")
 
 
-@pytest.mark.parametrize("package", site_pages.MODULES)
+@pytest.mark.parametrize("package", site_pages.PACKAGES)
+def test_an_api_page_leads_to_a_page_with_examples(package: str) -> None:
+    ((mark, _, target),) = site_pages.LINK.findall(site_pages.PACKAGES[package].guide)
+    assert mark == ""
+    assert (ROOT / "docs" / "reference" / target).is_file()
+    made = site_pages.page_in_site(site_pages.api_page(package), f"docs/reference/{package.rpartition('.')[2]}.md")
+    assert f"Examples: {site_pages.PACKAGES[package].guide}." in made
+
+
+@pytest.mark.parametrize("package", sorted(site_pages.PACKAGES.keys() - set(LISTED)))
 def test_an_api_page_has_the_modules_that_a_program_uses(package: str) -> None:
     page = site_pages.api_page(package)
-    folder = ROOT / site_pages.SOURCES[package] / Path(*package.split("."))
-    for module in site_pages.MODULES[package]:
+    folder = ROOT / site_pages.PACKAGES[package].source / Path(*package.split("."))
+    assert site_pages.PACKAGES[package].modules
+    for module in site_pages.PACKAGES[package].modules:
         assert f"::: {package}.{module}\n" in page
         assert (folder / f"{module}.py").is_file()
 
