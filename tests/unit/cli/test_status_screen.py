@@ -176,9 +176,12 @@ def test_fairness_and_worst_group_are_shown() -> None:
     [
         (0.02, "(CoV 0.0321), context gain +0.0200"),
         (0.0, "context gain +0.0000: these predictions do not depend on the group"),
+        (None, "context gain not known, so the predictions may be the same for every group"),
     ],
 )
-def test_the_context_gain_is_shown_and_predictions_that_ignore_the_group_are_named(gain: float, words: str) -> None:
+def test_the_context_gain_is_shown_and_predictions_that_ignore_the_group_are_named(
+    gain: float | None, words: str
+) -> None:
     evaluations = [score(group, 5, 0.75) | {"context_gain": gain} for group in GROUPS]
     text = " ".join(shown(status_screen(run(evaluations=evaluations), NOW)))
     assert words in text
@@ -219,7 +222,7 @@ def test_reasons_for_scores_that_are_kept_fit_a_small_terminal_with_everything_e
 def test_the_weight_of_each_member_in_the_newest_version_is_shown() -> None:
     people = [person("Foundry", weight=0.987), person("Riverton", weight=0.013), person("Goldcrest", weight=None)]
     lines = shown(status_screen(run(participants=people), NOW))
-    assert "weight" in lines[2]
+    assert "weight" in line_of(lines, "group")
     shares = [line_of(lines, group).split()[3] for group in ("Foundry", "Riverton", "Goldcrest")]
     assert shares == ["98.7%", "1.3%", "-"]
 
@@ -286,8 +289,13 @@ def test_paused_run_says_so() -> None:
     assert "waiting (paused)" in shown(status_screen(run(phase="waiting", paused=True), NOW))[0]
 
 
-def test_last_line_says_what_happens_next() -> None:
-    assert shown(status_screen(run(), NOW))[-1] == "next: 3 of 6 updates; quorum is 4, deadline in 512 s, then extend"
+def test_what_happens_next_stands_above_the_groups_where_a_small_terminal_shows_it() -> None:
+    many = [person(f"Group {number}") for number in range(14)]
+    scores = [score(one["group"], 5, 0.75) for one in many]
+    lines = shown(status_screen(run(participants=many, evaluations=scores, previous_evaluations=[]), NOW))
+    assert lines[2] == "next: 3 of 6 updates; quorum is 4, deadline in 512 s, then extend"
+    assert lines[3].startswith("version 5: mean alignment 0.7500 over 14 groups"), "the scores come before the groups"
+    assert sum(line.startswith("Group") for line in lines[:24]) == 14
 
 
 @pytest.mark.parametrize("name", ["[bold]loud[/bold]", "[/nothing]", "a\x1b[2Jb", "a\nb"])

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pluralllm.common.text.printable import printable
-from pluralllm.common.words.context_gain import IGNORES_CONTEXT, gain_text, ignores_context, mean_gain
+from pluralllm.common.words.context_gain import gain_statement, ignores_context, mean_gain
 from pluralllm.common.words.names import MemberName, RoundName, RunName
 from pluralllm.common.words.noise import declared_text
 from pluralllm.common.words.not_reported import not_reported_text
@@ -33,19 +33,30 @@ MEMBER_STYLES = {
     "revoked": "red",
     "unproven": "yellow",
 }
-STATE_STYLES = {"done": "green", "working": "cyan", "assigned": "yellow", "lost": "red", "idle": "dim", "away": "dim"}
+STATE_STYLES = {
+    "done": "green",
+    "working": "cyan",
+    "assigned": "yellow",
+    "lost": "red",
+    "idle": "dim",
+    "away": "dim",
+    "revoked": "dim",
+}
 
 
 def status_screen(run: Mapping[str, Any], now: datetime.datetime) -> RenderableType:
-    """Returns one screen about a run: phase, participants, late clients and their reasons, alignment scores, next step."""
-    lines: list[RenderableType] = [_head(run, now), *_reads(run), _groups(run), *_reasons(run)]
-    lines += _not_reported(run)
-    lines += _noise(run)
+    """Returns one screen about a run: phase, next step, scores, participants, late clients and their reasons.
+
+    A small terminal cuts off the end of the screen, so what matters for the whole run comes before the table of its clients.
+    """
+    lines: list[RenderableType] = [_head(run, now), Text.assemble(("next: ", "bold"), cell(run["next"]).plain)]
     if run["evaluations"]:
         lines.append(_fairness(run))
+    lines += [*_reads(run), _groups(run), *_reasons(run)]
+    lines += _not_reported(run)
+    lines += _noise(run)
     lines += _sums(run)
     lines += [_refusal(refusal) for refusal in run["refusals"][-MAX_REFUSALS:]]
-    lines.append(Text.assemble(("next: ", "bold"), cell(run["next"]).plain))
     return Group(*lines)
 
 
@@ -213,10 +224,8 @@ def _fairness(run: Mapping[str, Any]) -> Text:
         f"fairness {fairness['index']:.4f} (CoV {fairness['coefficient_of_variation']:.4f})"
     )
     gain = mean_gain(score.get("context_gain") for score in run["evaluations"])
-    if gain is not None:
-        line.append(f", context gain {gain_text(gain)}")
-    if ignores_context(gain):
-        line.append(f": {IGNORES_CONTEXT}", "red")
+    line.append(", context gain ")
+    line.append(gain_statement(gain), "yellow" if gain is None else "red" if ignores_context(gain) else "")
     return line
 
 

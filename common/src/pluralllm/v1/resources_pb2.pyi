@@ -202,6 +202,8 @@ class _ParticipantStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Part
     """The client is connected but does not take part in this round."""
     PARTICIPANT_STATE_AWAY: _ParticipantState.ValueType  # 6
     """The client has no slot and is not connected."""
+    PARTICIPANT_STATE_REVOKED: _ParticipantState.ValueType  # 7
+    """The client's membership was revoked."""
 
 class ParticipantState(_ParticipantState, metaclass=_ParticipantStateEnumTypeWrapper):
     """State of one client in the open round or evaluation."""
@@ -219,6 +221,8 @@ PARTICIPANT_STATE_IDLE: ParticipantState.ValueType  # 5
 """The client is connected but does not take part in this round."""
 PARTICIPANT_STATE_AWAY: ParticipantState.ValueType  # 6
 """The client has no slot and is not connected."""
+PARTICIPANT_STATE_REVOKED: ParticipantState.ValueType  # 7
+"""The client's membership was revoked."""
 Global___ParticipantState: _TypeAlias = ParticipantState  # noqa: Y015
 
 class _MemberRole:

@@ -314,6 +314,7 @@ def gauges_of(parts: Assembly, registry: Registry | None, wall_s: Callable[[], f
         clock=parts.clock,
         troubles=parts.troubles,
         traffic=parts.traffic,
+        presence=parts.presence,
         registry=registry,
         wall_s=wall_s,
     )

@@ -130,15 +130,17 @@ def test_a_group_that_keeps_its_scores_is_named_with_the_reason_and_means_are_ov
 
 
 def test_the_newest_context_gains_are_in_the_table_and_predictions_that_ignore_the_group_are_named() -> None:
-    def live_with(gain: float) -> LiveRun:
+    def live_with(gain: float | None) -> LiveRun:
         older = [score(group, 0, 0.6) | {"context_gain": 0.5} for group in ("China", "Japan")]
         newer = [score(group, 1, 0.7) | {"context_gain": gain} for group in ("China", "Japan")]
         return live_run(told(evaluations=[*older, *newer]))
 
     (row, _) = groups_table(live_with(0.02)).rows
     assert "+0.0200" in row.cells
+    unknown = "The mean context gain is not known, so the predictions may be the same for every group."
     named = "The mean context gain is +0.0010: these predictions do not depend on the group."
     assert named in [finding.text for finding in live_findings(live_with(0.001))]
+    assert unknown in [finding.text for finding in live_findings(live_with(None))]
     assert not any("context gain" in finding.text for finding in live_findings(live_with(0.02)))
 
 

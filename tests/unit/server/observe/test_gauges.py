@@ -38,4 +38,6 @@ async def test_clients_are_counted_in_memory_and_evaluations_are_read_after_an_e
     assert set(values(await gauges.read(), "pluralllm_alignment_score").values()) == {0.7}
     place.parts.sessions.close(ClientId("cem"))
     assert values(await gauges.read(), "pluralllm_clients")[("away",)] == 1
+    await place.coordinator.remove_client(ClientId("cem"))
+    assert values(await gauges.read(), "pluralllm_clients")[("revoked",)] == 1
     await place.stop()

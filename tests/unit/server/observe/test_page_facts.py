@@ -175,7 +175,8 @@ def test_the_mean_context_gain_of_the_newest_version_is_a_text_and_a_small_one_i
     assert facts(0.02, 0.03, None) == "+0.0250"
     assert facts(0.01, 0.0) == "+0.0050"
     assert facts(0.0, 0.0) == "+0.0000: these predictions do not depend on the group"
-    assert facts(None) == ""
+    assert facts(None) == "not known, so the predictions may be the same for every group"
+    assert facts_of(-1)["context_gain"] == "", "nothing is evaluated"
 
 
 def test_a_version_that_no_group_reports_on_has_no_fairness_and_stays_in_the_curves() -> None:

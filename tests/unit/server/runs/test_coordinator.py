@@ -306,6 +306,10 @@ async def test_a_revoked_member_leaves_every_run_and_its_session_ends(place: Mem
     assert roster(run) == [BEN]
     with pytest.raises(StaleSession):
         place.parts.sessions.of(ANN)
+    ann, ben = place.parts.status.of(run).participants
+    assert (ann.state.value, ann.reason, ben.state.value) == ("revoked", "", "assigned")
+    await place.hello("ann")
+    assert place.parts.status.of(run).participants[0].state.value == "lost", "a new member may have the name"
 
 
 async def test_a_removal_that_cannot_be_stored_is_made_up_for_unless_the_member_comes_back(tmp_path: Path) -> None:

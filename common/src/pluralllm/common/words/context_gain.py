@@ -10,6 +10,7 @@ from pluralllm.common.errors.tree import InvalidModel
 
 LEAST_CONTEXT_GAIN = 0.005  # below it, predictions do not depend on the group
 IGNORES_CONTEXT = "these predictions do not depend on the group"
+GAIN_UNKNOWN = "not known, so the predictions may be the same for every group"
 UNKNOWN = (
     "The context gain of the model {model} is not known, because no group reported it or an earlier release exported the model. "
     "Its predictions may not depend on the group: score the group's answers with another group's context, too."
@@ -30,6 +31,13 @@ def ignores_context(gain: float | None) -> bool:
 def gain_text(gain: float | None) -> str:
     """Returns a context gain as text with its sign; a dash if it was not measured."""
     return "-" if gain is None else f"{gain:+.4f}"
+
+
+def gain_statement(gain: float | None) -> str:
+    """Returns the mean context gain of a version that groups have scored, with a warning if the score alone would mislead."""
+    if gain is None:
+        return GAIN_UNKNOWN
+    return gain_text(gain) + (f": {IGNORES_CONTEXT}" if ignores_context(gain) else "")
 
 
 def check_context_gain(model: str, gain: float | None, *, accept: bool) -> str:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 
 from pluralllm.common.predictor.metrics import coefficient_of_variation, fairness_index
-from pluralllm.common.words.context_gain import IGNORES_CONTEXT, gain_text, ignores_context, mean_gain
+from pluralllm.common.words.context_gain import gain_statement, gain_text, ignores_context, mean_gain
 from pluralllm.common.words.names import MemberName
 from pluralllm.common.words.noise import declared_text
 from pluralllm.common.words.run_state import run_state_text
@@ -67,8 +67,8 @@ def live_findings(live: LiveRun) -> Iterator[Finding]:
             reasons = tuple(f"{one.group}: {one.not_reported}" for one in live.of_role(role) if one.not_reported)
             yield from (Finding(text, reasons) for text in _standing(name, live, role))
     gain = mean_gain(one.context_gain for one in live.series if not one.not_reported)
-    if ignores_context(gain):
-        yield Finding(f"The mean context gain is {gain_text(gain)}: {IGNORES_CONTEXT}.")
+    if ignores_context(gain) or (gain is None and any(one.scores and not one.not_reported for one in live.series)):
+        yield Finding(f"The mean context gain is {gain_statement(gain)}.")
     yield from _sums(live)
     yield from _noise(live)
     closed = sum(row.outcome == "closed" for row in live.rounds)

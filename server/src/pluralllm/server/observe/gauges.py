@@ -36,6 +36,7 @@ from pluralllm.server.runs.overview import (
     state_with_slot,
     state_without_slot,
 )
+from pluralllm.server.runs.presence import Presence
 from pluralllm.server.runs.round_sums import RoundSums
 from pluralllm.server.runs.sessions import Sessions
 from pluralllm.server.runs.traffic import Traffic
@@ -47,7 +48,7 @@ LAG_EVERY_S = 0.25
 MAX_RUNS = 20
 MAX_GROUPS = 200
 Values = dict[tuple[str, ...], float]  # by the labels' values
-CLIENT_STATES = ("working", "assigned", "idle", "away")
+CLIENT_STATES = ("working", "assigned", "idle", "away", "revoked")
 GAUGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "pluralllm_build_info": ("Always 1; the label names the running release.", ("version",)),
     "pluralllm_runs": ("Number of runs by phase.", ("phase",)),
@@ -97,7 +98,7 @@ GAUGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
         ("run",),
     ),
     "pluralllm_clients": (
-        "Clients that have ever connected, by state. Working on a task, assigned one, idle but connected, or away.",
+        "Clients that have ever connected, by state. Working on a task, assigned one, idle but connected, away, or revoked.",
         ("state",),
     ),
     "pluralllm_leases": ("Number of tasks that clients hold a lease on.", ()),
@@ -132,6 +133,7 @@ class Gauges(Collector):
         clock: Clock,
         troubles: Troubles,
         traffic: Traffic,
+        presence: Presence,
         registry: Registry | None,
         wall_s: Callable[[], float],
     ) -> None:
@@ -142,7 +144,7 @@ class Gauges(Collector):
         self._runs, self._sums, self._store, self._clients = runs, sums, store, clients
         self._sessions, self._leases = sessions, leases
         self._clock, self._troubles, self._traffic = clock, troubles, traffic
-        self._registry, self._wall_s = registry, wall_s
+        self._presence, self._registry, self._wall_s = presence, registry, wall_s
         self._values: tuple[Metric, ...] = ()
         # The evaluations of each run, and the number of the run's last event when they were read.
         self._evaluated: dict[RunId, tuple[int, list[EvaluationRecord]]] = {}
@@ -236,8 +238,9 @@ class Gauges(Collector):
         count: Counter[str] = Counter()
         for member in self._clients.all():
             lease = self._leases.of(member.client)
-            session = self._sessions.get(member.client)
-            count[state_with_slot(lease) if lease is not None else state_without_slot(session, now_s)] += 1
+            session, is_revoked = self._sessions.get(member.client), member.client in self._presence.revoked
+            without = state_without_slot(session, now_s, is_revoked)
+            count[state_with_slot(lease) if lease is not None else without] += 1
         return {(state,): count[state] for state in CLIENT_STATES}
 
     def _certificates(self) -> Values:

@@ -12,13 +12,7 @@ from typing import Any
 from pluralllm.common.predictor.metrics import fairness_index
 from pluralllm.common.trust.audit_chain import AuditEntry
 from pluralllm.common.trust.version_record import VersionRecord
-from pluralllm.common.words.context_gain import (
-    IGNORES_CONTEXT,
-    LEAST_CONTEXT_GAIN,
-    gain_text,
-    ignores_context,
-    mean_gain,
-)
+from pluralllm.common.words.context_gain import LEAST_CONTEXT_GAIN, gain_statement, mean_gain
 from pluralllm.common.words.noise import declared_text
 from pluralllm.common.words.not_reported import NotReported, not_reported_text
 from pluralllm.common.words.private_rounds import READS_SINGLE, READS_SUMS
@@ -225,9 +219,7 @@ def history_facts(
         "fairness": [_rounded(value) for value in fairness],
         "gains": [_rounded(value) for value in mean_gains],
         "least_gain": LEAST_CONTEXT_GAIN,
-        "context_gain": ""
-        if gain is None
-        else gain_text(gain) + (f": {IGNORES_CONTEXT}" if ignores_context(gain) else ""),
+        "context_gain": gain_statement(gain) if shown and history.scores[shown[-1]] else "",
         "loss": [[number, _rounded(history.distances[number])] for number in lost],
         "axes": {
             "versions": scale_of(shown, whole=True),

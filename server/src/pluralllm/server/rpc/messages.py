@@ -77,6 +77,7 @@ PARTICIPANT_STATES = {
     ParticipantState.LOST: pb.PARTICIPANT_STATE_LOST,
     ParticipantState.IDLE: pb.PARTICIPANT_STATE_IDLE,
     ParticipantState.AWAY: pb.PARTICIPANT_STATE_AWAY,
+    ParticipantState.REVOKED: pb.PARTICIPANT_STATE_REVOKED,
 }
 
 

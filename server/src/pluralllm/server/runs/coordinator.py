@@ -128,7 +128,6 @@ class Coordinator:
         self._implausible = ImplausibleSums()
         self._started_s = clock.now_s()
         self._creating = asyncio.Lock()
-        self._removed: set[ClientId] = set()  # revoked members
         self._unreadable: dict[RunId, Digest] = {}  # stored runs that are left out, with the hashes of their specs
 
     # Life
@@ -292,8 +291,9 @@ class Coordinator:
         if run.state.phase in (Phase.CREATED, Phase.ENDED):
             return ()
         now_s = self._clock.now_s()
-        members = {*run.state.roster, *run.state.cohort} if self._removed else set()
-        losses: list[ev.Event] = [ev.MemberRevoked(now_s, client) for client in sorted(self._removed & members)]
+        revoked = self._presence.revoked
+        members = {*run.state.roster, *run.state.cohort} if revoked else set()
+        losses: list[ev.Event] = [ev.MemberRevoked(now_s, client) for client in sorted(revoked & members)]
         for client in self._leases.expired(run.id, now_s):
             self.release(client)
             reason = f"lease expired after {self._leases.duration_s:g} s of silence"
@@ -447,7 +447,7 @@ class Coordinator:
             noise=session.noise,
         )
         await self._clients.save(member)
-        self._removed.discard(session.client)  # a new member may have the name of a revoked one
+        self._presence.readmit(session.client)
         if self._sessions.open(session):
             count = session.takeovers_within_window(session.last_seen_s)
             log.warning("client.taken_over", client=session.client, takeovers=count)
@@ -464,7 +464,7 @@ class Coordinator:
         The member's update in an open round does not count, unless averaging has begun. If a run cannot record the removal now,
         for example on a full disk, the loop removes the member later.
         """
-        self._removed.add(client)
+        self._presence.revoke(client)
         self._sessions.close(client)
         self._client_bells.ring(client)  # its held poll is answered
         for run in self._runs.all():

@@ -48,6 +48,7 @@ class ParticipantState(StrEnum):
     LOST = "lost"
     IDLE = "idle"  # connected
     AWAY = "away"  # not connected
+    REVOKED = "revoked"  # no member any more
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,12 +106,13 @@ def participants(
     now_s: float,
     refused: Mapping[ClientId, int] | None = None,
     kept_out: Collection[ClientId] = (),
+    revoked: Collection[ClientId] = (),
 ) -> tuple[Participant, ...]:
     """Returns one entry for every client that takes part in the run, sorted by client.
 
     `members` are all clients that have ever connected. `sessions` and `leases` have the clients' sessions and leases.
     `refused` has the numbers of refused updates of the clients since the process started. `kept_out` are the connected clients
-    that come and go too often to get a task (presence.py).
+    that come and go too often to get a task, and `revoked` the clients that are no members any more (presence.py).
     """
     people, weights = [], weights_in(run.newest, run.spec.aggregation)
     states, reasons = states_of(run.state), _failures(run.state)
@@ -121,7 +123,8 @@ def participants(
             continue
         lease = leases.get(member.client)
         lease = lease if lease is not None and lease.run == run.id else None
-        state = states.get(member.client) or state_without_slot(session, now_s)
+        is_revoked = member.client in revoked
+        state = (None if is_revoked else states.get(member.client)) or state_without_slot(session, now_s, is_revoked)
         if state is ParticipantState.ASSIGNED:
             state = state_with_slot(lease)
         failure = reasons.get(member.client, "") if state is ParticipantState.LOST else ""
@@ -159,8 +162,10 @@ def weights_in(version: VersionRecord, aggregation: Aggregation) -> dict[ClientI
     return {receipt.client: share for receipt, share in zip(receipts, shares, strict=True)}
 
 
-def state_without_slot(session: Session | None, now_s: float) -> ParticipantState:
-    """Returns IDLE or AWAY for a client that has no slot. Status, page and metrics all ask this function."""
+def state_without_slot(session: Session | None, now_s: float, is_revoked: bool) -> ParticipantState:
+    """Returns IDLE, AWAY or REVOKED for a client that has no slot. Status, page and metrics all ask this function."""
+    if is_revoked:
+        return ParticipantState.REVOKED
     return ParticipantState.IDLE if session is not None and session.is_live(now_s) else ParticipantState.AWAY
 
 

@@ -27,6 +27,17 @@ class Presence:
         self._buckets: dict[ClientId, TokenBucket] = {}
         self._reported: set[ClientId] = set()  # clients that were logged since they last came
         self.kept_out: frozenset[ClientId] = frozenset()  # connected clients that came too often, as of the newest look
+        self.revoked: frozenset[ClientId] = (
+            frozenset()
+        )  # clients whose membership was revoked, and that have not joined again
+
+    def revoke(self, client: ClientId) -> None:
+        """Notes that the client's membership was revoked."""
+        self.revoked |= {client}
+
+    def readmit(self, client: ClientId) -> None:
+        """Notes that the client has called Hello: a new member may have the name of a revoked one."""
+        self.revoked -= {client}
 
     def look(self, now_s: float) -> dict[ClientId, Session]:
         """Returns the sessions of the present clients, sorted by client. A client with a lease does not go while it is silent."""

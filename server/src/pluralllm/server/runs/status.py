@@ -55,11 +55,11 @@ class Status:
         now_s, trouble = self._clock.now_s(), self._troubles.of(run.id)
         sessions = {m.client: session for m in members if (session := self._sessions.get(m.client)) is not None}
         leases = {m.client: lease for m in members if (lease := self._leases.of(m.client)) is not None}
-        kept_out = self._presence.kept_out
+        kept_out, revoked, refused = self._presence.kept_out, self._presence.revoked, self._refusals.of(run.id)
         trainers = self._idle_trainers(run, now_s) if run.state.phase is Phase.WAITING else 0
         return RunStatus(
             at_s=now_s,
-            participants=participants(run, members, sessions, leases, now_s, self._refusals.of(run.id), kept_out),
+            participants=participants(run, members, sessions, leases, now_s, refused, kept_out, revoked),
             next=what_next(run, trouble, trainers, now_s),
             trouble=trouble,
             received_bytes=self._traffic.received_bytes(run.id),

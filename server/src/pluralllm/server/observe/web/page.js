@@ -2,8 +2,8 @@
 // Draws a run: its state, which the coordinator streams, and its history, which is loaded anew when a version was evaluated or a
 // round has ended.
 
-const SYMBOL = { done: "✓", working: "▶", assigned: "◷", lost: "▲", idle: "·", away: "○" };
-const ORDER = ["lost", "assigned", "working", "away", "idle", "done"];
+const SYMBOL = { done: "✓", working: "▶", assigned: "◷", lost: "▲", idle: "·", away: "○", revoked: "✕" };
+const ORDER = ["lost", "assigned", "working", "away", "revoked", "idle", "done"];
 const ROLE = { train: "training", held_out: "held out" };
 const LIST_EVERY_MS = 30000, PAGE_OF_RUNS = 200;
 const WAIT_FIRST_MS = 500, WAIT_LAST_MS = 10000;
@@ -107,7 +107,7 @@ function drawCharts(groups, worst) {
   const one = (name, points) => [{ name, kind: "plain", as: "polyline", points }];
   const small = { x, xTitle, height: 190 };
   const least = { value: history_.least_gain, name: "below: ignores the group" };
-  chart(at("gain-chart"), { ...small, lines: one("mean context gain", by(history_.gains)), y: history_.context_gain ? axes.gains : null, yTitle: "score with minus without answers", marks: [least] });
+  chart(at("gain-chart"), { ...small, lines: one("mean context gain", by(history_.gains)), y: history_.gains.some((gain) => gain !== null) ? axes.gains : null, yTitle: "score with minus without answers", marks: [least] });
   chart(at("fairness-chart"), { ...small, lines: one("fairness index", by(history_.fairness)), y: axes.fairness, yTitle: "Jain's index, 1 is even" });
   chart(at("loss-chart"), { ...small, lines: one("loss", history_.loss), x: axes.rounds, y: axes.loss, xTitle: "round", yTitle: "Jensen-Shannon distance" });
 }
