@@ -26,7 +26,7 @@ from pluralllm.common.words.ids import ClientId
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import RunSpec
 from pluralllm.server.members.access import Principal
-from pluralllm.server.members.registry import InviteOrder
+from pluralllm.server.members.invite_order import InviteOrder
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.state import Phase
 from pluralllm.server.runs.live_run import LiveRun

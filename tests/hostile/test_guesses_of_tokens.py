@@ -22,7 +22,7 @@ from pluralllm.common.errors.membership import (
 from pluralllm.common.errors.tree import PluralError
 from pluralllm.common.trust.certificates import make_request, new_key
 from pluralllm.common.words.roles import MemberRole
-from pluralllm.server.members.registry import InviteOrder
+from pluralllm.server.members.invite_order import InviteOrder
 
 PER_MINUTE = 3
 STRANGERS = tuple(f"127.0.1.{number}" for number in range(1, 12))

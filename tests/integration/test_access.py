@@ -46,7 +46,7 @@ from pluralllm.server.composition import running
 from pluralllm.server.members import audit_log
 from pluralllm.server.members.access import ALL_RUNS, RULES, Principal
 from pluralllm.server.members.authority import create_authority
-from pluralllm.server.members.registry import InviteOrder
+from pluralllm.server.members.invite_order import InviteOrder
 from pluralllm.server.process.config import ServerConfig
 from pluralllm.server.rpc.serving import SERVICES
 from pluralllm.v1 import federation_pb2 as pb

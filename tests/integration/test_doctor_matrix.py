@@ -39,7 +39,7 @@ from pluralllm.common.words.addresses import split_address
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import GroupRole
 from pluralllm.server.members.authority import create_authority
-from pluralllm.server.members.registry import InviteOrder
+from pluralllm.server.members.invite_order import InviteOrder
 
 NAME = "coordinator.invalid"  # no resolver knows it, so only a proxy can reach it
 GROUP = "group of ann"

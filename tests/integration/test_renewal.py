@@ -49,7 +49,7 @@ from pluralllm.operator.remote import Remote
 from pluralllm.server.members import tls
 from pluralllm.server.members.access import ALL_RUNS, Principal
 from pluralllm.server.members.authority import DAY_S, create_authority, renew_issuer
-from pluralllm.server.members.registry import InviteOrder
+from pluralllm.server.members.invite_order import InviteOrder
 
 pytestmark = [pytest.mark.timeout(240)]
 LIFE_S = 6.0

@@ -30,8 +30,9 @@ from pluralllm.common.words.spec import GroupRole, RunSpec
 from pluralllm.server.composition import running
 from pluralllm.server.members.access import ALL_RUNS, Principal
 from pluralllm.server.members.authority import create_authority
+from pluralllm.server.members.invite_order import InviteOrder
 from pluralllm.server.members.record_key import record_key_of
-from pluralllm.server.members.registry import InviteOrder, Registry
+from pluralllm.server.members.registry import Registry
 from pluralllm.server.process.config import ServerConfig
 from pluralllm.server.rpc.messages import duration
 from pluralllm.server.runs.assembly import Assembly

@@ -37,8 +37,9 @@ from pluralllm.server.members import audit_log
 from pluralllm.server.members.access import ALL_RUNS, Principal
 from pluralllm.server.members.audit_log import AuditLog
 from pluralllm.server.members.authority import create_authority, load_authority
+from pluralllm.server.members.invite_order import InviteOrder
 from pluralllm.server.members.possible_clients import possible_clients
-from pluralllm.server.members.registry import MAX_LIVE_CERTIFICATES, InviteOrder, Registry
+from pluralllm.server.members.registry import MAX_LIVE_CERTIFICATES, Registry
 from pluralllm.server.storage.membership import MembershipChange, MemberState
 from pluralllm.server.storage.sql_membership import SqlMembership
 from pluralllm.server.storage.sql_store import open_store

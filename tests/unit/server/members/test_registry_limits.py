@@ -29,14 +29,8 @@ from pluralllm.common.words.spec import GroupRole
 from pluralllm.server.members.access import ALL_RUNS, Principal
 from pluralllm.server.members.audit_log import AuditLog
 from pluralllm.server.members.authority import create_authority, load_authority
-from pluralllm.server.members.registry import (
-    MAX_EXAMPLES,
-    MAX_LIVE_CERTIFICATES,
-    MAX_RUNS,
-    MAX_TTL_S,
-    InviteOrder,
-    Registry,
-)
+from pluralllm.server.members.invite_order import MAX_EXAMPLES, MAX_RUNS, MAX_TTL_S, InviteOrder
+from pluralllm.server.members.registry import MAX_LIVE_CERTIFICATES, Registry
 from pluralllm.server.storage.membership import DEFAULT_MAX_EXAMPLES, MemberState
 
 CLIENT, OBSERVER, ADMIN = MemberRole.CLIENT, MemberRole.OBSERVER, MemberRole.ADMIN

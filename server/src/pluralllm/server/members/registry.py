@@ -11,7 +11,7 @@ import asyncio
 import secrets
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import structlog
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -29,7 +29,6 @@ from pluralllm.common.errors.membership import (
     MemberExists,
 )
 from pluralllm.common.errors.tree import InvalidArgument, NotFound, OverLimit
-from pluralllm.common.text.printable import GROUP_HELP, is_group_name
 from pluralllm.common.trust.certificates import (
     fingerprint,
     key_of_certificate,
@@ -42,9 +41,10 @@ from pluralllm.common.words.ids import ID_HELP, ClientId, is_id
 from pluralllm.common.words.names import MemberName
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import GroupRole
-from pluralllm.server.members.access import ALL_RUNS, Principal
+from pluralllm.server.members.access import Principal
 from pluralllm.server.members.audit_log import AuditLog
 from pluralllm.server.members.authority import Authority, check_dates, day
+from pluralllm.server.members.invite_order import InviteOrder, check_order
 from pluralllm.server.members.roster_log import RosterLog
 from pluralllm.server.process.cancellation import unbroken
 from pluralllm.server.storage.membership import (
@@ -60,25 +60,8 @@ from pluralllm.server.storage.membership import (
 
 log = structlog.get_logger()
 
-MAX_TTL_S = 24 * 3600.0
-MAX_RUNS = 100  # in one invite
-MAX_EXAMPLES = 10**9  # the largest limit that an invite may set
 MAX_LIVE_CERTIFICATES = 5  # in the line of one member: two during a renewal
 REPLACED = ": a later renewal of the same certificate took its place. If that was not you, somebody has the key"
-
-
-@dataclass(frozen=True, slots=True)
-class InviteOrder:
-    """The invite that an administrator asks for."""
-
-    name: str
-    role: MemberRole
-    group: str = ""
-    group_role: GroupRole | None = None
-    ttl_s: float = MAX_TTL_S
-    needs_approval: bool = False
-    runs: tuple[str, ...] = ()  # ids of the runs that an observer may read, or ALL_RUNS
-    max_examples: int = 0  # largest number of questions that the client may state; 0 for DEFAULT_MAX_EXAMPLES
 
 
 class Registry:
@@ -136,6 +119,10 @@ class Registry:
             member.name, member.role, facts.serial, member.group, member.group_role, member.runs, member.max_examples
         )
 
+    def holder(self, serial: str) -> Principal:
+        """Returns the member that may call now with its certificate of this serial number. Raises errors as `principal` does."""
+        return self.principal(self._certificates[serial].chain_pem)
+
     def knows_token(self, token: str) -> bool:
         """Returns whether an invite has this token, whether the invite is open or used. A stranger cannot guess a token."""
         invite = self._invites.get(token_hash(token))
@@ -190,7 +177,7 @@ class Registry:
         by: the administrator. The token is kept nowhere. Raises InvalidArgument if the order is not allowed; MemberExists
         if the name belongs to a member that is neither revoked nor expired.
         """
-        _check_order(order)
+        check_order(order)
         name, now_s = ClientId(order.name), self._wall_s()
         async with self._changing:
             self._check_name_is_free(name)
@@ -476,25 +463,3 @@ class Registry:
         ]
         if member.role is MemberRole.ADMIN and member.revoked_s is None and not others:
             raise LastAdmin(name=member.name)
-
-
-def _check_order(order: InviteOrder) -> None:
-    if not is_id(order.name):
-        raise InvalidArgument(field="name", problem=f"is {order.name!r}, allowed: {ID_HELP}")
-    if not 0 < order.ttl_s <= MAX_TTL_S:
-        raise InvalidArgument(field="ttl", problem=f"is {order.ttl_s:g} s, must be above 0 and at most 24 h")
-    if order.group and not is_group_name(order.group):
-        raise InvalidArgument(field="group", problem=f"must be {GROUP_HELP}")
-    if order.role is not MemberRole.CLIENT and (order.group or order.group_role is GroupRole.HELD_OUT):
-        raise InvalidArgument(field="group", problem=f"is for clients; {order.name} is to be {order.role}")
-    if order.role is not MemberRole.OBSERVER and order.runs:
-        raise InvalidArgument(field="runs", problem=f"are for observers; {order.name} is to be {order.role}")
-    if order.role is MemberRole.OBSERVER and not order.runs:
-        problem = "must name the runs that the observer may read (--run RUN, repeated), or be * for every run"
-        raise InvalidArgument(field="runs", problem=problem)
-    if len(order.runs) > MAX_RUNS or not all(run == ALL_RUNS or is_id(run) for run in order.runs):
-        raise InvalidArgument(field="runs", problem=f"are at most {MAX_RUNS} ids of runs ({ID_HELP}), or *")
-    if not 0 <= order.max_examples <= MAX_EXAMPLES:
-        raise InvalidArgument(field="max_examples", problem=f"is {order.max_examples}, must be 1 to {MAX_EXAMPLES}")
-    if order.role is not MemberRole.CLIENT and order.max_examples:
-        raise InvalidArgument(field="max_examples", problem=f"is for clients; {order.name} is to be {order.role}")

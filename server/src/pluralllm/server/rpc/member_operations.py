@@ -11,7 +11,8 @@ from pluralllm.common.words.ids import ClientId
 from pluralllm.common.words.names import MemberName
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.server.members.access import Principal
-from pluralllm.server.members.registry import MAX_TTL_S, InviteOrder, Registry
+from pluralllm.server.members.invite_order import MAX_TTL_S, InviteOrder
+from pluralllm.server.members.registry import Registry
 from pluralllm.server.members.roster_log import RosterLog
 from pluralllm.server.rpc.messages import member_message
 from pluralllm.server.rpc.signatures import Signatures
