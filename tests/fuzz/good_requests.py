@@ -186,6 +186,7 @@ GOOD: dict[str, Callable[[Situation], Message]] = {
     "ApproveMember": lambda _: ops.ApproveMemberRequest(name=f"members/{TRAINERS[0]}"),
     "RevokeMember": lambda _: ops.RevokeMemberRequest(name=f"members/{GUEST}", reason="gone"),
     "ResetPeerKey": lambda _: ops.ResetPeerKeyRequest(name=f"members/{TRAINERS[0]}"),
+    "CreatePageLink": lambda _: ops.CreatePageLinkRequest(),
     "ListAuditEvents": lambda _: ops.ListAuditEventsRequest(page_size=3),
     "Join": lambda now: en.JoinRequest(name=GUEST, token=now.token, certificate_request_der=now.requests_der[0]),
     "GetMembership": lambda now: en.GetMembershipRequest(certificate_chain_pem=now.chain_pem),

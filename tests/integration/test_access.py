@@ -69,6 +69,7 @@ EXPECTED: dict[str, frozenset[MemberRole]] = {
         ),
         ((ADMIN,), "CreateRun StartRun PauseRun ResumeRun CancelRun AskRewards GetRewards"),
         ((ADMIN,), "ListMembers CreateInvite ApproveMember RevokeMember ResetPeerKey"),
+        ((OBSERVER, ADMIN), "CreatePageLink"),
         (tuple(MemberRole), "GetRun ListRuns GetRound ListRounds ListEvaluations WatchRun"),
         (tuple(MemberRole), "Check List Watch ServerReflectionInfo Renew"),
         ((), "Join GetMembership"),

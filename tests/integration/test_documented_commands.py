@@ -58,6 +58,7 @@ ELSEWHERE = {
     "pluralllm-client status": "tests/unit/client/test_status_command.py",
     "pluralllm-client peers": "tests/private/test_roster_attacks.py",
     "pluralllm-client verify": "tests/private/test_daemons.py",
+    "pluralllm page": "tests/integration/test_page_for_members.py",
     "pluralllm members reset-peer-key": "tests/integration/test_cli.py",
     "docker compose": "no images are built here; compose.yaml is checked by tests/unit/test_deployment.py",
     "cp deploy/compose.env.example": "for docker compose",

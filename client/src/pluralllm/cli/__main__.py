@@ -36,6 +36,11 @@ COMMANDS = (
     ),
     Later("revoke", "Ends a membership at once.", "pluralllm.cli.member_commands:revoke"),
     Later(
+        "page",
+        "Prints a link to the coordinator's web page for you. It works once, within a minute, and opens a session of an hour.",
+        "pluralllm.cli.member_commands:page",
+    ),
+    Later(
         "audit",
         "Shows the audit log: the actions, and the members who took them.",
         "pluralllm.cli.member_commands:audit",

@@ -19,7 +19,7 @@ from pluralllm.common.errors.tree import InvalidArgument
 from pluralllm.common.process.console import Json, say
 from pluralllm.common.process.environment import proxies_of
 from pluralllm.common.process.files import write_durably
-from pluralllm.common.process.json_forms import AUDIT_LOG, INVITE, MEMBER, MEMBERS, PEER_KEY_RESET
+from pluralllm.common.process.json_forms import AUDIT_LOG, INVITE, MEMBER, MEMBERS, PAGE_LINK, PEER_KEY_RESET
 from pluralllm.common.text.reading import read_json
 from pluralllm.common.trust.certificates import fingerprint_of_certificate
 from pluralllm.common.words.roles import GroupRole, MemberRole
@@ -169,6 +169,14 @@ def reset_peer_key(
     )
 
 
+def page(coordinator: CoordinatorOption = None, as_json: Json = False) -> None:
+    """Prints a link to the coordinator's web page for you. It works once, within a minute, and opens a session of an hour.
+
+    Keep the link secret until you have opened it. Only observers and administrators may read the page.
+    """
+    show(PAGE_LINK, {"link": remote(coordinator).page_link()}, as_json=as_json, screen=lambda value: str(value["link"]))
+
+
 def audit(
     limit: Annotated[int, typer.Option(min=1, max=1_000_000, help="Number of entries to show, the newest ones.")] = 50,
     coordinator: CoordinatorOption = None,
@@ -230,4 +238,4 @@ def _check_replaceable(path: Path) -> None:
         raise InvalidArgument(field="--out", problem=f"{path} is there and is no invite")
 
 
-COMMANDS = (invite, join, approve, revoke, audit, doctor)
+COMMANDS = (invite, join, approve, revoke, page, audit, doctor)

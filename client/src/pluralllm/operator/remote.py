@@ -239,6 +239,13 @@ class Remote:
         """Removes a client's peer key, so that the client may register another one. The call may be repeated."""
         self._call("ResetPeerKey", pb.ResetPeerKeyRequest(name=_member_name(name)))
 
+    def page_link(self) -> str:
+        """Returns a link to the coordinator's web page, which works once, within a minute. The token stands behind the #."""
+        request = pb.CreatePageLinkRequest()
+        response: pb.CreatePageLinkResponse = self._call("CreatePageLink", request)
+        checked_answer("CreatePageLink", request, response, None)
+        return f"https://{response.address}/enter#{response.token}"
+
     def audit_events(self) -> tuple[list[Values], bool]:
         """Returns the audit entries, oldest first, and whether they are the whole log.
 

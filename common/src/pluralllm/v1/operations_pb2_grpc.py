@@ -132,6 +132,11 @@ class OperationsServiceStub(object):
                 request_serializer=pluralllm_dot_v1_dot_operations__pb2.ResetPeerKeyRequest.SerializeToString,
                 response_deserializer=pluralllm_dot_v1_dot_operations__pb2.ResetPeerKeyResponse.FromString,
                 _registered_method=True)
+        self.CreatePageLink = channel.unary_unary(
+                '/pluralllm.v1.OperationsService/CreatePageLink',
+                request_serializer=pluralllm_dot_v1_dot_operations__pb2.CreatePageLinkRequest.SerializeToString,
+                response_deserializer=pluralllm_dot_v1_dot_operations__pb2.CreatePageLinkResponse.FromString,
+                _registered_method=True)
         self.ListAuditEvents = channel.unary_unary(
                 '/pluralllm.v1.OperationsService/ListAuditEvents',
                 request_serializer=pluralllm_dot_v1_dot_operations__pb2.ListAuditEventsRequest.SerializeToString,
@@ -290,6 +295,15 @@ class OperationsServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreatePageLink(self, request, context):
+        """Called by an administrator or an observer. Makes a link to the coordinator's web page, which opens a session of an hour there.
+        The link works once, within 60 s; the coordinator keeps its hash only. A call makes another link. Refusals: NOT_FOUND (the page
+        is not served to members), NOT_INITIALISED (no certificates).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListAuditEvents(self, request, context):
         """Called by an administrator or a client. Returns the audit log in pages, the oldest entry first. A client gets the entries that
         concern it; all others are withheld but for their hashes, so that it can check the chain. Refusals: INVALID_ARGUMENT.
@@ -395,6 +409,11 @@ def add_OperationsServiceServicer_to_server(servicer, server):
                     servicer.ResetPeerKey,
                     request_deserializer=pluralllm_dot_v1_dot_operations__pb2.ResetPeerKeyRequest.FromString,
                     response_serializer=pluralllm_dot_v1_dot_operations__pb2.ResetPeerKeyResponse.SerializeToString,
+            ),
+            'CreatePageLink': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreatePageLink,
+                    request_deserializer=pluralllm_dot_v1_dot_operations__pb2.CreatePageLinkRequest.FromString,
+                    response_serializer=pluralllm_dot_v1_dot_operations__pb2.CreatePageLinkResponse.SerializeToString,
             ),
             'ListAuditEvents': grpc.unary_unary_rpc_method_handler(
                     servicer.ListAuditEvents,
@@ -918,6 +937,33 @@ class OperationsService(object):
             '/pluralllm.v1.OperationsService/ResetPeerKey',
             pluralllm_dot_v1_dot_operations__pb2.ResetPeerKeyRequest.SerializeToString,
             pluralllm_dot_v1_dot_operations__pb2.ResetPeerKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreatePageLink(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pluralllm.v1.OperationsService/CreatePageLink',
+            pluralllm_dot_v1_dot_operations__pb2.CreatePageLinkRequest.SerializeToString,
+            pluralllm_dot_v1_dot_operations__pb2.CreatePageLinkResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -97,6 +97,11 @@ class OperationsServiceStub:
     """Called by an administrator. Removes a client's peer key, so that the client's next Hello may state another one. Other members
     then refuse the client in private rounds until they have pinned the new key. Refusals: NOT_FOUND.
     """
+    CreatePageLink: _grpc.UnaryUnaryMultiCallable[_operations_pb2.CreatePageLinkRequest, _operations_pb2.CreatePageLinkResponse]
+    """Called by an administrator or an observer. Makes a link to the coordinator's web page, which opens a session of an hour there.
+    The link works once, within 60 s; the coordinator keeps its hash only. A call makes another link. Refusals: NOT_FOUND (the page
+    is not served to members), NOT_INITIALISED (no certificates).
+    """
     ListAuditEvents: _grpc.UnaryUnaryMultiCallable[_operations_pb2.ListAuditEventsRequest, _operations_pb2.ListAuditEventsResponse]
     """Called by an administrator or a client. Returns the audit log in pages, the oldest entry first. A client gets the entries that
     concern it; all others are withheld but for their hashes, so that it can check the chain. Refusals: INVALID_ARGUMENT.
@@ -170,6 +175,11 @@ class OperationsServiceAsyncStub(OperationsServiceStub):
     ResetPeerKey: _aio.UnaryUnaryMultiCallable[_operations_pb2.ResetPeerKeyRequest, _operations_pb2.ResetPeerKeyResponse]  # type: ignore[assignment]
     """Called by an administrator. Removes a client's peer key, so that the client's next Hello may state another one. Other members
     then refuse the client in private rounds until they have pinned the new key. Refusals: NOT_FOUND.
+    """
+    CreatePageLink: _aio.UnaryUnaryMultiCallable[_operations_pb2.CreatePageLinkRequest, _operations_pb2.CreatePageLinkResponse]  # type: ignore[assignment]
+    """Called by an administrator or an observer. Makes a link to the coordinator's web page, which opens a session of an hour there.
+    The link works once, within 60 s; the coordinator keeps its hash only. A call makes another link. Refusals: NOT_FOUND (the page
+    is not served to members), NOT_INITIALISED (no certificates).
     """
     ListAuditEvents: _aio.UnaryUnaryMultiCallable[_operations_pb2.ListAuditEventsRequest, _operations_pb2.ListAuditEventsResponse]  # type: ignore[assignment]
     """Called by an administrator or a client. Returns the audit log in pages, the oldest entry first. A client gets the entries that
@@ -355,6 +365,17 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_operations_pb2.ResetPeerKeyResponse, _abc.Awaitable[_operations_pb2.ResetPeerKeyResponse]]:
         """Called by an administrator. Removes a client's peer key, so that the client's next Hello may state another one. Other members
         then refuse the client in private rounds until they have pinned the new key. Refusals: NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def CreatePageLink(
+        self,
+        request: _operations_pb2.CreatePageLinkRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.CreatePageLinkResponse, _abc.Awaitable[_operations_pb2.CreatePageLinkResponse]]:
+        """Called by an administrator or an observer. Makes a link to the coordinator's web page, which opens a session of an hour there.
+        The link works once, within 60 s; the coordinator keeps its hash only. A call makes another link. Refusals: NOT_FOUND (the page
+        is not served to members), NOT_INITIALISED (no certificates).
         """
 
     @_abc_1.abstractmethod

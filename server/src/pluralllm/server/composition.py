@@ -22,8 +22,9 @@ from pluralllm.common.process.watched_tasks import WatchedTasks
 from pluralllm.common.trust.record_signatures import RecordSigner
 from pluralllm.common.words.addresses import Addresses, join_address, split_address
 from pluralllm.server.members.audit_log import AuditLog
-from pluralllm.server.members.authority import Authority, load_authority
+from pluralllm.server.members.authority import LOOPBACK_NAMES, Authority, load_authority
 from pluralllm.server.members.door import EnrolmentDoor, MainDoor, by_certificate, by_word
+from pluralllm.server.members.page_links import PageLinks
 from pluralllm.server.members.possible_clients import possible_clients
 from pluralllm.server.members.rates import rates_of_members
 from pluralllm.server.members.record_key import record_key_of
@@ -32,6 +33,8 @@ from pluralllm.server.members.roster_log import RosterLog
 from pluralllm.server.members.tls import server_credentials, tend_certificates, warn_of_uncovered
 from pluralllm.server.observe.gauges import Gauges, measure_lag
 from pluralllm.server.observe.page import Page, showing
+from pluralllm.server.observe.page_door import LoopbackDoor, MembersDoor, hosts_of
+from pluralllm.server.observe.page_tls import PageTls
 from pluralllm.server.process import open_files
 from pluralllm.server.process.config import ServerConfig
 from pluralllm.server.process.fail_stop import FailStop
@@ -96,6 +99,7 @@ async def running(
         registry = None
         if authority is not None:
             registry = Registry(membership, audit_log, authority, config.certificate_life_s, wall_s)
+        links = PageLinks(clock.now_s)
         roster = RosterLog(membership, audit_log) if registry is None else registry.roster
         parts = Assembly(
             store,
@@ -121,11 +125,14 @@ async def running(
             address, enrolment_address = await _serve_plain(stack, config, parts, audit_log, fail_stop, roster)
         else:
             await _tend_members(registry, parts, wall_s)
-            ports = Ports(config, parts, audit_log, fail_stop, authority, registry, wall_s)
+            ports = Ports(config, parts, audit_log, fail_stop, authority, registry, wall_s, links)
             address, enrolment_address = await _serve_members(stack, ports)
             write_durably(state.path / "enrolment-address", enrolment_address.encode())
         await stack.enter_async_context(_measured(config, state, parts, registry, wall_s))
-        await stack.enter_async_context(_shown(config, state, parts.tasks, page_of(parts, audit_log, authority)))
+        page = page_of(parts, audit_log, authority)
+        await stack.enter_async_context(_shown(config, state, parts.tasks, page))
+        if authority is not None and registry is not None:
+            await stack.enter_async_context(_shown_to_members(ports, state, page))
         stack.callback(parts.coordinator.drain)
         write_durably(state.path / "address", address.encode())
         yield Running(parts, registry, address, enrolment_address, fail_stop)
@@ -142,6 +149,7 @@ class Ports:
     authority: Authority
     registry: Registry
     wall_s: Callable[[], float]
+    links: PageLinks
 
 
 async def _serve_plain(
@@ -160,7 +168,9 @@ async def _serve_plain(
     room = connection_room(config)
     server, address = bind_main(config, MainDoor(by_word, audit_log, PLAIN_TEXT_CALLS), fail_stop, None, room.main)
     signatures = Signatures(lambda: audit_log.head, None)
-    operations = operations_of(parts, audit_log, None, roster, Addresses(address, ""), signatures)
+    operations = operations_of(
+        parts, audit_log, None, roster, Addresses(address, ""), signatures, PageLinks(parts.clock.now_s)
+    )
     federation = federation_of(
         parts, config.poll_hold_s, config.chunk_idle_s, signatures, roster, max_held_polls=config.max_held_polls
     )
@@ -189,7 +199,9 @@ async def _serve_members(stack: contextlib.AsyncExitStack, ports: Ports) -> tupl
     signer = RecordSigner(authority.federation, record_key_of(authority.folder))
     signatures = Signatures(lambda: ports.audit_log.head, signer)
     roster = ports.registry.roster
-    operations = operations_of(ports.parts, ports.audit_log, ports.registry, roster, invited_to, signatures)
+    operations = operations_of(
+        ports.parts, ports.audit_log, ports.registry, roster, invited_to, signatures, ports.links
+    )
     federation = federation_of(
         ports.parts, config.poll_hold_s, config.chunk_idle_s, signatures, roster, invited_to, config.max_held_polls
     )
@@ -265,11 +277,12 @@ def operations_of(
     roster: RosterLog,
     invited_to: Addresses,
     signatures: Signatures,
+    links: PageLinks,
 ) -> Operations:
     """Makes the service for administrators and observers from the objects in `parts`.
 
     `registry`, the registry of members, is None if the server uses no certificates. invited_to: the addresses that the server
-    writes into invites. signatures: signs the audit log's head.
+    writes into invites. signatures: signs the audit log's head. links: the links to the web page.
     """
     members = MemberOperations(
         coordinator=parts.coordinator,
@@ -281,6 +294,7 @@ def operations_of(
         leases=parts.leases,
         clock=parts.clock,
         signatures=signatures,
+        links=links,
     )
     return Operations(
         coordinator=parts.coordinator,
@@ -354,8 +368,32 @@ async def _shown(config: ServerConfig, state: StateDirectory, tasks: WatchedTask
     if config.page_listen is None:
         yield
         return
-    async with showing(config.page_listen, page.app(), tasks) as address:
+    async with showing(config.page_listen, page.app(LoopbackDoor()), tasks) as address:
         write_durably(state.path / "page-address", address.encode())
+        yield
+
+
+@contextlib.asynccontextmanager
+async def _shown_to_members(ports: Ports, state: StateDirectory, page: Page) -> AsyncIterator[None]:
+    """Serves the web page to observers and administrators on other machines until the block ends, if this is configured.
+
+    Raises InUse or InvalidArgument if the port cannot be opened; InvalidConfig if server.pem is damaged.
+    """
+    config, authority, links = ports.config, ports.authority, ports.links
+    if config.page_remote_listen is None:
+        yield
+        return
+    names = [*authority.hosts, *LOOPBACK_NAMES]
+    if config.advertise_page is not None:
+        names.append(split_address(config.advertise_page)[0])
+        warn_of_uncovered(authority, [config.advertise_page])
+    rates = rates_of_members(config.calls_per_second, config.hellos_per_minute, config.certificate_life_s)
+    door = MembersDoor(hosts_of(names), ports.registry, links, ports.audit_log, rates)
+    app, tls = page.app(door), PageTls(authority)
+    async with showing(config.page_remote_listen, app, ports.parts.tasks, tls) as address:
+        port = split_address(address)[1]
+        links.address = config.advertise_page or join_address(authority.hosts[0], port)
+        write_durably(state.path / "page-remote-address", address.encode())
         yield
 
 

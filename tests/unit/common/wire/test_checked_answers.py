@@ -30,7 +30,8 @@ NOW = Timestamp(seconds=1_790_000_000)
 TASK = "runs/first/rounds/2/tasks/train-ann"
 SERVICES = (federation_pb2.DESCRIPTOR.services_by_name, enrolment_pb2.DESCRIPTOR.services_by_name)
 METHODS = [method for services in SERVICES for service in services.values() for method in service.methods]
-METHODS += [operations_pb2.DESCRIPTOR.services_by_name["OperationsService"].methods_by_name["ListAuditEvents"]]
+OPERATIONS = operations_pb2.DESCRIPTOR.services_by_name["OperationsService"]
+METHODS += [OPERATIONS.methods_by_name[name] for name in ("ListAuditEvents", "CreatePageLink")]
 EVIL_IDS = ["", "../x", "a/b", ".", "..", "A", "a" * 41, "a\n", "a\x1b[2J", "/etc", "a.b", "-"]
 EVIL_DIGESTS = ["", "a" * 63, "a" * 65, "A" * 64, "../" + "a" * 61, "a" * 64 + "\n"]
 

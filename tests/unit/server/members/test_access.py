@@ -75,13 +75,14 @@ ALLOWED = {
         *(f"{FEDERATION}{name}" for name in ("GetRoundStep", "PutRoundStep", "GetTranscript", "GetMaskedChunks")),
         *(f"{OPERATIONS}{name}" for name in ("GetModel", "ListAuditEvents")),
     },
-    OBSERVER: set(),
+    OBSERVER: {f"{OPERATIONS}CreatePageLink"},
     ADMIN: {
         *(f"{FEDERATION}{name}" for name in ("ListVersionRecords", "GetManifest", "GetChunks")),
         *(f"{FEDERATION}{name}" for name in ("GetTranscript", "GetMaskedChunks")),
         *(f"{OPERATIONS}{name}" for name in ("CreateRun", "StartRun", "PauseRun", "ResumeRun", "CancelRun")),
         *(f"{OPERATIONS}{name}" for name in ("AskRewards", "GetRewards", "GetModel", "ListMembers", "CreateInvite")),
         *(f"{OPERATIONS}{name}" for name in ("ApproveMember", "RevokeMember", "ResetPeerKey", "ListAuditEvents")),
+        f"{OPERATIONS}CreatePageLink",
     },
 }
 FOR_ALL = {
@@ -95,7 +96,7 @@ FOR_ALL = {
 }
 STEERING = {
     f"{OPERATIONS}{name}" for name in ("CreateRun", "StartRun", "PauseRun", "ResumeRun", "CancelRun", "AskRewards")
-}
+} | {f"{OPERATIONS}CreatePageLink"}
 REFUSALS_AUDITED = {
     *(f"{OPERATIONS}{name}" for name in ("GetRewards", "ListMembers", "CreateInvite", "ApproveMember", "RevokeMember")),
     f"{OPERATIONS}ResetPeerKey",

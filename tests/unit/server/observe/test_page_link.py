@@ -107,3 +107,36 @@ def test_another_run_chosen_while_the_link_is_lost_makes_no_second_loop() -> Non
         for (let change = 0; change < 5; change += 1) { window.hashchange(); await settle(); }
         const before = calls; await pass(60); check(calls - before <= 12, `${calls - before} calls in a minute`);
     """)
+
+
+def test_a_reader_that_is_refused_is_told_how_to_come_back() -> None:
+    in_browser("""
+        const words = () => document.getElementById("link").textContent;
+        answer = async () => ({ ok: false, status: 401 }); opened.at(-1).onerror(); await pass(60);
+        check(words().includes("pluralllm page"), words());
+        answer = async () => ({ ok: false, status: 503 }); await pass(60);
+        check(words().includes("does not answer"), words());
+    """)
+
+
+@pytest.mark.parametrize(("status", "enters"), [(204, True), (401, False), (200, False)])
+def test_the_entry_sends_the_token_in_a_body_and_leaves_it_nowhere(status: int, enters: bool) -> None:
+    script = resources.files("pluralllm.server.observe").joinpath("web", "enter.js").read_text()
+    browser = f"""
+        const sent = [], seen = {{}};
+        globalThis.location = {{ hash: "#secret", replace: (path) => {{ seen.went = path; }} }};
+        globalThis.history = {{ replaceState: (state, title, path) => {{ seen.shown = path; }} }};
+        globalThis.document = {{ getElementById: () => seen }};
+        globalThis.fetch = async (path, how) => {{
+          sent.push([path, how.method, how.body, seen.shown]);
+          return {{ status: {status} }};
+        }};
+    """
+    end = "setImmediate(() => console.log(JSON.stringify([sent, seen.went ?? '', seen.textContent ?? ''])));"
+    assert NODE is not None
+    result = subprocess.run(
+        [NODE, "-e", browser + script + end], capture_output=True, text=True, timeout=LIMIT_S, check=True
+    )
+    sent, went, words = json.loads(result.stdout)
+    assert sent == [["session", "POST", "secret", "enter"]]
+    assert (went, "pluralllm page" in words) == (("./", False) if enters else ("", True))

@@ -35,6 +35,7 @@ async def test_each_member_is_listed_with_the_fingerprint_of_its_peer_key(tmp_pa
         leases=parts.leases,
         clock=parts.clock,
         signatures=unused,
+        links=unused,
     )
     listed = {member.name: member.peer_key_sha256 for member in await members.everyone()}
     assert listed == {"members/ann": "ab" * 32, "members/ben": ""}

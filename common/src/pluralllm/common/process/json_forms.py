@@ -66,6 +66,13 @@ PEER_KEY_RESET = Form(
     ("pluralllm members reset-peer-key",),
     {"name": "name of the member", "reset": "true: the member has no peer key now"},
 )
+PAGE_LINK = Form(
+    "page-link",
+    ("pluralllm page",),
+    {
+        "link": "address of the coordinator's page with a token; it works once, within a minute, and is secret until then"
+    },
+)
 MEMBERS = Form("members", ("pluralllm members",), {"members": "messages Member, open invites among them"})
 MEMBER = Form("member", ("pluralllm approve", "pluralllm revoke"), message="Member")
 INVITE = Form(
@@ -254,6 +261,6 @@ VERIFICATION = Form(
     },
 )
 FORMS = (
-    RUN, RUNS, ROUNDS, MEMBERS, MEMBER, PEER_KEY_RESET, PEERS, INVITE, AUDIT_LOG, HISTORY, CLIENT_STATUS, CHECKS, CONFIG,
-    EXPLANATION, SPEC, SCORES, PAIRS, MODEL, EXPORTED_MODEL, METHODS, DATA_CHECK, PRIVACY, BACKUP, VERIFICATION,
+    RUN, RUNS, ROUNDS, MEMBERS, MEMBER, PEER_KEY_RESET, PAGE_LINK, PEERS, INVITE, AUDIT_LOG, HISTORY, CLIENT_STATUS, CHECKS,
+    CONFIG, EXPLANATION, SPEC, SCORES, PAIRS, MODEL, EXPORTED_MODEL, METHODS, DATA_CHECK, PRIVACY, BACKUP, VERIFICATION,
 )  # fmt: skip

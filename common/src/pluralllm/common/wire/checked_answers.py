@@ -1,9 +1,10 @@
 """Checks every field of the coordinator's answers before the client uses the answer.
 
-The table FIELDS has one rule for each field of each answer of FederationService and EnrolmentService, and of the answer to
-ListAuditEvents; a test compares the table with the protocol. The table AGREEMENTS has the rules that need the request or the
-caller: a task must be for this client, and a receipt must be for the update that this client sent. Parts of an answer become
-file names, so an answer that breaks a rule is never used. The limits are far above what a coordinator of this project sends.
+The table FIELDS has one rule for each field of each answer of FederationService and EnrolmentService, and of the answers to
+ListAuditEvents and CreatePageLink; a test compares the table with the protocol. The table AGREEMENTS has the rules that need the
+request or the caller: a task must be for this client, and a receipt must be for the update that this client sent. Parts of an
+answer become file names, so an answer that breaks a rule is never used. The limits are far above what a coordinator of this
+project sends.
 """
 
 import hashlib
@@ -176,6 +177,7 @@ FIELDS: Mapping[str, Mapping[str, Rule]] = {
     "Upgrade": {},
     "PollResponse": {},
     "AuditHead": {"sequence": LONG_COUNT, "sha256": DIGEST_OR_NONE, "signature": size(MAX_KEY_BYTES)},
+    "CreatePageLinkResponse": {"address": address, "token": text(r"[A-Za-z0-9_-]{43}", "43 characters of base64url")},
     "ListAuditEventsResponse": {"next_page_token": characters(MAX_LABEL)},
     "AuditEvent": {
         "sequence": LONG_COUNT,

@@ -75,6 +75,8 @@ def _only(*roles: MemberRole) -> Rule:
     return Rule(frozenset(roles))
 
 
+# The web page from another machine. It is no gRPC method, so that it has no row in RULES.
+PAGE = _only(OBSERVER, ADMIN)
 STEERING = Rule(frozenset({ADMIN}), audited=True)
 MANAGING = Rule(frozenset({ADMIN}), refusals_audited=True)
 FEDERATION = "/pluralllm.v1.FederationService/"
@@ -124,6 +126,7 @@ RULES: Mapping[str, Rule] = {
     f"{OPERATIONS}ApproveMember": MANAGING,
     f"{OPERATIONS}RevokeMember": MANAGING,
     f"{OPERATIONS}ResetPeerKey": MANAGING,
+    f"{OPERATIONS}CreatePageLink": Rule(PAGE.roles, audited=True),
     f"{OPERATIONS}ListAuditEvents": _only(CLIENT, ADMIN),  # a client reads the entries that concern it
     f"{ENROLMENT}Renew": Rule(ANY, refusals_audited=True),
     f"{ENROLMENT}Join": Rule(frozenset()),  # it is answered on the enrolment port only
@@ -150,3 +153,15 @@ def check_role(principal: Principal, method: str) -> Rule:
             allowed=allowed or "nobody on this port",
         )
     return rule
+
+
+def check_page(principal: Principal) -> None:
+    """Raises RoleForbids if the principal's role may not read the web page from another machine."""
+    if principal.role not in PAGE.roles:
+        allowed = ", ".join(sorted(PAGE.roles))
+        raise RoleForbids(name=principal.name, role=principal.role, rpc="the page", allowed=allowed)
+
+
+def may_read_audit(principal: Principal) -> bool:
+    """Returns whether the member may read the whole audit log on the page: an administrator, as by ListAuditEvents."""
+    return principal.role is ADMIN

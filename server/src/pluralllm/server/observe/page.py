@@ -1,14 +1,15 @@
-"""The read-only web page about the federation, served over HTTP on a loopback address.
+"""The read-only web page about the federation, served over HTTP on a loopback address, and over HTTPS on any other one.
 
-Everybody who reaches the address can read the page. So the address must be a loopback address, and the Host header of a
-request must name the local machine. Otherwise a foreign web page could read the data through a visitor's browser (DNS
-rebinding). To read the page from another machine, use ssh -L.
+On a loopback address everybody can read the page. On any other address the page has TLS, and page_door.py identifies each reader.
+In both cases the Host header of a request must name this machine. Otherwise a foreign web page could read the data through a
+visitor's browser (DNS rebinding).
 """
 
 import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from importlib import resources
 from typing import Any
 
@@ -21,14 +22,19 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from pluralllm.common.errors.tree import NotFound
+from pluralllm.common.errors.membership import RunNotShared
+from pluralllm.common.errors.root import Refused
+from pluralllm.common.errors.tree import NotFound, PluralError
 from pluralllm.common.process.listening import bound_socket
 from pluralllm.common.process.watched_tasks import WatchedTasks
 from pluralllm.common.text.printable import printable_values
 from pluralllm.common.words.addresses import check_loopback, join_address, split_address
 from pluralllm.common.words.ids import RoundNumber
+from pluralllm.common.words.names import RunName
+from pluralllm.server.members.access import Principal, check_may_read, may_read, may_read_audit
 from pluralllm.server.members.audit_log import AuditLog
 from pluralllm.server.members.authority import Authority
+from pluralllm.server.observe.page_door import HEADERS, READING, Door, Guard, MembersDoor, Who, refusal
 from pluralllm.server.observe.page_facts import (
     MAX_POINTS,
     SHOWN,
@@ -38,6 +44,8 @@ from pluralllm.server.observe.page_facts import (
     run_now,
     run_row,
 )
+from pluralllm.server.observe.page_reader import history_for, row_for, run_for
+from pluralllm.server.observe.page_tls import PageTls, TlsEntrance
 from pluralllm.server.rounds.state import WITH_OPEN_ROUND
 from pluralllm.server.runs.bell import Bell
 from pluralllm.server.runs.live_run import LiveRun
@@ -53,13 +61,10 @@ FILES = {
     "drawing.js": ("drawing.js", "text/javascript"),
     "icon.svg": ("icon.svg", "image/svg+xml"),
 }
-HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-store",
-}
-HOSTS = ["127.0.0.1", "localhost", "[::1]", "::1"]
+ENTRY = {
+    "enter": ("enter.html", "text/html"),
+    "enter.js": ("enter.js", "text/javascript"),
+}  # for members on other machines
 MAX_RUNS = 200
 PAGE = 500  # evaluations read at once
 LOOK_EVERY_S = 2.0  # for changes without an event: progress, silence
@@ -95,8 +100,12 @@ class Page:
         self._histories: dict[str, History] = {}
         self._reading = asyncio.Lock()
 
-    def app(self) -> Starlette:
+    def app(self, door: Door) -> Starlette:
+        """Returns the web application whose readers the door lets in."""
         files = [Route(f"/{path}", self._file) for path in FILES]
+        if isinstance(door, MembersDoor):
+            files += [Route(f"/{path}", self._file) for path in ENTRY]
+            files.append(Route("/session", door.open_session, methods=["POST"]))
         return Starlette(
             routes=[
                 *files,
@@ -105,40 +114,56 @@ class Page:
                 Route("/api/runs/{run}/history", self._history),
                 Route("/api/runs/{run}/events", self._events),
             ],
-            middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS, www_redirect=False)],
-            exception_handlers={NotFound: _not_found},
+            middleware=[
+                Middleware(TrustedHostMiddleware, allowed_hosts=door.hosts, www_redirect=False),
+                Middleware(Guard, door=door),
+            ],
+            exception_handlers={NotFound: _not_found, Refused: _refused},
         )
 
     async def _file(self, request: Request) -> Response:
-        name, kind = FILES[request.url.path.lstrip("/")]
+        name, kind = (FILES | ENTRY)[request.url.path.lstrip("/")]
         content = resources.files("pluralllm.server.observe").joinpath("web", name).read_bytes()
         return Response(content, media_type=kind, headers=HEADERS)
 
     async def _list(self, request: Request) -> Response:
         """Returns a page of the list of runs, newest first. The query's `after` is the number of runs to leave out first."""
-        newest_first = self._runs.all()[::-1]
+        reader = _reader(request)
+        newest_first = [run for run in self._runs.all()[::-1] if may_read(reader, run.id, run.spec.groups)]
         after = request.query_params.get("after", "0")
         first = min(int(after), len(newest_first)) if after.isascii() and after.isdigit() and len(after) < 10 else 0
         facts = {
             "federation": self._federation,
             "of": len(newest_first),
             "after": first,
-            "runs": [run_row(run) for run in newest_first[first : first + MAX_RUNS]],
+            "runs": [row_for(reader, run_row(run)) for run in newest_first[first : first + MAX_RUNS]],
         }
         return json_answer(facts)
 
-    async def _tail(self, _request: Request) -> Response:
+    async def _tail(self, request: Request) -> Response:
+        if not may_read_audit(_reader(request)):
+            return json_answer([])
         newest, _ = self._audit.head
         entries = await self._audit.entries(max(0, newest - SHOWN), SHOWN)
         return json_answer([audit_row(entry) for entry, _sha256 in reversed(entries)])
 
     async def _history(self, request: Request) -> Response:
-        run = self._runs.get(request.path_params["run"])
+        run = await self._run_for(request)
         async with self._reading:
             history = await self._grown(run)
         rounds = await self._store.rounds(run.id, None, SHOWN)
         versions, sums = await self._store.versions(run.id), await self._sums.of(run)
-        return json_answer(history_facts(run, history, rounds, versions, sums))
+        return json_answer(history_for(_reader(request), history_facts(run, history, rounds, versions, sums)))
+
+    async def _run_for(self, request: Request) -> LiveRun:
+        """Returns the run that a request names. Raises NotFound; RunNotShared, with an audit entry, if the reader may not."""
+        run, reader = self._runs.get(request.path_params["run"]), _reader(request)
+        try:
+            check_may_read(reader, run.id, run.spec.groups)
+        except RunNotShared as error:
+            await self._audit.refused(reader, READING, str(RunName(run.id)), error)
+            raise
+        return run
 
     async def _grown(self, run: LiveRun) -> History:
         """Adds new alignment scores and distances to the run's history in memory, and returns the history.
@@ -160,21 +185,37 @@ class Page:
         return history
 
     async def _events(self, request: Request) -> Response:
-        run = self._runs.get(request.path_params["run"])
-        return StreamingResponse(self._stream(run), media_type="text/event-stream", headers=HEADERS)
+        run, who = await self._run_for(request), request.state.who
+        return StreamingResponse(self._stream(run, who), media_type="text/event-stream", headers=HEADERS)
 
-    async def _stream(self, run: LiveRun) -> AsyncIterator[str]:
-        """Yields the run's state as server-sent events, until the coordinator stops.
+    async def _stream(self, run: LiveRun, who: Who) -> AsyncIterator[str]:
+        """Yields the run's state as server-sent events, until the coordinator stops or the reader may read no longer.
 
         The state is sent when the run has changed. Without a change, it is sent again about every LOOK_EVERY_S seconds.
         """
         yield "retry: 1000\n\n"
         while not self._run_bell.closed:
             heard = self._run_bell.rings
-            facts = run_now(run, self._status.of(run))
-            yield event_of(facts)
+            try:
+                reader = who()
+                check_may_read(reader, run.id, run.spec.groups)
+            except PluralError:
+                return
+            status = self._status.of(run)
+            yield event_of(run_for(reader, run_now(run, status), status.participants))
             await asyncio.sleep(AT_MOST_EVERY_S)
             await self._run_bell.wait(heard, LOOK_EVERY_S)
+
+
+def _reader(request: Request) -> Principal:
+    """Returns the reader with its present rights. A request that no door has let in has none: an internal error."""
+    who: Who = request.state.who
+    return who()
+
+
+async def _refused(_: Request, error: Exception) -> Response:
+    assert isinstance(error, Refused)
+    return refusal(error)
 
 
 async def _not_found(_: Request, error: Exception) -> Response:
@@ -232,13 +273,17 @@ class _Connection(H11Protocol):
 
 
 @contextlib.asynccontextmanager
-async def showing(listen: str, app: Starlette, tasks: WatchedTasks) -> AsyncIterator[str]:
+async def showing(listen: str, app: Starlette, tasks: WatchedTasks, tls: PageTls | None = None) -> AsyncIterator[str]:
     """Serves a web application at `listen` (host:port) until the block ends, and yields the actual address.
 
     The server is one of the background tasks in `tasks`. Port 0 selects a free port. Raises NotLoopback if the host is no
-    loopback address; InUse or InvalidArgument if the port cannot be opened.
+    loopback address and `tls` is None; InUse or InvalidArgument if the port cannot be opened.
     """
-    check_loopback(listen)
+    if tls is None:
+        check_loopback(listen)
+        http: Any = _Connection
+    else:
+        http = partial(TlsEntrance, make=_Connection, tls=tls, tasks=tasks, waiting=set(), limit=MAX_CONNECTIONS)
     host, port = split_address(listen)
     config: Any = uvicorn.Config(
         app,
@@ -249,7 +294,9 @@ async def showing(listen: str, app: Starlette, tasks: WatchedTasks) -> AsyncIter
         lifespan="off",
         server_header=False,
         limit_concurrency=MAX_VISITORS,
-        http=_Connection,
+        http=http,
+        ws="none",
+        proxy_headers=False,
         timeout_graceful_shutdown=STOP_S,
     )
     socket = bound_socket(config.bind_socket, listen)

@@ -72,6 +72,11 @@ class ServerConfig(ProcessConfig):
     max_concurrent_rpcs: Annotated[int, Field(ge=16, le=100_000)] = 4096  # limit of all other open calls
     # host:port of the operator's page, read-only and without certificates, so on loopback: 127.0.0.1:7446; default: no page.
     page_listen: ListenAddress | None = None
+    # host:port of the page for observers and administrators on other machines, with TLS and their identity: 0.0.0.0:7447;
+    # default: none.
+    page_remote_listen: ListenAddress | None = None
+    # host:port that links to this page name; default: the first --host of `init` with the port in use.
+    advertise_page: Address | None = None
     # OpenTelemetry collector (OTLP over HTTP) for spans; needs pluralllm-common[tracing]; default: no spans.
     traces_endpoint: Annotated[str, Field(pattern=r"^https?://[^/]+/?$")] | None = None
     # host:port where Prometheus reads /metrics, without certificates, so on loopback: 127.0.0.1:9464; default: no metrics.
@@ -92,13 +97,23 @@ class ServerConfig(ProcessConfig):
     def _ports_differ(self) -> Self:
         if self.advertise is not None and self.advertise == self.advertise_enrolment:
             raise ValueError("advertise and advertise_enrolment are the same, but the two ports need two addresses")
-        ports = ["listen", *([] if self.plain_text else ["enrolment_listen"]), "page_listen", "metrics_listen"]
+        ports = ["listen", *([] if self.plain_text else ["enrolment_listen"]), "page_listen"]
+        ports += ["page_remote_listen", "metrics_listen"]
         opened = [(key, address) for key in ports if (address := getattr(self, key)) is not None]
         for (one, address), (other, same) in itertools.combinations(opened, 2):
             if overlap(address, same):
                 raise ValueError(
                     f"{one} and {other} have the same port ({address}, {same}); give each a port of its own"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _page_has_identities(self) -> Self:
+        if self.plain_text and self.page_remote_listen is not None:
+            raise ValueError(
+                "page_remote_listen needs certificates, which identify its readers, and plain_text has none; take one of them"
+                " out, or set page_listen and read that page through ssh -L"
+            )
         return self
 
     @field_validator("chunk_idle_s")

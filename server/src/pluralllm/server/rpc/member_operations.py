@@ -12,6 +12,7 @@ from pluralllm.common.words.names import MemberName
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.server.members.access import Principal
 from pluralllm.server.members.invite_order import MAX_TTL_S, InviteOrder
+from pluralllm.server.members.page_links import PageLinks
 from pluralllm.server.members.registry import Registry
 from pluralllm.server.members.roster_log import RosterLog
 from pluralllm.server.rpc.messages import member_message
@@ -46,11 +47,12 @@ class MemberOperations:
         leases: Leases,
         clock: Clock,
         signatures: Signatures,
+        links: PageLinks,
     ) -> None:
         self._coordinator, self._registry, self._advertised = coordinator, registry, advertised
         self._roster = roster
         self._store, self._sessions, self._leases, self._clock = store, sessions, leases, clock
-        self._signatures = signatures
+        self._signatures, self._links = signatures, links
 
     async def invite(self, by: Principal, request: pb.CreateInviteRequest) -> pb.CreateInviteResponse:
         """Creates an invite in the name of the administrator `by`, and returns the invite with its secret token.
@@ -112,6 +114,12 @@ class MemberOperations:
     async def reset_peer_key(self, by: Principal, name: str) -> None:
         """Removes a client's peer key, in plain text, too. by: the administrator. Raises NotFound if there is no such key."""
         await self._roster.reset(by, MemberName.parse(name).member)
+
+    def page_link(self, by: Principal) -> pb.CreatePageLinkResponse:
+        """Makes a short-lived link to the web page for the member `by`. Raises NotFound if the page is not served to members."""
+        self._registry_or_refuse()
+        token = self._links.new_link(by)
+        return pb.CreatePageLinkResponse(address=self._links.address, token=token)
 
     async def everyone(self) -> list[resources_pb2.Member]:
         """Returns members, open invites and clients that connected without a certificate, sorted by name."""

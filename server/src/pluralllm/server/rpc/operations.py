@@ -201,6 +201,9 @@ class Operations(pb_grpc.OperationsServiceServicer):
         await self._members.reset_peer_key(caller(), request.name)
         return pb.ResetPeerKeyResponse()
 
+    async def CreatePageLink(self, request: pb.CreatePageLinkRequest, context: Context) -> pb.CreatePageLinkResponse:
+        return self._members.page_link(caller())
+
     async def ListAuditEvents(self, request: pb.ListAuditEventsRequest, context: Context) -> pb.ListAuditEventsResponse:
         size, after = page_size(request.page_size), max(cursor(request.page_token), request.after_sequence)
         entries = await self._audit.entries(after, size + 1)

@@ -185,7 +185,7 @@ async function connect() {
     };
     source.onerror = lose;
     awaitMessage();
-  } catch { if (mine === turn) lose(); }
+  } catch (error) { if (mine === turn) lose(error); }
 }
 function awaitMessage() {
   clearTimeout(silence);
@@ -196,9 +196,10 @@ function stop() {
   clearTimeout(silence);
   clearTimeout(next);
 }
-function lose() {
+function lose(error) {
   stop();
-  showLink("lost", "the coordinator does not answer; trying again");
+  const refused = ["401", "403"].includes(error?.message); // only the page for other machines refuses a reader
+  showLink("lost", refused ? "your session has ended; type: pluralllm page" : "the coordinator does not answer; trying again");
   again();
 }
 function again() {

@@ -1,0 +1,198 @@
+"""The check before every request to the page: it finds out who asks, and whether this member may read the page.
+
+On loopback everybody may read it. From other machines, a request has the identity of a client certificate of its TLS connection,
+or of a session that a short-lived link has opened. Both lead to a certificate in the registry, which is asked at each request and
+before each event of a stream. A refused request gets a status code and no fact.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+
+import structlog
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from pluralllm.common.errors.membership import AwaitingApproval, RoleForbids, RunNotShared, TooManyCalls
+from pluralllm.common.errors.root import Refused
+from pluralllm.common.errors.tree import Unidentified
+from pluralllm.common.words.roles import MemberRole
+from pluralllm.server.members.access import Principal, check_page
+from pluralllm.server.members.audit_log import AuditLog
+from pluralllm.server.members.door import LOCAL
+from pluralllm.server.members.page_links import SESSION_S, PageLinks
+from pluralllm.server.members.rates import Rates
+from pluralllm.server.members.registry import Registry
+
+log = structlog.get_logger()
+
+Who = Callable[[], Principal]  # looks up the reader's present rights at each use
+
+HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]", "::1")
+CERTIFICATE = "client_certificate"  # key in a request's state: the certificate of its TLS connection as PEM, or None
+COOKIE = "__Host-page"  # browsers take a name with this beginning only if it is Secure and for this host alone
+OPEN_PATHS = frozenset({"/enter", "/enter.js", "/session", "/page.css", "/icon.svg"})  # they have no facts
+MAX_TOKEN_BYTES = 100
+BODY_S = 5.0
+READING, OPENING = "ReadPage", "OpenPage"  # actions in the audit log
+NO_ENTRY = "This page is for members. Type: pluralllm page, and open the link. Or present your certificate.\n"
+
+
+class Door(Protocol):
+    """The check before every request."""
+
+    hosts: Sequence[str]  # names in a request's Host header that are answered
+    open_paths: frozenset[str]  # paths that anybody may ask for
+
+    async def enter(self, request: Request) -> Who:
+        """Returns a function that returns the reader, and that raises an error when the reader may read no longer.
+
+        Raises the same errors: Unidentified or an error about the certificate, RoleForbids, AwaitingApproval, TooManyCalls.
+        """
+        ...
+
+
+class LoopbackDoor:
+    """The door of the page on loopback: everybody there reads as an administrator."""
+
+    hosts: Sequence[str] = LOOPBACK_HOSTS
+    open_paths: frozenset[str] = frozenset()
+
+    async def enter(self, request: Request) -> Who:  # noqa: ARG002
+        """Returns a function that returns the local administrator."""
+        return lambda: Principal(LOCAL, MemberRole.ADMIN)
+
+
+class MembersDoor:
+    """The door of the page for members on other machines. `hosts`: the names in a Host header that are answered."""
+
+    open_paths = OPEN_PATHS
+
+    def __init__(
+        self, hosts: Sequence[str], registry: Registry, links: PageLinks, audit: AuditLog, rates: Rates
+    ) -> None:
+        self.hosts = hosts
+        self._registry, self._links, self._audit, self._rates = registry, links, audit, rates
+
+    async def enter(self, request: Request) -> Who:
+        """Identifies the reader by the TLS connection's certificate, or else by the cookie of a session."""
+        identify = self._identify(request)
+
+        def who() -> Principal:
+            principal = identify()
+            check_page(principal)
+            return principal
+
+        principal = identify()
+        self._rates.count(principal.name, READING, time.monotonic())
+        try:
+            check_page(principal)
+        except RoleForbids as error:
+            await self._audit.refused(principal, READING, "", error)
+            raise
+        return who
+
+    async def open_session(self, request: Request) -> Response:
+        """Redeems a link's token, which is the body of the request, and answers with the cookie of a new session."""
+        if not is_from_own_page(request):
+            return Response(status_code=403, headers=HEADERS)
+        try:
+            link = self._links.redeem(await short_body(request))
+            if link is None:
+                raise Unidentified(problem="there is no such link, or it is used or too old")
+            principal = self._registry.holder(link.serial)
+            check_page(principal)
+            await self._audit.record(principal, OPENING, "", "ACCEPTED")
+            cookie = self._links.new_session(link)
+        except Refused as error:
+            log.warning("page.link_refused", reason=error.reason)
+            return refusal(error)
+        answer = Response(status_code=204, headers=HEADERS)
+        answer.set_cookie(COOKIE, cookie, int(SESSION_S), path="/", secure=True, httponly=True, samesite="strict")
+        return answer
+
+    def _identify(self, request: Request) -> Who:
+        certificate = request.scope.get("state", {}).get(CERTIFICATE)
+        if certificate is not None:
+            return lambda: self._registry.principal(certificate)
+        cookie = request.cookies.get(COOKIE, "")
+
+        def by_session() -> Principal:
+            session = self._links.session(cookie)
+            if session is None:
+                raise Unidentified(problem="the request has no client certificate and no session")
+            return self._registry.holder(session.serial)
+
+        return by_session
+
+
+class Guard:
+    """The middleware that asks the door before every request. A handler finds the reader in `request.state.who`."""
+
+    def __init__(self, app: ASGIApp, door: Door) -> None:
+        self._app, self._door = app, door
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes a request on, or answers it with a refusal. Nothing but HTTP requests passes."""
+        if scope["type"] != "http":
+            return
+        if scope["path"] not in self._door.open_paths:
+            try:
+                who = await self._door.enter(Request(scope))
+            except Refused as error:
+                await refusal(error)(scope, receive, send)
+                return
+            scope.setdefault("state", {})["who"] = who
+        await self._app(scope, receive, send)
+
+
+def hosts_of(names: Iterable[str]) -> tuple[str, ...]:
+    """Returns how a Host header writes these names and IP addresses, in which an IPv6 address has brackets."""
+    return tuple(f"[{name}]" if ":" in name else name for name in names)
+
+
+def refusal(error: Refused) -> Response:
+    """Returns the response to a refused request: a status code, and at most how members enter."""
+    match error:
+        case TooManyCalls():
+            return Response(status_code=429, headers=HEADERS)
+        case RoleForbids() | RunNotShared() | AwaitingApproval():
+            return Response(status_code=403, headers=HEADERS)
+        case _:
+            return PlainTextResponse(NO_ENTRY, status_code=401, headers=HEADERS)
+
+
+def is_from_own_page(request: Request) -> bool:
+    """Returns whether a script of this page has sent the request. Browsers write both headers; scripts cannot change them.
+
+    The Host header, with which the origin is compared, is one of the door's hosts.
+    """
+    own = f"https://{request.headers.get('host', '')}"
+    return (
+        request.headers.get("origin") == own and request.headers.get("sec-fetch-site", "same-origin") == "same-origin"
+    )
+
+
+async def short_body(request: Request) -> str:
+    """Returns the body of a request as text. Raises Unidentified for one that is long, slow or no ASCII, and so no token."""
+    body = b""
+    try:
+        async with asyncio.timeout(BODY_S):
+            async for part in request.stream():
+                body += part
+                if len(body) > MAX_TOKEN_BYTES:
+                    break
+        if len(body) <= MAX_TOKEN_BYTES:
+            return body.decode("ascii")
+    except (TimeoutError, UnicodeDecodeError):
+        pass
+    raise Unidentified(problem="the request has no token of a link")
