@@ -5,6 +5,7 @@
     PreferencePredictor   a model version: predicts a group's answers from a few of them
     GroupReward           a reward function for TRL from such a model
     Experiment            compares training methods; its results are tables
+    coordinator_sight     what a coordinator has of one group's update, plain and masked, and what an attacker computes from it
 
 A name is imported when it is first used, so `import pluralllm.api` is light. The package may touch what the operator's client,
 align and experiment touch. Start reading at federation.py; docs/python.md has an example of each.
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from pluralllm.api.experiment import Experiment, Results
     from pluralllm.api.federation import Federation, Run
     from pluralllm.api.predictor import PreferencePredictor
+    from pluralllm.api.sight import CoordinatorSight, coordinator_sight
     from pluralllm.api.simulation import Simulation
     from pluralllm.client.data.answers import read_answers
     from pluralllm.client.data.sample_survey import sample_groups
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "ClientLost": "api.events",
+    "CoordinatorSight": "api.sight",
     "Event": "api.events",
     "Experiment": "api.experiment",
     "Federation": "api.federation",
@@ -52,11 +55,13 @@ _MODULES = {
     "Simulation": "api.simulation",
     "UpdateArrived": "api.events",
     "UpdateRefused": "api.events",
+    "coordinator_sight": "api.sight",
     "read_answers": "client.data.answers",
     "sample_groups": "client.data.sample_survey",
 }
 __all__ = [
     "ClientLost",
+    "CoordinatorSight",
     "Event",
     "Experiment",
     "Federation",
@@ -73,6 +78,7 @@ __all__ = [
     "Simulation",
     "UpdateArrived",
     "UpdateRefused",
+    "coordinator_sight",
     "read_answers",
     "sample_groups",
 ]

@@ -15,12 +15,13 @@ from pluralllm.api.facts import GroupScore, Member, Model, RunState, group_score
 from pluralllm.api.frames import frame_of
 from pluralllm.api.surveys import Answers, Spec, path_of, values_of
 from pluralllm.client.joining import joining
+from pluralllm.common.errors.tree import InvalidArgument
 from pluralllm.common.process.environment import identity_of_person, proxies_of
 from pluralllm.common.trust.identity import Identity, load_identity
 from pluralllm.common.trust.invite import LINE_PREFIX, Invite
 from pluralllm.common.words.addresses import PLAIN_TEXT_ADDRESS
 from pluralllm.common.words.names import NEWEST, RunName
-from pluralllm.common.words.roles import MemberRole
+from pluralllm.common.words.roles import GroupRole, MemberRole
 from pluralllm.common.words.spec import RunSpec
 from pluralllm.operator.default_rounds import with_default_rounds
 from pluralllm.operator.opening import opened
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 COMMAND = "pluralllm"
 ROLES = frozenset({MemberRole.OBSERVER, MemberRole.ADMIN})
 MAX_ROUNDS = 100_000
+INVITE_S = 24 * 3600.0
 FINISHED = object()
 
 
@@ -103,6 +105,32 @@ class Federation:
     def members(self) -> list[Member]:
         """Returns all members, those that are invited and have not joined, too."""
         return [member(values) for values in self._connection.members()]
+
+    def invite(
+        self,
+        name: str,
+        role: str,
+        *,
+        group: str = "",
+        held_out: bool = False,
+        runs: Sequence[str] = (),
+        ttl_s: float = INVITE_S,
+        needs_approval: bool = False,
+    ) -> Invite:
+        """Invites a member, and returns the invite, which works once. Its `to_line()` and `to_json()` are secret until then.
+
+        name: a-z, 0-9 and '-'. role: client, observer or admin. group: what a client speaks for; "" is its name. held_out: a
+        client's group is only evaluated, and never trained on. runs: the runs that an observer may read; "*" is every run.
+        ttl_s: seconds until the invite expires, at most a day. needs_approval: an administrator must approve the member
+        after it has joined.
+        Raises InvalidArgument, or what the coordinator refuses.
+        """
+        if role not in list(MemberRole):
+            raise InvalidArgument(field="role", problem=f"is {role!r}, must be one of: {', '.join(MemberRole)}")
+        group_role = GroupRole.HELD_OUT if held_out else None
+        return self._connection.invite(
+            name, MemberRole(role), group, group_role, ttl_s, needs_approval=needs_approval, runs=runs
+        )
 
     def create(
         self,

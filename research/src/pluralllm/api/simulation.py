@@ -102,9 +102,9 @@ def simulate(
     if every < 1:
         raise InvalidArgument(field="every", problem=f"is {every}, must be at least 1")
     answers = {name: answers_of(given) for name, given in groups.items()}
-    checked = _spec_for(answers, spec, held_out)
+    checked = spec_for(answers, spec, held_out)
     names = (*sorted(checked.groups.train), *sorted(checked.groups.held_out))
-    _check(checked, {name: answers[name] for name in names})
+    check_questions(checked, {name: answers[name] for name in names})
     chosen = pick_device(device)
     model_path = None if embedding_model_path is None else path_of("embedding_model_path", embedding_model_path)
     folder = path_of("cache", cache)
@@ -164,7 +164,7 @@ def _gains(spec: RunSpec, last: Point, data: Mapping[str, GroupData], device: to
     return gains
 
 
-def _spec_for(answers: Mapping[str, Sequence[Question]], spec: Spec, held_out: Sequence[str]) -> RunSpec:
+def spec_for(answers: Mapping[str, Sequence[Question]], spec: Spec, held_out: Sequence[str]) -> RunSpec:
     """Returns the checked spec. Raises InvalidSpec, or InvalidArgument if the spec and the groups do not fit."""
     if isinstance(spec, RunSpec):
         checked = spec
@@ -190,7 +190,7 @@ def _spec_for(answers: Mapping[str, Sequence[Question]], spec: Spec, held_out: S
     return checked
 
 
-def _check(spec: RunSpec, answers: Mapping[str, Sequence[Question]]) -> None:
+def check_questions(spec: RunSpec, answers: Mapping[str, Sequence[Question]]) -> None:
     """Checks, before any work, that each group has enough questions. Raises TooFewQuestions with both numbers."""
     size = _context(spec)
     for name, questions in answers.items():
