@@ -160,6 +160,7 @@ def test_a_package_without_a_list_of_public_names_is_told_what_to_do() -> None:
         ('<link rel="stylesheet" href="https://cdn.example/a.css">', "https://cdn.example/a.css"),
         ('<link rel="preconnect" href="https://fonts.example">', "https://fonts.example"),
         ('<svg><use xlink:href="https://cdn.example/a.svg#x"/></svg>', "https://cdn.example/a.svg#x"),
+        ('<svg><use href="https://cdn.example/a.svg#x"/></svg>', "https://cdn.example/a.svg#x"),
         ('<iframe src="https://cdn.example"></iframe>', "https://cdn.example"),
         ('<p style="background: url(https://cdn.example/a.png)">', "https://cdn.example/a.png"),
         ("<style>@import 'https://cdn.example/a.css';</style>", "https://cdn.example/a.css"),
@@ -176,7 +177,7 @@ def test_a_link_to_click_and_what_is_of_the_site_are_no_faults() -> None:
         '<a href="https://arxiv.org">paper</a><img src="pictures/page.png"><script src="../assets/a.js"></script>'
         '<link rel="canonical" href="https://docs.example"><link rel="stylesheet" href="a.css">'
         '<img src="data:image/png;base64,//8=">'
-        "<style>p { color: red }</style><p>url(https://x.example)</p>"
+        "<style>p { color: red }</style>url(https://x.example)"
     )
     assert site_check.faults_of_page(POLICY[0] + tags) == []
     assert site_check.faults_of_style("p { background: url(data:image/svg+xml,%3Csvg) }") == []
