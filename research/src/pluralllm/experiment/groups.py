@@ -17,6 +17,8 @@ from pluralllm.experiment.spec import Data, Experiment
 
 Groups = dict[str, GroupData]
 SUFFIXES = (".jsonl", ".parquet")  # of the private files in a folder
+WHERE_FROM = """  It is global_opinions.csv of the data set GlobalOpinionQA (llm_global_opinions by Anthropic, arXiv 2306.16388).
+  If you have it elsewhere: pluralllm experiment run EXPERIMENT.toml --data FILE, or make experiment DATA=FILE"""
 
 
 def read_groups(experiment: Experiment) -> dict[str, tuple[Question, ...]]:
@@ -27,7 +29,7 @@ def read_groups(experiment: Experiment) -> dict[str, tuple[Question, ...]]:
     """
     data = experiment.data
     if data.file is not None and not data.file.is_file():
-        raise InvalidData(file=str(data.file), problems="  there is no such file")
+        raise InvalidData(file=str(data.file), problems=f"  there is no such file\n{WHERE_FROM}")
     if data.file is not None:
         imported = import_globalopinionqa_groups(data.file, data.groups)
     else:

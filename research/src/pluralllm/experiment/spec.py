@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, PositiveInt, Tag, ValidationError, model_validator
 
-from pluralllm.common.errors.tree import InvalidSpec
+from pluralllm.common.errors.tree import InvalidArgument, InvalidSpec
 from pluralllm.common.words.ids import Digest
 from pluralllm.common.words.model_files import load_model
 from pluralllm.common.words.predictors import KERNEL_SUMS, architecture_of
@@ -294,6 +294,18 @@ class Experiment(SpecPart):
         """Returns the groups that a method is scored on; training groups that the method does not train on are left out."""
         training = self.training_groups(method) if self.scoring.train_groups else ()
         return (*training, *self.data.validation, *self.data.test)
+
+    def on_file(self, file: Path) -> Self:
+        """Returns the experiment on another public file of all groups.
+
+        Raises InvalidArgument if the experiment's data is one private file for each group.
+        """
+        if self.data.file is None:
+            problem = (
+                "is one file of all groups, but the experiment names a file for each group in data.files; change those"
+            )
+            raise InvalidArgument(field="--data", problem=problem)
+        return self.model_copy(update={"data": self.data.model_copy(update={"file": file})})
 
     def run_spec(self, method: Method, seed: int) -> RunSpec:
         """Returns the run spec of a federation that would train this method with this seed.

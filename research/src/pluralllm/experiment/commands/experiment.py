@@ -44,6 +44,9 @@ def run(
     out: Annotated[
         Path | None, typer.Option(help="Folder of the results; default: the experiment file's name.")
     ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Public file of all groups, in place of data.file in the experiment file.")
+    ] = None,
     embedding_model_path: Annotated[Path | None, typer.Option(help="Local folder of the embedding model.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Folder of embedded texts; default: cache in --out.")] = None,
     device: Annotated[str, typer.Option(help="Device for torch: auto, cuda, cuda:N, mps or cpu.")] = "auto",
@@ -82,6 +85,7 @@ def run(
 
     configure_logs(form="console", level="WARNING")
     loaded = load_experiment(spec)
+    loaded = loaded if data is None else loaded.on_file(data)
     loaded = loaded.quick() if quick else loaded
     folder = out or Path(f"{spec.stem}-results{'-quick' if quick else ''}")
     chosen = str(pick_device(device))
