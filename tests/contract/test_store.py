@@ -584,6 +584,31 @@ async def test_the_migrations_lead_to_the_schema_in_the_code(sql_store: SqlStore
         assert await connection.run_sync(differences) == []
 
 
+async def test_an_empty_database_gets_the_tables_and_rows_that_all_migrations_make(database: str) -> None:
+    def facts(connection: Connection) -> dict[str, object]:
+        inspector = sa.inspect(connection)
+        found: dict[str, object] = {}
+        for table in inspector.get_table_names():
+            columns = {
+                one["name"]: (str(one["type"]), one["nullable"], one["default"]) for one in inspector.get_columns(table)
+            }
+            keys = inspector.get_pk_constraint(table)["constrained_columns"], inspector.get_unique_constraints(table)
+            indexes = sorted(inspector.get_indexes(table), key=str)
+            rows = connection.execute(sa.text(f"SELECT * FROM {table}")).mappings().all()
+            found[table] = columns, keys, indexes, [dict(row) for row in rows]
+        return found
+
+    store = await open_store(database)
+    async with store.writing() as connection:
+        made = await connection.run_sync(facts)
+        for table in made:
+            await connection.execute(sa.text(f"DROP TABLE {table}"))
+    await store.close()
+    assert len(made) == len(schema.metadata.tables) + 1
+    async with of_revision(database, NEWEST_REVISION) as connection:
+        assert await connection.run_sync(facts) == made
+
+
 async def test_a_database_of_this_release_is_opened_without_a_migration(
     database: str, sql_store: SqlStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
