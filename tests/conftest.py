@@ -7,10 +7,10 @@ from pathlib import Path
 
 import hypothesis
 import pytest
-import structlog
 from drill.pairs import Embedded, Served, StorePair
 from support import real_stores
 from support.leftovers import nothing_left_over
+from support.plain_logs import log_plainly
 from support.session_folder import open_session_folder
 
 from pluralllm.common.process.imports import without_collecting
@@ -31,18 +31,8 @@ REPOSITORY = Path(__file__).parents[1]
 SURVEY = REPOSITORY.parent / "shared" / "data" / "globalopinionqa" / "global_opinions.csv"
 
 
-# As structlog's own defaults, but for tracebacks: colours and source lines took a tenth of the quick tests' time.
-structlog.configure(
-    processors=[
-        structlog.contextvars.merge_contextvars,
-        structlog.processors.add_log_level,
-        structlog.processors.StackInfoRenderer(),
-        structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
-    ]
-)
-
-
 def pytest_configure(config: pytest.Config) -> None:
+    log_plainly()
     config.add_cleanup(open_session_folder())
 
 

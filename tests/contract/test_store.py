@@ -587,7 +587,7 @@ async def test_the_migrations_lead_to_the_schema_in_the_code(sql_store: SqlStore
 async def test_an_empty_database_gets_the_tables_and_rows_that_all_migrations_make(database: str) -> None:
     def facts(connection: Connection) -> dict[str, object]:
         inspector = sa.inspect(connection)
-        found: dict[str, object] = {}
+        tables: dict[str, object] = {}
         for table in inspector.get_table_names():
             columns = {
                 one["name"]: (str(one["type"]), one["nullable"], one["default"]) for one in inspector.get_columns(table)
@@ -595,8 +595,8 @@ async def test_an_empty_database_gets_the_tables_and_rows_that_all_migrations_ma
             keys = inspector.get_pk_constraint(table)["constrained_columns"], inspector.get_unique_constraints(table)
             indexes = sorted(inspector.get_indexes(table), key=str)
             rows = connection.execute(sa.text(f"SELECT * FROM {table}")).mappings().all()
-            found[table] = columns, keys, indexes, [dict(row) for row in rows]
-        return found
+            tables[table] = columns, keys, indexes, [dict(row) for row in rows]
+        return tables
 
     store = await open_store(database)
     async with store.writing() as connection:

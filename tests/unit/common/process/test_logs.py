@@ -16,6 +16,7 @@ from typing import Any, Literal
 import grpc
 import pytest
 import structlog
+from support.plain_logs import log_plainly
 
 from pluralllm.common.errors.tree import InvalidConfig
 from pluralllm.common.process import lifetime, logs
@@ -61,7 +62,7 @@ def log_of_its_own(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Gives the boundary a fresh logger, because structlog keeps the configuration of a logger's first use."""
     monkeypatch.setattr(boundary, "log", structlog.get_logger())
     yield
-    structlog.reset_defaults()
+    log_plainly()
 
 
 @pytest.mark.parametrize("form", ["json", "console"])
@@ -160,7 +161,7 @@ class Pipe:
 @pytest.fixture
 def pipe() -> Iterator[Pipe]:
     yield Pipe()
-    structlog.reset_defaults()
+    log_plainly()
 
 
 def logging_to(
