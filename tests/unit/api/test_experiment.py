@@ -86,5 +86,10 @@ def test_an_experiment_runs_as_the_command_runs_it(tmp_path: Path, monkeypatch: 
     assert Experiment(VALUES, tmp_path, quick=True).plan == experiment.plan.quick()
 
 
+def test_an_error_names_the_argument_and_not_the_flag(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match=r"^only: is 'three'"):
+        Experiment(VALUES, tmp_path, device="cpu", only=["three"]).run(progress=False)
+
+
 def test_an_accelerator_gets_one_process() -> None:
     assert runner.usual_jobs("cuda:0") == 1 <= runner.usual_jobs("cpu")

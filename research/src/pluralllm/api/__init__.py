@@ -1,7 +1,7 @@
 """The Python interface: what the commands do, for notebooks and programs.
 
     Federation            a coordinator's runs, members and models; Federation.simulate trains in this process
-    RunSpec               what a run does
+    RunSpec               what a run does; run_spec makes one from a preset
     PreferencePredictor   a model version: predicts a group's answers from a few of them
     GroupReward           a reward function for TRL from such a model
     Experiment            compares training methods; its results are tables
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pluralllm.api.predictor import PreferencePredictor
     from pluralllm.api.sight import CoordinatorSight, coordinator_sight
     from pluralllm.api.simulation import Simulation
+    from pluralllm.api.specs import run_spec
     from pluralllm.client.data.answers import read_answers
     from pluralllm.client.data.sample_survey import sample_groups
     from pluralllm.common.errors.root import PluralError
@@ -57,6 +58,7 @@ _MODULES = {
     "UpdateRefused": "api.events",
     "coordinator_sight": "api.sight",
     "read_answers": "client.data.answers",
+    "run_spec": "api.specs",
     "sample_groups": "client.data.sample_survey",
 }
 __all__ = [
@@ -80,6 +82,7 @@ __all__ = [
     "UpdateRefused",
     "coordinator_sight",
     "read_answers",
+    "run_spec",
     "sample_groups",
 ]
 

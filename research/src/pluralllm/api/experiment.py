@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from pluralllm.api.arguments import all_name_arguments
 from pluralllm.api.bars import progress_bar
 from pluralllm.api.frames import frame_of
 from pluralllm.api.surveys import path_of
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 
+@all_name_arguments
 @dataclass(frozen=True, slots=True)
 class Results:
     """The results of an experiment: one of each method and seed."""
@@ -79,6 +81,7 @@ class Results:
         )
 
 
+@all_name_arguments
 class Experiment:
     """A comparison of training methods on survey data."""
 

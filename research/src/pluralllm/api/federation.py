@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from pluralllm.api.arguments import all_name_arguments, in_python
 from pluralllm.api.events import Event, event_of
 from pluralllm.api.facts import GroupScore, Member, Model, RunState, group_score, member, model_name, models, run_state
 from pluralllm.api.frames import frame_of
@@ -38,10 +39,11 @@ if TYPE_CHECKING:
 COMMAND = "pluralllm"
 ROLES = frozenset({MemberRole.OBSERVER, MemberRole.ADMIN})
 MAX_ROUNDS = 100_000
-INVITE_S = 24 * 3600.0
+INVITE_S = 24 * 3600.0  # the longest time that an invite is valid
 FINISHED = object()
 
 
+@all_name_arguments
 class Federation:
     """An open connection to a federation's coordinator, as one of its administrators or observers.
 
@@ -127,6 +129,11 @@ class Federation:
         """
         if role not in list(MemberRole):
             raise InvalidArgument(field="role", problem=f"is {role!r}, must be one of: {', '.join(MemberRole)}")
+        if role == MemberRole.OBSERVER and not runs:
+            problem = 'must name the runs that the observer may read, or be ["*"] for every run'
+            raise InvalidArgument(field="runs", problem=problem)
+        if not 0 < ttl_s <= INVITE_S:
+            raise InvalidArgument(field="ttl_s", problem=f"is {ttl_s:g}, must be above 0 and at most {INVITE_S:g}")
         group_role = GroupRole.HELD_OUT if held_out else None
         return self._connection.invite(
             name, MemberRole(role), group, group_role, ttl_s, needs_approval=needs_approval, runs=runs
@@ -150,7 +157,7 @@ class Federation:
         note = ""
         if not isinstance(spec, RunSpec):
             new = with_default_rounds(*values_of(spec), plain=plain_rounds)
-            spec, note = new.spec, new.note
+            spec, note = new.spec, in_python(new.note)
         self._connection.create_run(name, spec.canonical_json())
         if start:
             self._connection.start_run(name)
@@ -176,6 +183,7 @@ class Federation:
         self.close()
 
 
+@all_name_arguments
 class Run:
     """One run of a federation. Its state is read anew at each call."""
 

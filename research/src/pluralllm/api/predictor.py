@@ -9,6 +9,7 @@ import numpy as np
 
 from pluralllm.align.group_reward import DEFAULT_CACHE
 from pluralllm.align.plural_predictor import PluralConfig, PluralPredictor
+from pluralllm.api.arguments import all_name_arguments
 from pluralllm.api.surveys import Answers, Asked, answers_of, path_of, question_of
 from pluralllm.client.work.train import pick_device
 from pluralllm.common.errors.tree import InvalidArgument
@@ -31,6 +32,7 @@ class Prediction:
     spreads: dict[str, float]  # by option: predicted standard deviation of the share
 
 
+@all_name_arguments
 class PreferencePredictor:
     """A model version together with its embedding model. One thread at a time may use it."""
 

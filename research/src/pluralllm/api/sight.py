@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from pluralllm.align.group_reward import DEFAULT_CACHE
+from pluralllm.api.arguments import names_arguments
 from pluralllm.api.simulation import check_questions, spec_for
 from pluralllm.api.surveys import Answers, Spec, answers_of, path_of
 from pluralllm.client.work.sums import GroupTerms
@@ -68,6 +69,7 @@ class CoordinatorSight:
         return {what: int((each < EXACT).sum()) for what, each in self.distances.items()}
 
 
+@names_arguments
 def coordinator_sight(
     groups: Mapping[str, Answers],
     group: str,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import ValidationError
 
 from pluralllm.align.group_reward import DEFAULT_CACHE
 from pluralllm.align.model_folder import model_config
@@ -19,10 +20,11 @@ from pluralllm.api.frames import frame_of
 from pluralllm.api.predictor import PreferencePredictor
 from pluralllm.api.surveys import Answers, Spec, answers_of, path_of, values_of
 from pluralllm.client.work.train import pick_device
-from pluralllm.common.errors.tree import InvalidArgument, TooFewQuestions
+from pluralllm.common.errors.tree import InvalidArgument, InvalidSpec, TooFewQuestions
 from pluralllm.common.predictor.data import GroupData, check_enough
 from pluralllm.common.predictor.embedding import Embedder
 from pluralllm.common.words.context_gain import mean_gain
+from pluralllm.common.words.problems import explain
 from pluralllm.common.words.questions import Question
 from pluralllm.common.words.spec import RunSpec, merge, spec_from_values
 from pluralllm.experiment.federated import Point, federate
@@ -93,8 +95,8 @@ def simulate(
 ) -> Simulation:
     """Trains a predictor on the groups' answers, and scores it on questions and groups that it has not trained on.
 
-    groups: each group's answers. spec: a run spec, its values or its file. If values or a file name no groups, all given groups
-    train but those in `held_out`, and a round has as many clients as groups train.
+    groups: each group's answers. spec: a run spec, its values or its file. If it names no groups, all given groups train but
+    those in `held_out`, and a round has as many clients as groups train.
     embedding_model_path, cache, device: as for PreferencePredictor.from_pretrained.
     every: rounds between two scores. progress: whether to show a bar; None shows it in a terminal and in a notebook.
     Raises InvalidSpec, InvalidArgument, InvalidData, TooFewQuestions or ModelUnavailable, before any training.
@@ -166,15 +168,17 @@ def _gains(spec: RunSpec, last: Point, data: Mapping[str, GroupData], device: to
 
 def spec_for(answers: Mapping[str, Sequence[Question]], spec: Spec, held_out: Sequence[str]) -> RunSpec:
     """Returns the checked spec. Raises InvalidSpec, or InvalidArgument if the spec and the groups do not fit."""
+    train = sorted(set(answers) - set(held_out))
+    sizes = {"min_clients": len(train), "target_clients": len(train)}
+    usual: dict[str, Any] = {"groups": {"train": train, "held_out": sorted(held_out)}}
     if isinstance(spec, RunSpec):
         checked = spec
+        if not spec.groups.named and train:
+            checked = _with(spec, {**usual, "round": sizes})
     else:
         values, file = values_of(spec)
         if not values.get("groups"):
-            train = sorted(set(answers) - set(held_out))
-            usual: dict[str, Any] = {"groups": {"train": train, "held_out": sorted(held_out)}}
-            usual["round"] = {"min_clients": len(train), "target_clients": len(train)}
-            values = merge(usual, values)
+            values = merge({**usual, "round": sizes}, values)
         checked = spec_from_values(values, file)
     if not checked.groups.train:
         raise InvalidArgument(field="spec", problem="names no groups; name those that train in groups.train")
@@ -188,6 +192,14 @@ def spec_for(answers: Mapping[str, Sequence[Question]], spec: Spec, held_out: Se
         problem = "training.keep_optimizer_state needs every client in every round here: set round.target_clients to "
         raise InvalidArgument(field="spec", problem=f"{problem}{clients}, or keep_optimizer_state to false")
     return checked
+
+
+def _with(spec: RunSpec, changes: dict[str, Any]) -> RunSpec:
+    """Returns a spec with other values. Raises InvalidSpec if they do not fit the rest of it."""
+    try:
+        return RunSpec.model_validate(merge(spec.model_dump(), changes))
+    except ValidationError as error:
+        raise InvalidSpec(file="(RunSpec)", problems=explain(error)) from error
 
 
 def check_questions(spec: RunSpec, answers: Mapping[str, Sequence[Question]]) -> None:

@@ -372,7 +372,7 @@ class InUse(Refused):
 class NotLoopback(Refused):
     address: str
     why = "Refusing {address}: plain text is for the loopback interface only."
-    fix = "Leave --plain-text off and use certificates, or use 127.0.0.1, ::1 or localhost."
+    fix = "Use certificates instead of plain text, or use 127.0.0.1, ::1 or localhost."
 
 
 class NoAnswer(Refused):
