@@ -1,9 +1,10 @@
 """The commands `pluralllm-client data`: import, check, embed and invent private files."""
 
+import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import MofNCompleteColumn, Progress
@@ -20,8 +21,12 @@ from pluralllm.common.process.console import Json, print_json, say, terminal
 from pluralllm.common.process.extras import need_torch
 from pluralllm.common.process.files import make_folder, write_private
 from pluralllm.common.process.json_forms import DATA_CHECK
+from pluralllm.common.process.logs import configure_logs
 from pluralllm.common.words.questions import Question
 from pluralllm.common.words.spec import RunSpec, load_spec
+
+if TYPE_CHECKING:
+    from pluralllm.client.work.embedding_pool import Workers
 
 app = typer.Typer(no_args_is_help=True, help="Import, check or embed the private file.")
 import_app = typer.Typer(no_args_is_help=True, help="Import a group's private file from the layout of a public survey.")
@@ -29,6 +34,7 @@ app.add_typer(import_app, name="import")
 
 # The bounds of the invented survey, as sample_survey.py has them; importing that module here would load numpy.
 MOST_GROUPS, MOST_QUESTIONS, USUAL_QUESTIONS = 64, 312, 240
+QUESTIONS_AT_ONCE = 4096  # whose vectors are in memory together after `embed` has made them
 DIFFERENTLY_WRITTEN = (
     "{count} questions are in {file} with another order or spelling of their options: in a run of the format {formats}"
     " another group may train on those that this file withholds; import with --options {file}"
@@ -159,13 +165,25 @@ def embed(
     cache: Annotated[Path, typer.Option(help="The daemon's cache_dir, which is state_dir/cache by default.")],
     embedding_model_path: Annotated[Path | None, typer.Option(help="A local folder with the model.")] = None,
     device: Annotated[str, typer.Option(help="The device to use: auto, cuda, cuda:N, mps or cpu.")] = "auto",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Number of processes that embed side by side on --device.")
+    ] = None,
+    devices: Annotated[
+        str | None,
+        typer.Option(help="Devices that embed side by side, one process on each, for example cuda:0,cuda:1."),
+    ] = None,
 ) -> None:
-    """Embed a private file beforehand, so that the daemon does not have to embed the file when it starts."""
+    """Embed a private file beforehand, so that the daemon does not have to embed the file when it starts.
+
+    The cache keeps each batch, so the same command continues one that was killed.
+    """
     need_torch()
-    questions = read_answers(file)
-    embedded, notes = _embedded(questions, load_spec(spec), cache, embedding_model_path, device)
-    points, dimension = sum(len(rows) for rows in embedded), embedded[0].shape[1]
-    say(f"{len(questions)} questions, {points} vectors of {dimension} numbers")
+    from pluralllm.client.work.embedding_pool import Workers  # noqa: PLC0415 - torch, only here
+
+    side_by_side = Workers.parse(workers, devices, device)
+    questions, run = read_answers(file), load_spec(spec)
+    vectors, notes = _keep_embedded(questions, run, cache, embedding_model_path, device, side_by_side)
+    say(f"{len(questions)} questions, {vectors} vectors of {run.embedding.dimension} numbers")
     for note in notes:
         say(f"note: {note}", err=True)
 
@@ -192,6 +210,36 @@ def _embedded(
     finally:
         embedder.close()
     return list(embedded), embedder.notes()
+
+
+def _keep_embedded(
+    questions: Sequence[Question],
+    spec: RunSpec,
+    cache: Path,
+    model_path: Path | None,
+    device: str,
+    workers: "Workers | None",
+) -> tuple[int, tuple[str, ...]]:
+    """Embeds questions into the cache, with a progress bar on stderr. The memory does not grow with the vectors.
+
+    workers: None: this process embeds. Returns the number of vectors, and what the model could not see, as `_embedded` does.
+    """
+    from pluralllm.client.work.embedding_pool import check_room, cut, fill  # noqa: PLC0415 - torch, only here
+    from pluralllm.client.work.train import pick_device  # noqa: PLC0415
+    from pluralllm.common.predictor.embedding import Embedder  # noqa: PLC0415
+
+    configure_logs(form="console", level="WARNING")
+    vectors = 0
+    with contextlib.closing(Embedder(spec.embedding, model_path, cache, pick_device(device))) as embedder:
+        pieces = cut(embedder.texts_of(questions))
+        check_room(embedder, pieces)
+        with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=terminal(stderr=True)) as bar:
+            task = bar.add_task("embedding")
+            fill(embedder, pieces, workers, lambda done, total: bar.update(task, completed=done, total=total))
+        for start in range(0, len(questions), QUESTIONS_AT_ONCE):
+            embedded = embedder.embed_questions(questions[start : start + QUESTIONS_AT_ONCE], lambda _done, _all: None)
+            vectors += sum(map(len, embedded))
+        return vectors, embedder.notes()
 
 
 @app.command()

@@ -32,8 +32,8 @@ for line in sys.stdin:
         answer(order, progress=["training", 1, 2])
         with (pathlib.Path(sys.argv[1]) / f"{name}-{seed}").open("a") as file:
             file.write(f"{os.getpid()} ")
-            began = file.tell()
-        if name == "dies always" or (name == "dies" and began < 12):
+        began = len((pathlib.Path(sys.argv[1]) / f"{name}-{seed}").read_text().split())
+        if name == "dies always" or (name == "dies" and began == 1):
             os._exit(7)
         elif name == "fails":
             answer(order, error=["WORKER_DIED", {"problem": "a KeyError"}])

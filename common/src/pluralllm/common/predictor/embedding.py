@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pluralllm.common.errors.tree import EmbeddingMismatch, EmbeddingUnusable, ModelUnavailable
 from pluralllm.common.predictor.blindness import Blindness, TokenCount, are_usable, blindness_of
 from pluralllm.common.predictor.encoder import Encoder
-from pluralllm.common.predictor.vector_cache import VectorCache
+from pluralllm.common.predictor.vector_cache import MAX_BYTES, VectorCache
 from pluralllm.common.words.questions import Question
 from pluralllm.common.words.spec import Embedding, Probe
 from pluralllm.common.words.templates import fill_template
@@ -29,6 +29,7 @@ PROBE_TEXTS = (
 )
 PROBE_DIGITS = 6
 TEXTS_AT_ONCE = 4096  # read from the cache
+FLOAT_BYTES, ROW_BYTES = 4, 320  # the second: the keys and SQLite's own bytes of a vector's two rows, rounded up
 
 Progress = Callable[[int, int], None]  # called with the number of texts done and the number of all texts
 
@@ -47,7 +48,7 @@ class Embedder:
         `contract` names.
         Raises ModelUnavailable if `model_path` has no config.json.
         """
-        self.contract = contract
+        self.contract, self.model_path, self.folder = contract, model_path, cache
         self._source = str(model_path) if model_path is not None else contract.model
         self._device = device
         self._encoder: Encoder | None = None
@@ -82,12 +83,8 @@ class Embedder:
         on_progress: called with the number of texts done and the number of all texts. Raises ModelUnavailable if the model
         cannot be loaded; EmbeddingMismatch if an option's vector has more or fewer than D numbers.
         """
-        filled = [
-            [fill(template, question, index) for template in self.contract.templates]
-            for question, index in _points(questions)
-        ]
-        vectors = self.embed_texts([text for texts in filled for text in texts], on_progress)
-        points = vectors.reshape(len(filled), -1)  # (P, templates * w)
+        vectors = self.embed_texts(self.texts_of(questions), on_progress)
+        points = vectors.reshape(len(vectors) // len(self.contract.templates), -1)  # (P, templates * w)
         if points.shape[1] != self.contract.dimension:
             raise EmbeddingMismatch(model=self.contract.model, cosine=0.0, needed=self.contract.min_cosine)
         ends = np.cumsum([len(question.options) for question in questions])[:-1]
@@ -95,6 +92,10 @@ class Embedder:
         counts = list(self._tokens.values())
         self.blindness += blindness_of(counts, embedded, len(self.contract.templates))
         return embedded
+
+    def texts_of(self, questions: Sequence[Question]) -> list[str]:
+        """Returns the texts that are embedded for these questions: of each option, one for each template. Equal ones repeat."""
+        return [fill(template, *point) for point in _points(questions) for template in self.contract.templates]
 
     def check_probes(self) -> None:
         """Checks that this machine's model gives the expected vectors for the run spec's probes.
@@ -138,6 +139,38 @@ class Embedder:
                 number = number_of[text]
                 embedded[places[ends[number - 1] if number else 0 : ends[number]]] = vector
         return embedded
+
+    def lacking(self, texts: Sequence[str]) -> list[str]:
+        """Returns those of the texts whose vectors the cache does not have, in their order."""
+        lacking: list[str] = []
+        self._tokens = {}
+        for start in range(0, len(texts), TEXTS_AT_ONCE):
+            keys = {text: self._hash(text) for text in texts[start : start + TEXTS_AT_ONCE]}
+            cached = self._cached(keys)
+            lacking.extend(text for text in keys if text not in cached)
+        return lacking
+
+    def fill_cache(self, piece: Sequence[str], on_progress: Progress) -> None:
+        """Embeds the texts of one piece that the cache lacks. The cache keeps each batch as it is made.
+
+        The batches are cut from the whole piece. So a piece that was interrupted gets the vectors, bit by bit, that it gets
+        without an interruption. A vector that the cache has stays.
+        piece: distinct texts. on_progress: called with the number of texts done and the number of all texts.
+        Raises ModelUnavailable if the model cannot be loaded; EmbeddingUnusable if a vector is not finite, or 0;
+        EmbeddingMismatch if a vector has more or fewer numbers than the contract says.
+        """
+        lacking = set(self.lacking(piece))
+        done = len(piece) - len(lacking)
+        on_progress(done, len(piece))
+        for batch, vectors, counts in self._encoder_loaded().encode(piece, lacking.__contains__) if lacking else ():
+            if not are_usable(vectors).all():
+                raise EmbeddingUnusable(model=self.contract.model)
+            if vectors.shape[1] * len(self.contract.templates) != self.contract.dimension:
+                raise EmbeddingMismatch(model=self.contract.model, cosine=0.0, needed=self.contract.min_cosine)
+            new = [number for number, text in enumerate(batch) if text in lacking]
+            self._keep([batch[number] for number in new], vectors[new], [counts[number] for number in new])
+            done += len(new)
+            on_progress(done, len(piece))
 
     def _batches(
         self, texts: Sequence[str], on_progress: Progress
@@ -190,6 +223,11 @@ class Embedder:
                 self._source, contract.revision, contract.max_tokens, self._device, contract.pooling
             )
         return self._encoder
+
+
+def vectors_in_cache(contract: Embedding) -> int:
+    """Returns how many vectors of this model the cache can keep, with the numbers of their tokens and SQLite's own bytes."""
+    return MAX_BYTES // (contract.dimension // len(contract.templates) * FLOAT_BYTES + ROW_BYTES)
 
 
 def _key_of_tokens(key: bytes) -> bytes:

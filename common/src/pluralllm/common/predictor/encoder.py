@@ -12,7 +12,7 @@ set of texts with a common beginning.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from pluralllm.common.process.imports import without_collecting
 from pluralllm.common.words.spec import Pooling
 
 BATCH_TOKENS = 8_192  # tokens in one forward pass, padding included
-TEXTS_AT_ONCE = 16_384  # bounds the memory for tokens, for any number of texts
+TEXTS_AT_ONCE = 4_096  # in a piece: bounds the memory for tokens, for any number of texts
 # Names of the tables with one vector for each position. A model without such a table reads texts of any length.
 POSITION_TABLES = ("position_embeddings", "wpe", "embed_positions")
 SHORTEST_PREFIX = 8  # tokens; for a shorter prefix, the extra pass costs more than it saves
@@ -70,26 +70,28 @@ class Encoder:
         self.most_tokens = min(max_tokens, _most_positions(self._model) or max_tokens)
         self.shares_prefixes = self._try_prefixes()
 
-    def encode(self, texts: Sequence[str]) -> Iterator[tuple[list[str], Vectors, list[TokenCount]]]:
+    def encode(
+        self, texts: Sequence[str], is_wanted: Callable[[str], bool] = lambda _text: True
+    ) -> Iterator[tuple[list[str], Vectors, list[TokenCount]]]:
         """Yields the texts in batches, with their vectors and their numbers of tokens. The order differs from that of `texts`.
 
-        Many texts are read in parts of TEXTS_AT_ONCE texts of similar length, or with similar beginnings if these are shared.
+        Many texts are read in the pieces of `pieces_of`, each in batches of similar length. The batches follow from `texts`
+        alone, and so do the last bits of the vectors. is_wanted: a batch without a wanted text is left out.
         Shapes: vectors (R, w) float32, not normalized, with R texts in the batch and w numbers in a hidden state.
         Raises ModelUnavailable if the model cannot read a text.
         """
-        if len(texts) > TEXTS_AT_ONCE:
-            texts = sorted(texts) if self.shares_prefixes else sorted(texts, key=len)
-        for start in range(0, len(texts), TEXTS_AT_ONCE):
-            next_texts = texts[start : start + TEXTS_AT_ONCE]
-            tokens, counts = self._tokenize(next_texts)
+        for piece in pieces_of(texts):
+            tokens, counts = self._tokenize(piece)
             for batch in _batches(families_of(tokens) if self.shares_prefixes else alone(tokens)):
                 members = [number for family in batch for number in family.members]
+                if not any(is_wanted(piece[number]) for number in members):
+                    continue
                 try:
                     vectors = self._vectors(batch)
                 except (IndexError, RuntimeError) as error:
                     self._check_length(max(len(tokens[number]) for number in members), error)
                     raise
-                yield [next_texts[number] for number in members], vectors, [counts[number] for number in members]
+                yield [piece[number] for number in members], vectors, [counts[number] for number in members]
 
     def _check_length(self, longest: int, error: Exception) -> None:
         """Raises ModelUnavailable if an error comes from a text that is longer than the model's configuration allows.
@@ -202,6 +204,16 @@ class Encoder:
         products = (together[order] * apart).sum(1)
         lengths = np.linalg.norm(together[order], axis=1) * np.linalg.norm(apart, axis=1)
         return bool((products >= SAME_COSINE * lengths).all())
+
+
+def pieces_of(texts: Sequence[str]) -> list[Sequence[str]]:
+    """Cuts many texts into pieces of at most TEXTS_AT_ONCE with similar beginnings. Few texts, in their order, are one piece.
+
+    The vectors of a piece depend on the piece alone.
+    """
+    if len(texts) > TEXTS_AT_ONCE:
+        texts = sorted(texts)
+    return [texts[start : start + TEXTS_AT_ONCE] for start in range(0, len(texts), TEXTS_AT_ONCE)]
 
 
 def alone(tokens: Sequence[Tokens]) -> list[Family]:

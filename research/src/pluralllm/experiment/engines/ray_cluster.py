@@ -22,9 +22,10 @@ import structlog
 import torch
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
+from pluralllm.client.work.side_by_side import MAX_TRIES
 from pluralllm.common.errors.tree import InvalidArgument, PluralError, WorkerDied, leaves
 from pluralllm.common.words.spec import Embedding
-from pluralllm.experiment.engines.units import MAX_TRIES, RayOptions, Results, Tell, Unit
+from pluralllm.experiment.engines.units import RayOptions, Results, Tell, Unit
 from pluralllm.experiment.groups import Groups
 from pluralllm.experiment.play import Player, Setting
 from pluralllm.experiment.records import Provenance

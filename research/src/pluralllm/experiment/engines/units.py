@@ -8,7 +8,6 @@ from pluralllm.common.errors.tree import InvalidArgument, WorkerDied
 from pluralllm.experiment.records import Provenance, Record
 from pluralllm.experiment.spec import Method
 
-MAX_TRIES = 3  # how often a unit is begun before its workers' deaths end the experiment
 Results = dict[str, list[Record]]  # by line of the results table
 
 
