@@ -75,18 +75,18 @@ def test_a_piece_that_was_interrupted_gets_the_same_vectors_bit_by_bit(
     whole = Embedder(contract(), tiny, tmp_path / "whole", CPU)
     pieces = cut(whole.texts_of(QUESTIONS))
     assert [len(piece.texts) for piece in pieces] == [150, 150, 101]
-    told: list[tuple[int, int]] = []
-    assert fill(whole, pieces, None, lambda done, of: told.append((done, of))) == 0
-    assert told == sorted(told)
-    assert told[-1] == (401, 401)
+    reports: list[tuple[int, int]] = []
+    assert fill(whole, pieces, None, lambda done, of: reports.append((done, of))) == 0
+    assert reports == sorted(reports)
+    assert reports[-1] == (401, 401)
 
     def killed(done: int, _all: int) -> None:
         if done > 40:
             raise KeyboardInterrupt
 
-    killed_run = Embedder(contract(), tiny, tmp_path / "killed", CPU)
+    interrupted = Embedder(contract(), tiny, tmp_path / "killed", CPU)
     with pytest.raises(KeyboardInterrupt):
-        fill(killed_run, pieces, None, killed)
+        fill(interrupted, pieces, None, killed)
     kept = rows(tmp_path / "killed")
     assert 80 < len(kept) < 300, "the batches before the kill are kept, with their numbers of tokens"
     batches: list[int] = []
@@ -97,7 +97,7 @@ def test_a_piece_that_was_interrupted_gets_the_same_vectors_bit_by_bit(
         assert work.embed(lambda *_: None, order).texts == len(piece.texts)
     assert sum(batches) == 401 - len(kept) // 2, "what was kept is not embedded again"
     assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
-    assert fill(killed_run, pieces, Workers(("cpu", "cpu"), command=("no such command",)), quiet) == 0
+    assert fill(interrupted, pieces, Workers(("cpu", "cpu"), command=("no such command",)), quiet) == 0
 
 
 def _counted(keep: object, batches: list[int]) -> object:
@@ -126,25 +126,25 @@ def orders(folder: Path) -> list[list[str]]:
     return [json.loads(line) for line in (folder / "orders").read_text().splitlines()]
 
 
-def by_workers(folder: Path, dies_in: str, devices: tuple[str, ...], told: list[tuple[int, int]]) -> int:
+def by_workers(folder: Path, dies_in: str, devices: tuple[str, ...], reports: list[tuple[int, int]]) -> int:
     (folder / "worker.py").write_text(WORKER)
     command = (sys.executable, "-S", str(folder / "worker.py"), str(folder / "orders"), dies_in)
     probes = (Probe(text="probe", vector=(1.0,) * WIDTH),)
     embedder = Checked(contract(probes=probes), None, folder, CPU)
     pieces = [Piece(n, (f"a{n}", f"b{n}")) for n in range(1, 4)]
-    return fill(embedder, pieces, Workers(devices, command=command), lambda done, of: told.append((done, of)))
+    return fill(embedder, pieces, Workers(devices, command=command), lambda done, of: reports.append((done, of)))
 
 
 def test_a_killed_worker_is_replaced_and_the_probes_come_first(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told: list[tuple[int, int]] = []
-    assert by_workers(tmp_path, "a2", ("cuda:0", "cuda:1"), told) == 2
+    reports: list[tuple[int, int]] = []
+    assert by_workers(tmp_path, "a2", ("cuda:0", "cuda:1"), reports) == 2
     first, checked, *others = orders(tmp_path)
     assert (first, checked) == (["cuda:0", "probe"], ["check"])
     assert sorted(texts for _, *texts in others) == [["a1", "b1"], ["a2", "b2"], ["a2", "b2"], ["a3", "b3"]]
     assert {device for device, *_ in others} == {"cuda:0", "cuda:1"}
-    assert told[-1] == (6, 6), "the probes are not among the texts"
+    assert reports[-1] == (6, 6), "the probes are not among the texts"
     logged = capsys.readouterr().out
     assert "unit.retried" in logged
     assert "a2" not in logged, "texts are private"
