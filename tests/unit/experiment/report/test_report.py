@@ -8,7 +8,8 @@ import pytest
 from support.synthetic_results import SMALL, write_results
 
 from pluralllm.common.errors.tree import InvalidArgument
-from pluralllm.experiment.convergence import NOT_REACHED, Reach
+from pluralllm.experiment.convergence import NOT_REACHED, Curve, Reach
+from pluralllm.experiment.report.curves import apart, convergence
 from pluralllm.experiment.report.findings import amount, compared, findings, quick
 from pluralllm.experiment.report.page import Page, Row, Section, Table, html_of
 from pluralllm.experiment.report.study import study_of
@@ -130,3 +131,39 @@ def test_costs_are_in_units_a_person_reads() -> None:
     assert [amount("seconds", value) for value in (12.4, 3600)] == ["12 s", "60 min"]
     assert [amount("rounds", value) for value in (4.25, 1234.0)] == ["4.2", "1,234"]
     assert amount("rounds", 4.0) == "4"
+
+
+# Curves
+
+
+def costs(**ends: float) -> dict[str, Curve]:
+    """Returns curves that end at these costs, by the method's name."""
+    flat = np.zeros(2)
+    return {name: Curve(np.array([0.0, end]), flat, flat, flat, 1) for name, end in ends.items()}
+
+
+def test_an_axis_that_draws_the_same_curves_again_is_a_sentence_about_its_scale() -> None:
+    shares = {"gradient_steps": costs(a=600, b=1200), "rounds": costs(a=100, b=200), "seconds": costs(a=7, b=9)}
+    episodes, moved = costs(a=28_800, b=57_600), costs(a=4.48e9, b=8.96e9)
+    shown, scales = apart(shares | {"episodes": episodes, "moved_bytes": moved})
+    assert shown == ("gradient_steps", "seconds")
+    assert scales == (
+        "one round is 6 gradient steps",
+        "one gradient step is 48 episodes",
+        "one gradient step is 7.47 MB moved",
+    )
+    apart_ones = {"episodes": costs(a=28_800, b=60_000), "moved_bytes": costs(a=4.48e9)}
+    assert apart(shares | apart_ones)[0] == ("gradient_steps", "episodes", "moved_bytes", "seconds"), "other curves"
+    central = {**shares, "gradient_steps": costs(a=600, b=1200, c=360), "episodes": episodes, "moved_bytes": moved}
+    assert apart(central) == (
+        ("gradient_steps", "rounds", "seconds"),
+        ("one round is 288 episodes", "one round is 44.8 MB moved"),
+    )
+
+
+def test_the_figure_of_costs_has_one_panel_for_each_axis_apart_and_says_the_other_scales(folder: Path) -> None:
+    figure = convergence(study_of(read_results(folder)))
+    assert figure is not None
+    assert "against gradient steps, one after the other; rounds; seconds of training. On" in figure.alt
+    assert "are not drawn again: " in figure.caption
+    assert "one round is 44.8 MB moved." in figure.caption

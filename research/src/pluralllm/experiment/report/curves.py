@@ -1,9 +1,10 @@
 """Draws alignment and fairness during training, on every axis of cost.
 
-The axes of cost are rounds, gradient steps, episodes, bytes moved and seconds.
+The axes of cost are rounds, gradient steps, episodes, bytes moved and seconds. An axis on which every curve has the shape that it
+has on another axis is not drawn: the caption says the scale.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pluralllm.experiment.convergence import Curve, Measure, curve_of, mean_score, variation, worst_score
+from pluralllm.experiment.report.findings import amount
 from pluralllm.experiment.report.study import Study
 from pluralllm.experiment.report.theme import GREY, NAME_WIDTH, RULE, EndLabel, Picture, label_ends, picture, short
 from pluralllm.experiment.results import AXES
@@ -23,23 +25,58 @@ AXIS_NAMES = {
     "moved_bytes": "bytes moved",
     "seconds": "seconds of training",
 }
+ONE = {"gradient_steps": "gradient step", "rounds": "round", "episodes": "episode"}
+MANY = {"gradient_steps": "gradient steps", "rounds": "rounds", "episodes": "episodes", "moved_bytes": "moved"}
+SAME_SCALE = 1.01  # largest ratio of two methods' scales that count as one
 Units = tuple[float, str]
+Curves = dict[str, Curve]  # by the method's name
 
 
 def convergence(study: Study) -> Picture | None:
-    """Returns the figure of the test groups' mean alignment on all five axes of cost; None if no method has a curve."""
+    """Returns the figure of the test groups' mean alignment on the axes of cost that differ; None if no method has a curve."""
     groups = study.groups["test"]
     curves = {axis: curves_of(study, axis, groups, mean_score) for axis in AXES}
     if not curves["gradient_steps"]:
         return None
     ends = [f"{name} ends at {curve.middle[-1]:.3f}" for name, curve in curves["gradient_steps"].items()]
     levels = baseline_levels(study)
+    shown, scales = apart(curves)
     alt = (
-        "Line charts of mean alignment of the unseen groups against gradient steps, rounds, episodes, bytes and seconds. "
+        f"Line charts of mean alignment of the unseen groups against {'; '.join(AXIS_NAMES[axis] for axis in shown)}. "
         f"On gradient steps: {'; '.join(ends)}. Baselines: "
         + ("; ".join(f"{name} {level:.3f}" for name, level in levels.items()) or "none")
     )
-    return picture("convergence", _caption(study), alt, 7.6, lambda figure: _draw(figure, study, curves, levels))
+    drawn = {axis: curves[axis] for axis in shown}
+    return picture("convergence", _caption(study, scales), alt, 7.6, lambda figure: _draw(figure, study, drawn, levels))
+
+
+def apart(curves: Mapping[str, Curves]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Returns the axes on which the curves are not those of an axis before, and a sentence about the scale of each other axis.
+
+    curves: the curves of each axis. The axis of seconds is always among the first: a machine's seconds are not even.
+    """
+    shown, scales = ["gradient_steps"], list[str]()
+    for axis in ("rounds", "episodes", "moved_bytes"):
+        factors = {other: factor for other in shown if (factor := _scale(curves[axis], curves[other])) is not None}
+        if not factors:
+            shown.append(axis)
+            continue
+        other, factor = next(iter(factors.items()))
+        many_to_one = factor < 1 and axis in ONE
+        one, many, number = (axis, other, 1 / factor) if many_to_one else (other, axis, factor)
+        scales.append(f"one {ONE[one]} is {amount(many, number)} {MANY[many]}")
+    return (*shown, "seconds"), tuple(scales)
+
+
+def _scale(curves: Curves, others: Curves) -> float | None:
+    """Returns the cost of `curves` for one unit of `others`, if it is the same for every method; otherwise None."""
+    if not curves or curves.keys() != others.keys():
+        return None
+    factors = [
+        float(curve.x[-1]) / float(others[name].x[-1]) for name, curve in curves.items() if others[name].x[-1] > 0
+    ]
+    is_same = len(factors) == len(curves) and 0 < max(factors) <= SAME_SCALE * min(factors)
+    return factors[0] if is_same else None
 
 
 def fairness(study: Study) -> Picture | None:
@@ -68,7 +105,7 @@ def fairness(study: Study) -> Picture | None:
     return picture("fairness", caption, alt, 6.2, lambda figure: _draw_fairness(figure, study, curves))
 
 
-def curves_of(study: Study, axis: str, groups: Collection[str], measure: Measure) -> dict[str, Curve]:
+def curves_of(study: Study, axis: str, groups: Collection[str], measure: Measure) -> Curves:
     """Returns the curve of each method that has a cost on this axis, by the method's name.
 
     measure: combines the groups' scores at one moment of training into one number.
@@ -118,7 +155,7 @@ def limits(study: Study, curves: Sequence[dict[str, Curve]], levels: Sequence[fl
     return lowest - room, highest + room
 
 
-def draw_curves(axes: Axes, study: Study, curves: dict[str, Curve], factor: float = 1) -> None:
+def draw_curves(axes: Axes, study: Study, curves: Curves, factor: float = 1) -> None:
     """Draws the curves of methods: coloured lines with bands over seeds for the main methods, thin grey lines for all others.
 
     The main methods are the methods that the report draws in colour. factor: every cost is divided by this number.
@@ -137,7 +174,7 @@ def draw_curves(axes: Axes, study: Study, curves: dict[str, Curve], factor: floa
     axes.set_xlim(left=0)
 
 
-def _draw(figure: Figure, study: Study, curves: dict[str, dict[str, Curve]], levels: dict[str, float]) -> None:
+def _draw(figure: Figure, study: Study, curves: dict[str, Curves], levels: dict[str, float]) -> None:
     halves: Any = figure.subfigures(2, 1, height_ratios=(1.25, 1))
     top, bottom = halves
     wide = top.subplots()
@@ -145,15 +182,16 @@ def _draw(figure: Figure, study: Study, curves: dict[str, dict[str, Curve]], lev
     _panel(wide, study, "gradient_steps", curves["gradient_steps"], levels, (low, high))
     wide.set_ylabel("mean alignment, unseen groups")
     label_ends(wide, _end_labels(study, curves["gradient_steps"], levels), 3.4)
-    rest = [axis for axis in AXES if axis != "gradient_steps"]
-    for number, (axes, axis) in enumerate(zip(bottom.subplots(1, 4, sharey=True), rest, strict=True)):
+    rest = [axis for axis in curves if axis != "gradient_steps"]
+    panels = bottom.subplots(1, len(rest), sharey=True, squeeze=False)[0]
+    for number, (axes, axis) in enumerate(zip(panels, rest, strict=True)):
         _panel(axes, study, axis, curves[axis], levels, (low, high))
         if number == 0:
             axes.set_ylabel("mean alignment")
 
 
 def _panel(
-    axes: Axes, study: Study, axis: str, curves: dict[str, Curve], levels: dict[str, float], y: tuple[float, float]
+    axes: Axes, study: Study, axis: str, curves: Curves, levels: dict[str, float], y: tuple[float, float]
 ) -> None:
     for level in levels.values():
         axes.axhline(level, color=RULE, lw=1, ls=(0, (4, 3)))
@@ -167,7 +205,7 @@ def _panel(
         axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center", color=RULE)
 
 
-def _end_labels(study: Study, curves: dict[str, Curve], levels: dict[str, float]) -> list[EndLabel]:
+def _end_labels(study: Study, curves: Curves, levels: dict[str, float]) -> list[EndLabel]:
     labels = []
     for name, curve in curves.items():
         look = study.look(name)
@@ -182,15 +220,16 @@ def _end_labels(study: Study, curves: dict[str, Curve], levels: dict[str, float]
     ]
 
 
-def _caption(study: Study) -> str:
+def _caption(study: Study, scales: Sequence[str]) -> str:
     draws = f", {study.curve_draws} draws of context" if study.curve_draws else ""
     others = len([name for name in study.learned if name not in study.main])
     grey = f" Thin grey lines: the {others} other methods." if others else ""
     return (
-        f"Mean alignment of the unseen groups ({study.context} context questions{draws}) as training goes on, on each of five "
-        "axes. Line: mean over seeds; band: lowest to highest seed; dashed: guesses that need no training. A method is missing "
+        f"Mean alignment of the unseen groups ({study.context} context questions{draws}) as training goes on, by each of its "
+        "costs. Line: mean over seeds; band: lowest to highest seed; dashed: guesses that need no training. A method is missing "
         "where it has no cost on that axis: a central model has no rounds and moves nothing, as the data is there already."
-        f"{grey}"
+        + (f" The same curves on other scales are not drawn again: {'; '.join(scales)}." if scales else "")
+        + grey
     )
 
 
