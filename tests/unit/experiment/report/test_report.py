@@ -5,16 +5,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.synthetic_results import SMALL, write_results
+from matplotlib.axes import Axes
+from matplotlib.text import Text
+from support.synthetic_results import SMALL, Method, write_results
 
 from pluralllm.common.errors.tree import InvalidArgument
 from pluralllm.experiment.convergence import NOT_REACHED, Curve, Reach
 from pluralllm.experiment.report.curves import apart, convergence
 from pluralllm.experiment.report.findings import amount, compared, findings, quick
+from pluralllm.experiment.report.overview import overview
 from pluralllm.experiment.report.page import Page, Row, Section, Table, html_of
 from pluralllm.experiment.report.study import study_of
 from pluralllm.experiment.report.tables import reach_text
-from pluralllm.experiment.report.theme import inline, spread_out
+from pluralllm.experiment.report.theme import inline, spread_out, two_lines
 from pluralllm.experiment.results import read_results
 from pluralllm.experiment.summary import Estimate
 
@@ -167,3 +170,18 @@ def test_the_figure_of_costs_has_one_panel_for_each_axis_apart_and_says_the_othe
     assert "against gradient steps, one after the other; rounds; seconds of training. On" in figure.alt
     assert "are not drawn again: " in figure.caption
     assert "one round is 44.8 MB moved." in figure.caption
+
+
+def test_a_long_name_of_a_row_is_whole_on_two_lines_and_only_a_longer_one_is_cut(tmp_path: Path) -> None:
+    long = "FedAvg with an adaptive server optimizer and long local training"
+    assert two_lines("FedAvg") == "FedAvg"
+    assert two_lines(long) == "FedAvg with an adaptive server\noptimizer and long local training"
+    assert two_lines(f"{long} {long}") == "FedAvg with an adaptive server\noptimizer and long local training…"
+    write_results(tmp_path, [*SMALL, Method(long)], seeds=(0,), draws=1, questions=60)
+    drawn = list[str]()
+    study = study_of(read_results(tmp_path))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Axes, "set_yticks", lambda _axes, _at, labels: drawn.extend(labels))
+        patch.setattr(Axes, "get_yticklabels", lambda _axes: [Text()] * len(drawn))
+        overview(study)
+    assert two_lines(long) in drawn

@@ -21,6 +21,7 @@ from pluralllm.experiment.report.theme import (
     picture,
     short,
     spread_out,
+    two_lines,
 )
 from pluralllm.experiment.results import QuestionKind
 from pluralllm.experiment.summary import Line, Selection, contexts_of, left_out, table
@@ -178,7 +179,7 @@ def _draw_kinds(figure: Figure, study: Study, names: list[str], tables: Sequence
         axes.tick_params(axis="y", length=0)
         axes.locator_params(axis="x", nbins=5)
         axes.set_ylim(-len(names) + 0.4, 0.6)
-    panels[0].set_yticks([-row for row in range(len(names))], [short(name, NAME_WIDTH) for name in names])
+    panels[0].set_yticks([-row for row in range(len(names))], [two_lines(name) for name in names])
     for text, name in zip(panels[0].get_yticklabels(), names, strict=True):
         look = study.look(name)
         text.set_color(look.colour if look.is_main else MUTED)

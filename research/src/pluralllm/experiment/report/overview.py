@@ -4,7 +4,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pluralllm.experiment.report.study import Study
-from pluralllm.experiment.report.theme import FAINT, INK, MUTED, NAME_WIDTH, SURFACE, Picture, picture, short
+from pluralllm.experiment.report.theme import FAINT, INK, MUTED, SURFACE, Picture, picture, two_lines
 from pluralllm.experiment.summary import Line
 
 ROW_IN = 0.34
@@ -72,7 +72,7 @@ def _draw(figure: Figure, study: Study, lines: list[Line]) -> None:
             color=INK,
             fontsize=9.5,
         )
-    axes.set_yticks([-row for row in range(len(lines))], [short(line.method, NAME_WIDTH) for line in lines])
+    axes.set_yticks([-row for row in range(len(lines))], [two_lines(line.method) for line in lines])
     for label, line in zip(axes.get_yticklabels(), lines, strict=True):
         look = study.look(line.method)
         label.set_color(look.colour if look.is_main else MUTED)

@@ -8,6 +8,7 @@ and Ito 2008, darkened for text on white). Each series also has its own marker.
 import io
 import logging
 import re
+import textwrap
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -201,3 +202,8 @@ def label_ends(axes: Axes, labels: Sequence[EndLabel], height_in: float, size: f
 def short(text: str, width: int) -> str:
     """Returns a text; if it is longer than `width` characters, it is cut and ends with an ellipsis."""
     return text if len(text) <= width else text[: width - 1].rstrip() + "…"
+
+
+def two_lines(text: str, width: int = NAME_WIDTH) -> str:
+    """Returns a name for a row of a figure: on two lines if it is longer than `width` characters, cut only beyond the second."""
+    return "\n".join(textwrap.wrap(text, width, max_lines=2, placeholder="…"))
