@@ -95,3 +95,9 @@ def test_earlier_formats_withhold_by_the_exact_words() -> None:
 )
 def test_marks_that_readers_do_not_tell_apart_are_one(text: str, expected: str) -> None:
     assert spelled_alike(text) == expected
+
+
+def test_a_text_of_ascii_is_spelled_as_it_is_within_any_other_text() -> None:
+    for code in range(128):
+        text = f"A {chr(code)}  b{chr(code)}C"
+        assert spelled_alike(f"{text}é") == f"{spelled_alike(text)}é"
