@@ -75,6 +75,12 @@ def test_members_renew_as_often_as_their_certificates_need_it_and_no_oftener_for
     assert all(passed(short, "Renew", [4.0 * number for number in range(1000)]))
 
 
+def test_links_to_the_page_which_are_written_down_for_ever_are_one_a_minute_in_the_long_run() -> None:
+    limits = rates_of_members(50, 60, 30 * 86_400.0)
+    assert passed(limits, "CreatePageLink", [0.0] * 11) == [True] * 10 + [False]
+    assert sum(passed(limits, "CreatePageLink", [float(second) for second in range(1, 3601)])) == 60
+
+
 @pytest.mark.parametrize("rpc", ["ListRounds", "ListAuditEvents"])
 def test_calls_with_dear_answers_have_a_lower_rate(rpc: str) -> None:
     limits = rates_of_members(50, 60, 86_400.0)

@@ -229,8 +229,12 @@ async def test_an_observer_does_not_read_what_only_administrators_may_know(place
     assert (curves["eye"]["lineage"], curves["eye"]["loss"]) == ([], [])
 
 
+async def first_answer(place: Place, by: Principal) -> Answer:
+    return await place.ask("/api/runs/r/events", by, on_part=lambda part: b"data" in part)
+
+
 async def first_event(place: Place, by: Principal) -> Any:
-    answer = await place.ask("/api/runs/r/events", by, on_part=lambda part: b"data" in part)
+    answer = await first_answer(place, by)
     return json.loads(answer.body.partition(b"data: ")[2].partition(b"\n")[0])
 
 
@@ -251,6 +255,28 @@ async def test_a_revocation_ends_a_stream_before_its_next_event(
     assert (await place.ask("/api/runs/r/events", by, cookie=cookie)).status == 401
 
 
+async def test_a_member_has_eight_streams_at_a_time_and_takes_none_of_the_others(place: Place) -> None:
+    waiting: list[asyncio.Task[Answer]] = []
+    begun, enough = asyncio.Semaphore(0), asyncio.Event()
+
+    def is_enough(_: bytes) -> bool:
+        begun.release()
+        return enough.is_set()
+
+    async def streams(reader: Principal) -> Answer:
+        return await place.ask("/api/runs/r/events", reader, on_part=is_enough)
+
+    waiting += [asyncio.create_task(streams(EYE)) for _ in range(8)]
+    for _ in range(8):
+        await begun.acquire()
+    assert (await streams(EYE)).body == b""
+    enough.set()
+    assert b"data" in (await first_answer(place, ROOT)).body
+    place.at.parts.run_bell.ring()
+    assert all(b"data" in answer.body for answer in await asyncio.gather(*waiting))
+    assert b"data" in (await first_answer(place, EYE)).body, "a stream that has ended counts no longer"
+
+
 async def test_a_link_opens_a_session_of_its_member_by_a_cookie_that_scripts_and_other_sites_do_not_get(
     place: Place,
 ) -> None:
@@ -268,8 +294,9 @@ async def test_a_link_that_is_used_again_opens_nothing(place: Place) -> None:
     assert (await place.exchange(token)).status == 204
     with capture_logs() as lines:
         again = await place.exchange(token)
+        assert (await place.exchange("a guess")).status == 401
     assert (again.status, "set-cookie" in again.headers) == (401, False)
-    assert [line["event"] for line in lines] == ["page.link_refused"]
+    assert [line["event"] for line in lines] == ["page.link_refused"], "once a minute, so that nobody fills the log"
     assert token not in str(lines)
 
 

@@ -8,6 +8,7 @@ visitor's browser (DNS rebinding).
 import asyncio
 import contextlib
 import json
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from importlib import resources
@@ -29,12 +30,12 @@ from pluralllm.common.process.listening import bound_socket
 from pluralllm.common.process.watched_tasks import WatchedTasks
 from pluralllm.common.text.printable import printable_values
 from pluralllm.common.words.addresses import check_loopback, join_address, split_address
-from pluralllm.common.words.ids import RoundNumber
+from pluralllm.common.words.ids import ClientId, RoundNumber
 from pluralllm.common.words.names import RunName
 from pluralllm.server.members.access import Principal, check_may_read, may_read, may_read_audit
 from pluralllm.server.members.audit_log import AuditLog
 from pluralllm.server.members.authority import Authority
-from pluralllm.server.observe.page_door import HEADERS, READING, Door, Guard, MembersDoor, Who, refusal
+from pluralllm.server.observe.page_door import HEADERS, MAX_VISITORS, READING, Door, Guard, MembersDoor, Who, refusal
 from pluralllm.server.observe.page_facts import (
     MAX_POINTS,
     SHOWN,
@@ -69,7 +70,6 @@ MAX_RUNS = 200
 PAGE = 500  # evaluations read at once
 LOOK_EVERY_S = 2.0  # for changes without an event: progress, silence
 AT_MOST_EVERY_S = 0.3
-MAX_VISITORS = 64
 MAX_CONNECTIONS = 2 * MAX_VISITORS  # each is an open file; a browser has several
 REQUEST_S = 10.0  # then a connection that has not sent a whole request is closed
 STOP_S = 3
@@ -99,6 +99,7 @@ class Page:
         self._federation = "" if authority is None else authority.federation
         self._histories: dict[str, History] = {}
         self._reading = asyncio.Lock()
+        self._streams: Counter[ClientId] = Counter()  # open event streams of each reader
 
     def app(self, door: Door) -> Starlette:
         """Returns the web application whose readers the door lets in."""
@@ -186,7 +187,19 @@ class Page:
 
     async def _events(self, request: Request) -> Response:
         run, who = await self._run_for(request), request.state.who
-        return StreamingResponse(self._stream(run, who), media_type="text/event-stream", headers=HEADERS)
+        stream = self._counted(_reader(request).name, request.state.streams, self._stream(run, who))
+        return StreamingResponse(stream, media_type="text/event-stream", headers=HEADERS)
+
+    async def _counted(self, reader: ClientId, most: int, stream: AsyncIterator[str]) -> AsyncIterator[str]:
+        """Yields what `stream` yields; nothing for a reader that has `most` streams already, so that it keeps nobody out."""
+        if self._streams[reader] >= most:
+            return
+        self._streams[reader] += 1
+        try:
+            async for event in stream:
+                yield event
+        finally:
+            self._streams[reader] -= 1
 
     async def _stream(self, run: LiveRun, who: Who) -> AsyncIterator[str]:
         """Yields the run's state as server-sent events, until the coordinator stops or the reader may read no longer.
@@ -291,6 +304,7 @@ async def showing(listen: str, app: Starlette, tasks: WatchedTasks, tls: PageTls
         port=port,
         log_config=None,
         access_log=False,
+        log_level="error",  # a warning about each malformed request would let strangers fill the log
         lifespan="off",
         server_header=False,
         limit_concurrency=MAX_VISITORS,

@@ -20,6 +20,7 @@ from pluralllm.common.errors.root import Refused
 from pluralllm.common.errors.tree import Unidentified
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.server.members.access import Principal, check_page
+from pluralllm.server.members.attempts import News
 from pluralllm.server.members.audit_log import AuditLog
 from pluralllm.server.members.door import LOCAL
 from pluralllm.server.members.page_links import SESSION_S, PageLinks
@@ -42,6 +43,7 @@ CERTIFICATE = "client_certificate"  # key in a request's state: the certificate 
 COOKIE = "__Host-page"  # browsers take a name with this beginning only if it is Secure and for this host alone
 OPEN_PATHS = frozenset({"/enter", "/enter.js", "/session", "/page.css", "/icon.svg"})  # they have no facts
 MAX_TOKEN_BYTES = 100
+MAX_VISITORS = 64
 BODY_S = 5.0
 READING, OPENING = "ReadPage", "OpenPage"  # actions in the audit log
 NO_ENTRY = "This page is for members. Type: pluralllm page, and open the link. Or present your certificate.\n"
@@ -52,6 +54,7 @@ class Door(Protocol):
 
     hosts: Sequence[str]  # names in a request's Host header that are answered
     open_paths: frozenset[str]  # paths that anybody may ask for
+    streams_of_reader: int  # largest number of event streams that one reader has at the same time
 
     async def enter(self, request: Request) -> Who:
         """Returns a function that returns the reader, and that raises an error when the reader may read no longer.
@@ -66,6 +69,7 @@ class LoopbackDoor:
 
     hosts: Sequence[str] = LOOPBACK_HOSTS
     open_paths: frozenset[str] = frozenset()
+    streams_of_reader = MAX_VISITORS  # all readers there are one
 
     async def enter(self, request: Request) -> Who:  # noqa: ARG002
         """Returns a function that returns the local administrator."""
@@ -76,12 +80,14 @@ class MembersDoor:
     """The door of the page for members on other machines. `hosts`: the names in a Host header that are answered."""
 
     open_paths = OPEN_PATHS
+    streams_of_reader = 8
 
     def __init__(
         self, hosts: Sequence[str], registry: Registry, links: PageLinks, audit: AuditLog, rates: Rates
     ) -> None:
         self.hosts = hosts
         self._registry, self._links, self._audit, self._rates = registry, links, audit, rates
+        self._news = News()
 
     async def enter(self, request: Request) -> Who:
         """Identifies the reader by the TLS connection's certificate, or else by the cookie of a session."""
@@ -95,7 +101,7 @@ class MembersDoor:
         principal = identify()
         self._rates.count(principal.name, READING, time.monotonic())
         try:
-            check_page(principal)
+            who()
         except RoleForbids as error:
             await self._audit.refused(principal, READING, "", error)
             raise
@@ -114,7 +120,8 @@ class MembersDoor:
             await self._audit.record(principal, OPENING, "", "ACCEPTED")
             cookie = self._links.new_session(link)
         except Refused as error:
-            log.warning("page.link_refused", reason=error.reason)
+            if self._news.is_news(error.reason, time.monotonic()):  # a stranger must not fill the log
+                log.warning("page.link_refused", reason=error.reason)
             return refusal(error)
         answer = Response(status_code=204, headers=HEADERS)
         answer.set_cookie(COOKIE, cookie, int(SESSION_S), path="/", secure=True, httponly=True, samesite="strict")
@@ -151,7 +158,7 @@ class Guard:
             except Refused as error:
                 await refusal(error)(scope, receive, send)
                 return
-            scope.setdefault("state", {})["who"] = who
+            scope.setdefault("state", {}).update(who=who, streams=self._door.streams_of_reader)
         await self._app(scope, receive, send)
 
 
