@@ -1,5 +1,6 @@
 """Reads an experiment's groups, checks that they have enough questions for the methods, and embeds them once."""
 
+import contextlib
 import difflib
 import hashlib
 from pathlib import Path
@@ -8,11 +9,12 @@ import torch
 
 from pluralllm.client.data.answers import read_answers
 from pluralllm.client.data.importers import MAX_NAMES_SHOWN, import_globalopinionqa_groups
+from pluralllm.client.work.embedding_pool import Piece, Workers, check_room, cut, fill
 from pluralllm.common.errors.tree import InvalidData, TooFewQuestions
 from pluralllm.common.predictor.data import GroupData, check_enough, group_data
 from pluralllm.common.predictor.embedding import Embedder, Progress
 from pluralllm.common.words.questions import Question
-from pluralllm.common.words.spec import RunSpec
+from pluralllm.common.words.spec import Embedding, RunSpec
 from pluralllm.experiment.spec import Data, Experiment
 
 Groups = dict[str, GroupData]
@@ -114,6 +116,29 @@ def embed_groups(
     finally:
         embedder.close()
     return embedded
+
+
+def fill_cache(
+    contract: Embedding,
+    questions: dict[str, tuple[Question, ...]],
+    where: tuple[Path | None, Path, torch.device],
+    workers: Workers | None,
+    on_text: Progress,
+) -> None:
+    """Fills the cache with the vectors of all groups' texts, by several processes or this one. `embed_groups` then only reads.
+
+    A piece has new texts of one group, as `embed_groups` embeds them. So an empty cache gets the same vectors by both.
+    where: the folder of the embedding model or None, the cache, and the device. on_text: reports the number of texts done.
+    """
+    with contextlib.closing(Embedder(contract, *where)) as embedder:
+        pieces: list[Piece] = []
+        seen: set[str] = set()
+        for group_questions in questions.values():
+            texts = [text for text in dict.fromkeys(embedder.texts_of(group_questions)) if text not in seen]
+            seen.update(texts)
+            pieces += [Piece(len(pieces) + number, piece.texts) for number, piece in enumerate(cut(texts), 1)]
+        check_room(embedder, pieces)
+        fill(embedder, pieces, workers, on_text)
 
 
 def embedding_digest(groups: Groups) -> str:

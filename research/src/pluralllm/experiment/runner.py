@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from pluralllm.client.work.embedding_pool import Workers
 from pluralllm.client.work.train import pick_device
 from pluralllm.common.errors.tree import InvalidArgument
 from pluralllm.common.process.files import make_folder
@@ -28,7 +29,7 @@ from pluralllm.experiment.baselines import (
 )
 from pluralllm.experiment.engines.processes import Processes
 from pluralllm.experiment.engines.units import Engine, RayOptions, Shard, Unit, check_results
-from pluralllm.experiment.groups import Groups, check_sizes, data_digest, embedding_digest, read_groups
+from pluralllm.experiment.groups import Groups, check_sizes, data_digest, embedding_digest, fill_cache, read_groups
 from pluralllm.experiment.orders import Play
 from pluralllm.experiment.play import Player, Setting
 from pluralllm.experiment.records import Provenance, file_of, final_record, is_done, options_record, write_records
@@ -51,6 +52,7 @@ class Plan:
     only: tuple[str, ...] = ()  # methods to play now; the others can follow in the same folder
     shard: Shard = Shard(0, 1)  # the units of this call; other calls play the others
     ray: RayOptions | None = None  # None: the units are played by processes of this machine
+    embedding: Workers | None = None  # the processes that embed the texts side by side; None: this process embeds
 
 
 def usual_jobs(device: str) -> int:
@@ -86,6 +88,14 @@ def run_experiment(plan: Plan, tell: Tell) -> None:
     player = Player(Setting(experiment, questions, provenance, plan.model_path, plan.cache, device))
     methods = {unit.method.name: unit.method for unit in units}
     for method in methods.values():  # fills the cache once, so that the workers do not all compute the same vectors
+        if plan.embedding is not None:
+            fill_cache(
+                experiment.run_spec(method, experiment.seeds[0]).embedding,
+                questions,
+                (plan.model_path, plan.cache, device),
+                plan.embedding,
+                lambda done, of: tell("embedding", done, of),
+            )
         groups = player.groups(
             experiment.run_spec(method, experiment.seeds[0]), lambda done, of: tell("embedding", done, of)
         )

@@ -40,21 +40,24 @@ class Workers:
     command: tuple[str, ...] = WORKER_COMMAND
 
     @classmethod
-    def parse(cls, workers: int | None, devices: str | None, device: str) -> "Workers | None":
+    def parse(cls, workers: int | None, devices: str | None, device: str, prefix: str = "--") -> "Workers | None":
         """Returns the workers that a command's options ask for; None for one worker, whose work this process does itself.
 
         devices: names of devices with commas between them, or None. workers: number of workers on `device`, or None.
+        prefix: the options are called so, followed by `workers` and `devices`.
         Raises InvalidArgument if both are given, or a name is empty.
         """
         if devices is None:
-            return cls((device,) * workers) if workers is not None and workers > 1 else None
+            return cls((device,) * workers, f"{prefix}workers") if workers is not None and workers > 1 else None
         if workers is not None:
-            raise InvalidArgument(field="--workers", problem="is one for each of the --devices; leave it out")
+            raise InvalidArgument(
+                field=f"{prefix}workers", problem=f"is one for each of the {prefix}devices; leave it out"
+            )
         names = tuple(name.strip() for name in devices.split(","))
         if not all(names):
             problem = f"is {devices!r}; write names with commas between them, for example cuda:0,cuda:1"
-            raise InvalidArgument(field="--devices", problem=problem)
-        return cls(names, "--devices")
+            raise InvalidArgument(field=f"{prefix}devices", problem=problem)
+        return cls(names, f"{prefix}devices")
 
 
 def cut(texts: Sequence[str]) -> list[Piece]:

@@ -35,6 +35,12 @@ GpusPerUnit = Annotated[
 Mixed = Annotated[
     bool, typer.Option("--mixed", help="For --engine ray: accept workers of other versions; the results say so.")
 ]
+EmbeddingWorkers = Annotated[
+    int | None, typer.Option(min=1, help="Number of processes that embed the texts on --device; default: 1.")
+]
+EmbeddingDevices = Annotated[
+    str | None, typer.Option(help="Devices that embed the texts, one process on each, for example cuda:0,cuda:1.")
+]
 PARTS = {"test": "unseen groups", "validation": "validation groups", "train": "training groups, withheld questions"}
 
 
@@ -67,6 +73,8 @@ def run(
     ray_address: RayAddress = None,
     gpus_per_unit: GpusPerUnit = 0.0,
     mixed: Mixed = False,
+    embedding_workers: EmbeddingWorkers = None,
+    embedding_devices: EmbeddingDevices = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Play a few rounds of one seed, to see that everything works.")
     ] = False,
@@ -77,7 +85,8 @@ def run(
     """
     need_experiment()
     on_ray = _ray_options(engine, ray_address, gpus_per_unit, is_mixed=mixed)
-    from pluralllm.client.work.train import pick_device  # noqa: PLC0415 - torch, only here
+    from pluralllm.client.work.embedding_pool import Workers  # noqa: PLC0415 - torch, only here
+    from pluralllm.client.work.train import pick_device  # noqa: PLC0415
     from pluralllm.common.process.logs import configure_logs  # noqa: PLC0415
     from pluralllm.experiment.engines.units import Shard  # noqa: PLC0415
     from pluralllm.experiment.runner import Plan, usual_jobs  # noqa: PLC0415
@@ -99,6 +108,7 @@ def run(
         only=tuple(only or ()),
         shard=Shard.parse(shard),
         ray=on_ray,
+        embedding=Workers.parse(embedding_workers, embedding_devices, chosen, prefix="--embedding-"),
     )
     _run_with_progress(plan)
     say(f"{folder}: look at it with pluralllm experiment report {folder}")
