@@ -35,6 +35,12 @@ GpusPerUnit = Annotated[
 Mixed = Annotated[
     bool, typer.Option("--mixed", help="For --engine ray: accept workers of other versions; the results say so.")
 ]
+ShardText = Annotated[
+    str,
+    typer.Option(
+        metavar="INDEX/COUNT", help="Part of the work for this machine: 0/16 to 15/16. The shards make all results."
+    ),
+]
 EmbeddingWorkers = Annotated[
     int | None, typer.Option(min=1, help="Number of processes that embed the texts on --device; default: 1.")
 ]
@@ -63,12 +69,7 @@ def run(
     only: Annotated[
         list[str] | None, typer.Option(help="Name of a method to play now, repeatable; a later call plays the others.")
     ] = None,
-    shard: Annotated[
-        str,
-        typer.Option(
-            metavar="INDEX/COUNT", help="Part of the work for this machine: 0/16 to 15/16. The shards make all results."
-        ),
-    ] = "0/1",
+    shard: ShardText = "0/1",
     engine: EngineName = ENGINES[0],
     ray_address: RayAddress = None,
     gpus_per_unit: GpusPerUnit = 0.0,
