@@ -167,6 +167,32 @@ async def test_strangers_without_a_handshake_take_a_limited_number_of_connection
         assert (await visitor.get("/enter"))[0] == 200, "then others get in"
 
 
+async def test_a_request_that_comes_with_the_end_of_the_handshake_is_answered(tmp_path: Path) -> None:
+    async with serving(tmp_path / "state", page_remote_listen=ANYWHERE) as served:
+        visitor = Visitor(served, tmp_path)
+
+        def answered() -> bytes:
+            coming, going = ssl.MemoryBIO(), ssl.MemoryBIO()
+            tls = visitor.context.wrap_bio(coming, going, server_hostname=visitor.host)
+            with socket.create_connection((visitor.host, visitor.port), LIMIT_S) as connection:
+                while True:
+                    try:
+                        tls.do_handshake()
+                        break
+                    except ssl.SSLWantReadError:
+                        connection.sendall(going.read())
+                        coming.write(connection.recv(65_536))
+                tls.write(f"GET /enter HTTP/1.1\r\nHost: {visitor.host}\r\n\r\n".encode())
+                connection.sendall(going.read())  # the handshake's last message and the request at once
+                while True:
+                    try:
+                        return tls.read(15)
+                    except ssl.SSLWantReadError:
+                        coming.write(connection.recv(65_536))
+
+        assert await asyncio.to_thread(answered) == b"HTTP/1.1 200 OK"
+
+
 async def test_without_the_setting_there_is_neither_a_port_nor_a_link(tmp_path: Path) -> None:
     async with serving(tmp_path / "state") as served:
         assert not (tmp_path / "state" / "page-remote-address").exists()

@@ -1,11 +1,14 @@
-"""The file that `invite` writes replaces an older invite, and nothing else."""
+"""The file that `invite` writes replaces an older invite, and nothing else; `page` prints a link and nothing else."""
 
+import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from pluralllm.cli.member_commands import _check_replaceable
+from pluralllm.cli import member_commands
+from pluralllm.cli.member_commands import _check_replaceable, page
 from pluralllm.common.errors.tree import InvalidArgument
 
 
@@ -20,3 +23,14 @@ def test_a_pipe_is_not_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "ann.invite")
     with pytest.raises(InvalidArgument, match="is there and is no invite"):
         _check_replaceable(tmp_path / "ann.invite")
+
+
+def test_page_prints_the_link_alone_so_that_a_program_can_open_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    link = f"https://x.example:7447/enter#{'t' * 43}"
+    monkeypatch.setattr(member_commands, "remote", lambda _: SimpleNamespace(page_link=lambda: link))
+    page()
+    assert capsys.readouterr().out == f"{link}\n"
+    page(as_json=True)
+    assert json.loads(capsys.readouterr().out) == {"schema": "pluralllm.page-link/1", "link": link}

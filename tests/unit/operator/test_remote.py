@@ -83,6 +83,25 @@ def test_a_renewal_with_a_false_address_is_refused_and_changes_no_file(tmp_path:
 
 
 @pytest.mark.parametrize(
+    ("address", "token"),
+    [("evil.example/x:1", "t" * 43), ("", "t" * 43), ("x:1", "t" * 42), ("x:1", "t" * 42 + "\n"), ("x:1", "")],
+)
+def test_a_link_to_the_page_that_breaks_the_protocol_is_not_printed(address: str, token: str) -> None:
+    remote = Remote("x:1", grpc.insecure_channel("127.0.0.1:1"), None)
+    answers = iter([("x:1", "t" * 43), (address, token)])
+
+    def answer(_request: object, timeout: float) -> operations_pb2.CreatePageLinkResponse:
+        host, secret = next(answers)
+        return operations_pb2.CreatePageLinkResponse(address=host, token=secret)
+
+    remote._operations = SimpleNamespace(CreatePageLink=answer)
+    assert remote.page_link() == f"https://x:1/enter#{'t' * 43}"
+    with pytest.raises(AnswerInvalid):
+        remote.page_link()
+    remote.close()
+
+
+@pytest.mark.parametrize(
     ("method", "call"),
     [
         ("GetRun", lambda remote: remote.get_run("r")),
