@@ -3,13 +3,15 @@
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from pluralllm.cli.__main__ import app
 from pluralllm.cli.new_spec import MODEL, new_spec, with_usual_embedding
 from pluralllm.client.disclosure.limits import check_private_rounds
 from pluralllm.client.disclosure.policy import Policy, RoundPrivacy, load_policy
 from pluralllm.common.errors.tree import InvalidSpec, PolicyForbids
 from pluralllm.common.words.private_rounds import READS_SINGLE, READS_SUMS, threshold
-from pluralllm.common.words.spec import PRESETS, spec_from_toml, spec_from_values, spec_values
+from pluralllm.common.words.spec import PRESETS, load_spec_values, spec_from_toml, spec_from_values, spec_values
 from pluralllm.operator.default_rounds import colluders_among, least_clients
 
 EXAMPLES = Path(__file__).parents[3] / "deploy" / "examples"
@@ -116,3 +118,14 @@ def test_a_spec_that_names_no_embedding_model_gets_the_usual_one(preset: str) ->
 @pytest.mark.parametrize("embedding", [{"model": "another"}, {"dimension": 12}, "none"])
 def test_half_an_embedding_model_is_not_filled_up(embedding: object) -> None:
     assert with_usual_embedding({"embedding": embedding}) == {"embedding": embedding}
+
+
+def test_the_command_writes_as_many_rounds_as_are_asked_for() -> None:
+    done = CliRunner().invoke(app, ["spec", "new", "--rounds", "7"], catch_exceptions=False)
+    assert spec_from_toml(done.stdout, "run.toml").rounds == 7
+
+
+def test_an_empty_file_which_a_failed_command_leaves_is_no_spec(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text("\n")
+    with pytest.raises(InvalidSpec, match="it is empty; `pluralllm spec new` prints a spec"):
+        load_spec_values(tmp_path / "run.toml")

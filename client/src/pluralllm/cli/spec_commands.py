@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pluralllm.cli.new_spec import MODEL, USUAL_CLIENTS, WIDTH, new_spec, with_usual_embedding
+from pluralllm.cli.new_spec import MODEL, USUAL_CLIENTS, USUAL_ROUNDS, WIDTH, new_spec, with_usual_embedding
 from pluralllm.cli.output import show
 from pluralllm.common.errors.tree import InvalidArgument
 from pluralllm.common.process.console import Json, say
@@ -32,6 +32,7 @@ def spec_new(
     clients: Annotated[
         int, typer.Option(min=FEWEST_CLIENTS, help="Number of clients that are expected to train.")
     ] = USUAL_CLIENTS,
+    rounds: Annotated[int, typer.Option(min=1, max=10_000, help="Number of rounds.")] = USUAL_ROUNDS,
     train: Annotated[
         list[str] | None,
         typer.Option(help="A group that trains; may be repeated. Without groups, any group takes part."),
@@ -51,7 +52,7 @@ def spec_new(
     if preset not in PRESETS:
         raise InvalidArgument(field="--preset", problem=f"is {preset!r}, allowed: {', '.join(PRESETS)}")
     groups = train or (), held_out or ()
-    say(new_spec(model, width, preset, clients, *groups, respondents_epsilon, plain_rounds=plain_rounds))
+    say(new_spec(model, width, preset, clients, *groups, respondents_epsilon, plain_rounds=plain_rounds, rounds=rounds))
 
 
 @spec_app.command("check")

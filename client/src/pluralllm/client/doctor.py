@@ -40,10 +40,14 @@ PIN_AGAIN = "ask that partner by phone; compare the digest and pin it again: plu
 
 def doctor(
     config: Annotated[Path | None, typer.Option("--config", help="The daemon's TOML file.")] = None,
+    data: Annotated[Path | None, typer.Option(help="The private file: JSONL or Parquet.")] = None,
+    state_dir: Annotated[Path | None, typer.Option(help="The daemon's state directory.")] = None,
     as_json: Json = False,
 ) -> None:
     """Check configuration, data, policy, disk, device, model folder and coordinator. The exit code is 3 if a check fails."""
-    if not print_checks(checks_of(load_config(ClientConfig, config, {})), as_json=as_json):
+    if not print_checks(
+        checks_of(load_config(ClientConfig, config, {"data": data, "state_dir": state_dir})), as_json=as_json
+    ):
         raise typer.Exit(3)
 
 

@@ -26,6 +26,10 @@ ROUNDED_SHARES = (
     "The shares of this data set are rounded to hundredths. Noise protects one person in exact shares only, so use this"
     " import for trials."
 )
+NO_LIST = (
+    "Before a release with noise, the list of all questions that were asked is needed: import again with --options FILE,"
+    ' a JSON file such as {"Tea or coffee?": ["Tea", "Coffee"]}.'
+)
 Out = Annotated[Path, typer.Option("--out", help="The file to write: .jsonl or .parquet.")]
 MaxWeight = Annotated[
     float | None,
@@ -191,6 +195,8 @@ def write_imported(
     write_group(out, questions)
     keep_codebook(out, asked, most_answered)
     say(f"{len(questions)} questions of {what} in {out}{_note_on_counts(out, questions)}")
+    if asked is None and have_counts(questions):
+        say(NO_LIST)
 
 
 def _note_on_counts(out: Path, questions: Sequence[Question]) -> str:

@@ -72,12 +72,23 @@ def test_an_import_that_does_not_know_what_was_asked_leaves_no_codebook_of_an_ea
     assert kept_codebook(out).asked is None
     assert kept_codebook(out).most_answered == 2
     with pytest.raises(
-        InvalidData, match=r"no list of the questions .*town.jsonl.codebook.*import the answers with --opt"
+        InvalidData,
+        match=r"no list of the questions .*town.jsonl.codebook.*Coffee.*import the answers again with --opt",
     ):
         codebook_of(out, None)
     write_rows(rows, [["", *row[1:]] for row in ROWS])
     responses(rows, out, None, None, options_order="sorted")
     assert not codebook_beside(out).exists()
+
+
+def test_an_import_of_counts_says_at_once_that_a_release_needs_the_list_of_what_was_asked(
+    rows: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = rows.with_name("town.jsonl")
+    responses(rows, out, None, None, options_order="sorted")
+    assert "the list of all questions that were asked is needed: import again with --options" in capsys.readouterr().out
+    responses(rows, out, None, rows.with_name("options.json"))
+    assert "is needed" not in capsys.readouterr().out
 
 
 def test_the_codebook_does_not_depend_on_what_was_answered(rows: Path) -> None:

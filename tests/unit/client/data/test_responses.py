@@ -462,3 +462,9 @@ def test_labels_of_all_columns_and_codes_are_the_codebook_of_a_wide_file(tmp_pat
     as_json(tmp_path, "l.json", labels | {"q2": {}})
     typed(*words, "--options-order", "sorted")
     assert kept_codebook(out).asked is None, "nothing says the options of q2"
+
+
+def test_a_group_in_a_file_without_that_column_names_the_columns_and_the_option(tmp_path: Path) -> None:
+    source = answers(tmp_path, "Yes", "No", country="North")
+    with pytest.raises(InvalidData, match="no column group; --group-column names one of question, answer, country"):
+        count_responses(source, "North", None, SORTED)

@@ -85,8 +85,8 @@ async def test_a_process_is_healthy_if_its_loop_has_beaten_lately(
     pulse._now_s = lambda: start_s + age_s
     async with reassuring(Signs(tmp_path), pulse):
         assert (tmp_path / SIGN).exists()
-    with contextlib.nullcontext() if is_healthy else pytest.raises(typer.Exit):
-        check_alive(tmp_path)
+        with contextlib.nullcontext() if is_healthy else pytest.raises(typer.Exit):
+            check_alive(tmp_path)
     shown = capsys.readouterr()
     assert ("alive" in shown.out) is is_healthy
     assert f"{age_s:.0f} s ago" in shown.out + shown.err
@@ -121,3 +121,13 @@ def test_a_sign_from_before_the_clock_was_set_back_is_no_sign(
         check_alive(tmp_path)
     shown = capsys.readouterr()
     assert ("in the future" in shown.err) is not is_healthy
+
+
+async def test_a_process_that_has_stopped_is_not_alive_until_it_serves_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with reassuring(Signs(tmp_path), Pulse()):
+        check_alive(tmp_path)
+    with pytest.raises(typer.Exit):
+        check_alive(tmp_path)
+    assert "or it has stopped" in capsys.readouterr().err

@@ -81,8 +81,9 @@ def codebook_of(data: Path, options: Path | None) -> tuple[Question, ...]:
     asked = kept_codebook(data).asked
     if asked is None:
         problem = (
-            f"  no list of the questions that were asked is beside it ({codebook_beside(data).name}); give one to"
-            " pluralllm-client data release --options FILE, or import the answers with --options"
+            f"  no list of the questions that were asked is in {codebook_beside(data).name}. Write one,"
+            ' {"Tea or coffee?": ["Tea", "Coffee"], ...} as JSON, and import the answers again with --options FILE, or type'
+            " pluralllm-client data release --options FILE"
         )
         raise InvalidData(file=str(data), problems=problem)
     return _checked(codebook_beside(data), asked)

@@ -367,6 +367,8 @@ def _given_answers(table: _Table, group: str | None) -> dict[str, list[Given]]:
         one = Given(line, texts, weight, table.respondent(line, row), isinstance(value, list | tuple))
         raw_answers.setdefault(of_wave, []).append(one)
     if group is not None and text_of(group) not in groups:
+        if reading.group not in table.columns:
+            raise table.refusal(f"no column {reading.group}; --group-column names one of {shown(table.columns)}")
         raise unknown_name(table.path, "group", group, groups)
     table.raise_problems()
     _check_missing(table, raw_answers)

@@ -59,8 +59,16 @@ class Supervisor:
     async def reassure(self, pulse: Pulse) -> None:
         """Renews the file's modification time and notifies systemd's watchdog at regular intervals, until cancellation.
 
-        Without a beat of the pulse since the last interval, neither gets a sign.
+        Without a beat of the pulse since the last interval, neither gets a sign. At the end the file is removed: a process that
+        has stopped, and is started again, is not alive before it serves.
         """
+        try:
+            await self._reassure(pulse)
+        finally:
+            with contextlib.suppress(OSError):
+                self._sign.unlink()
+
+    async def _reassure(self, pulse: Pulse) -> None:
         pause_s = SIGN_EVERY_S if self._watchdog_s is None else min(SIGN_EVERY_S, self._watchdog_s / SIGNS_A_LIFETIME)
         reported_beats: int | None = None
         while True:
@@ -84,7 +92,7 @@ def check_alive(state_dir: Path) -> None:
     try:
         ago_s = time.time() - (state_dir / SIGN).stat().st_mtime
     except FileNotFoundError:
-        say(f"no sign of life in {state_dir}: the process has not started there", err=True)
+        say(f"no sign of life in {state_dir}: the process has not started there, or it has stopped", err=True)
         raise typer.Exit(3) from None
     if ago_s < -SILENT_FOR_S:
         say(

@@ -415,6 +415,8 @@ def load_spec_values(path: Path) -> dict[str, Any]:
         text = read_text(path, MAX_SPEC_BYTES)
     except Unreadable as error:
         raise InvalidSpec(file=str(path), problems=f"  {error.problem}") from error
+    if not text.strip():  # what a failed command leaves in `command > FILE`
+        raise InvalidSpec(file=str(path), problems="  it is empty; `pluralllm spec new` prints a spec to begin with")
     return spec_values(text, str(path))
 
 
