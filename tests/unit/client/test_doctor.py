@@ -13,6 +13,7 @@ from pluralllm.client.disclosure.policy import DEFAULT_POLICY, Policy
 from pluralllm.client.doctor import PROBES
 from pluralllm.client.process.config import ClientConfig
 from pluralllm.common.errors.tree import ConsentNeeded
+from pluralllm.common.process.console import Check
 from pluralllm.common.words.ids import RunId
 from pluralllm.common.words.questions import Question
 
@@ -67,10 +68,13 @@ def test_the_disk_line_says_that_no_file_can_be_made(tmp_path: Path, monkeypatch
     assert (check.ok, check.result.startswith(f"{tmp_path} cannot be written")) == (False, True)
 
 
-def test_doctor_takes_the_folder_and_the_file_that_run_takes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_doctor_takes_the_folder_and_the_file_that_run_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checked_settings: list[ClientConfig] = []
-    monkeypatch.setattr(doctor_module, "checks_of", lambda settings: checked_settings.append(settings) or [])
+
+    def checks_of(settings: ClientConfig) -> list[Check]:
+        checked_settings.append(settings)
+        return []
+
+    monkeypatch.setattr(doctor_module, "checks_of", checks_of)
     doctor_module.doctor(data=tmp_path / "north.jsonl", state_dir=tmp_path / "north")
     assert [(one.data, one.state_dir) for one in checked_settings] == [(tmp_path / "north.jsonl", tmp_path / "north")]
