@@ -181,6 +181,7 @@ def test_the_mean_context_gain_of_the_newest_version_is_a_text_and_a_small_one_i
 
 def test_a_version_that_no_group_reports_on_has_no_fairness_and_stays_in_the_curves() -> None:
     facts = facts_of(0, evaluation("ann", 0, NotReported.TOO_FEW_QUESTIONS))
+    assert facts["context_gain"] == "", "no score is shown that needs the gain beside it"
     assert (facts["versions"], facts["fairness"]) == ([0], [None])
 
 

@@ -90,8 +90,10 @@ def test_nobody_waits_for_the_gather_time_or_the_grace_if_nobody_else_can_come()
     )
     closed, effects = step(run, replace(seen(23), nobody_else=True))
     assert (closed.phase, [type(effect) for effect in effects]) == (Phase.AGGREGATING, [ev.Average])
-    few, _ = after(collecting(), update(20, ALICE), ev.MemberRevoked(22, CAROL))
+    few, _ = after(collecting(), update(20, ALICE), ev.MemberRevoked(22, CAROL), ev.MemberRevoked(22, BOB))
     assert step(few, replace(seen(23), nobody_else=True))[0].phase is Phase.COLLECTING, "a round needs its quorum"
+    at_work, _ = after(collecting(), update(20, ALICE), update(21, BOB))
+    assert step(at_work, replace(seen(23), nobody_else=True))[0].phase is Phase.COLLECTING, "the third is at work"
 
 
 def test_the_gather_time_begins_anew_when_the_quorum_was_lost_in_between() -> None:

@@ -7,6 +7,7 @@ from support.memory_coordinator import MemoryCoordinator
 from pluralllm.common.words.ids import ClientId
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import GroupRole
+from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.state import Phase, Run
 from pluralllm.server.storage.membership import InviteRecord, Member
 
@@ -58,6 +59,9 @@ async def test_after_a_revocation_rounds_open_and_close_without_a_wait(tmp_path:
     await place.coordinator.remove_client(ClientId("cat"))
     await place.look(run)
     await place.coordinator.until_averaged(run)
+    people.append(member("eve"))
+    lost = ev.PlaceLost(place.clock.now_s(), ClientId("eve"), "its disk is full", permanent=True)
+    await place.coordinator.dispatch(run, lost)  # a person must restart it first
     await place.look(run)
     assert (run.state.version, run.state.round, len(run.state.cohort)) == (1, 2, 2), (
         "nobody waits for the grace, or gathers"
