@@ -45,6 +45,7 @@ PEOPLE: Mapping[str, MemberRole] = {
 }
 SETTINGS: dict[str, Any] = {"poll_hold_s": 0.01, "chunk_idle_s": 2.0, "joins_per_minute": 10_000_000}
 SETTINGS |= {"calls_per_second": 10_000_000, "hellos_per_minute": 10_000_000}
+SETTINGS |= {"page_remote_listen": "127.0.0.1:0"}  # without it there are no links to the page
 SPEC = small_spec(
     groups={"train": [f"group of {name}" for name in TRAINERS]}, round={"min_clients": 3, "target_clients": 3}
 )
