@@ -89,6 +89,9 @@ def test_an_import_of_counts_says_at_once_that_a_release_needs_the_list_of_what_
     assert "the list of all questions that were asked is needed: import again with --options" in capsys.readouterr().out
     responses(rows, out, None, rows.with_name("options.json"))
     assert "is needed" not in capsys.readouterr().out
+    write_rows(rows, [[*row[:3], "2.0"] for row in ROWS])
+    responses(rows, out, None, None, options_order="sorted")
+    assert "is needed" not in capsys.readouterr().out, "no list helps weighted answers without --max-weight"
 
 
 def test_the_codebook_does_not_depend_on_what_was_answered(rows: Path) -> None:
