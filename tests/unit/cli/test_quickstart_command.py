@@ -116,12 +116,12 @@ def test_a_run_takes_the_embedding_model_of_the_installed_package_or_says_that_i
     client = load_config(ClientConfig, tmp_path / "trial" / "foundry" / "client.toml", {})
     assert client.embedding_model_path == (package / "model" if is_installed else None)
     assert ("MODEL_UNAVAILABLE" in done.output) is not is_installed
-    mine = tmp_path / "mine"
-    mine.mkdir()
-    (mine / "config.json").touch()
-    options = ["--run", "--embedding-model-path", str(mine)]
+    own_model = tmp_path / "own_model"
+    own_model.mkdir()
+    (own_model / "config.json").touch()
+    options = ["--run", "--embedding-model-path", str(own_model)]
     CliRunner().invoke(app, ["quickstart", str(tmp_path / "second"), *options], catch_exceptions=False)
-    assert load_config(ClientConfig, tmp_path / "second/foundry/client.toml", {}).embedding_model_path == mine
+    assert load_config(ClientConfig, tmp_path / "second/foundry/client.toml", {}).embedding_model_path == own_model
 
 
 def test_the_page_says_that_daemons_end_with_the_run_and_how_to_start_them_for_another_one(tmp_path: Path) -> None:
