@@ -26,6 +26,7 @@ ELSEWHERE = {
     "make demo": "tests/faults/test_demo.py",
     "pluralllm quickstart": "tests/faults/test_quickstart.py",
     "pluralllm-client data import plugin": "tests/unit/client/test_plugin_command.py",
+    "pluralllm-client data embed north.jsonl": "GPUs; tests/unit/client/work/test_embedding_pool.py has the workers",
     "make test": "it runs this",
     "make check": "the quick part of make test, and make lint",
     "make lint": ".ci/run",

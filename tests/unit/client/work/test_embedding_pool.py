@@ -3,7 +3,9 @@
 import json
 import sqlite3
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,9 +74,13 @@ def test_a_piece_that_was_interrupted_gets_the_same_vectors_bit_by_bit(
 ) -> None:
     monkeypatch.setattr(encoder, "TEXTS_AT_ONCE", 150)
     monkeypatch.setattr(encoder, "BATCH_TOKENS", 100)  # several batches in a piece
+    encoded: list[tuple[str, ...]] = []
+    monkeypatch.setattr(encoder.Encoder, "encode", noted(encoder.Encoder.encode, encoded))
     whole = Embedder(contract(), tiny, tmp_path / "whole", CPU)
     pieces = cut(whole.texts_of(QUESTIONS))
     assert [len(piece.texts) for piece in pieces] == [150, 150, 101]
+    alike = [text for piece in pieces for text in piece.texts]
+    assert alike == sorted(alike), "texts with a common beginning are in one piece"
     reports: list[tuple[int, int]] = []
     assert fill(whole, pieces, None, lambda done, of: reports.append((done, of))) == 0
     assert reports == sorted(reports)
@@ -87,6 +93,8 @@ def test_a_piece_that_was_interrupted_gets_the_same_vectors_bit_by_bit(
     interrupted = Embedder(contract(), tiny, tmp_path / "killed", CPU)
     with pytest.raises(KeyboardInterrupt):
         fill(interrupted, pieces, None, killed)
+    in_one_go = set(encoded)
+    encoded.clear()
     kept = rows(tmp_path / "killed")
     assert 80 < len(kept) < 300, "the batches before the kill are kept, with their numbers of tokens"
     batches: list[int] = []
@@ -95,9 +103,23 @@ def test_a_piece_that_was_interrupted_gets_the_same_vectors_bit_by_bit(
     for piece in reversed(pieces):
         order = EmbedPiece(contract().model_dump_json(), tiny, tmp_path / "killed", "cpu", piece.texts)
         assert work.embed(lambda *_: None, order).texts == len(piece.texts)
-    assert sum(batches) == 401 - len(kept) // 2, "what was kept is not embedded again"
+    lacked = 401 - len(kept) // 2
+    assert sum(batches) == sum(map(len, encoded)) == lacked, "what was kept is not embedded again"
+    with sqlite3.connect(tmp_path / "killed" / "embeddings.sqlite3") as file:
+        file.execute("DELETE FROM vectors WHERE key = ?", (whole._hash(pieces[0].texts[70]),))
+    fill(interrupted, pieces, None, quiet)
+    assert set(encoded) <= in_one_go, "the bits of a vector depend on the texts beside it"
     assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
     assert fill(interrupted, pieces, Workers(("cpu", "cpu"), command=("no such command",)), quiet) == 0
+
+
+def noted(encode: Callable[..., Iterator[Any]], batches: list[tuple[str, ...]]) -> Callable[..., Iterator[Any]]:
+    def encode_and_note(*facts: Any) -> Iterator[Any]:
+        for texts, *rest in encode(*facts):
+            batches.append(tuple(texts))
+            yield texts, *rest
+
+    return encode_and_note
 
 
 def _counted(keep: object, batches: list[int]) -> object:
