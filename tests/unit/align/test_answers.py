@@ -245,3 +245,22 @@ def test_ranks_count_by_borda_and_kendall_whatever_the_shares_are() -> None:
     assert kendall(GROUP**3 / (GROUP**3).sum(), GROUP, None) == pytest.approx(1)
     assert kendall(GROUP[::-1].copy(), GROUP, None) == pytest.approx(0)
     assert kendall(np.full(4, 0.25), GROUP, None) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("completion", "options", "option"),
+    [
+        ("No idea", ("Yes", "No"), None),
+        ("no opinion on that.", ("Yes", "No"), None),
+        ("- No answer", ("Yes", "No"), None),
+        ("No", ("Yes", "No"), 1),
+        ("No, ideas like this fail", ("Yes", "No"), 1),
+        ("No because of it", ("Yes", "No"), 1),
+        ("No ideals were hurt", ("Yes", "No"), 1),
+        ("No opinion", ("Yes", "No", "No opinion"), 2),
+        ("No idea at all", ("Yes", "No", "No idea"), 2),
+    ],
+)
+def test_a_missing_answer_is_not_the_option_no(completion: str, options: tuple[str, ...], option: int | None) -> None:
+    shares = read_answer(completion, options)
+    assert (None if shares is None else int(shares.argmax())) == option

@@ -35,6 +35,8 @@ _ALTERNATIVE = re.compile(r"\s*(?:[,;/&|>]|\b(?:and|or|but|not)\b)\s*(?:\b(?:and
 _BELOW = re.compile(r"[ .]*>\s*")  # between two names of a ranking
 _AFTER_LETTER = re.compile(r"[ -]*")
 _MARK = re.compile(r"(?:[-*•]|\d+[.)])\s+")  # of an entry in a list
+# Begins as the option "No" does, and says that there is no answer, unless an option has these words.
+_NO_ANSWER = re.compile(r"no (?:idea|opinion|answer|comment|preference|clue|view|views|response|position|data|one)\b")
 _ANSWER_KEYS = ("answer", "choice", "option", "final_answer")
 
 
@@ -182,6 +184,8 @@ def _choice(line: str, names: Names) -> NDArray[np.float64] | None:
     mark = _MARK.match(line)
     named = names.at(line, 0) or (names.at(line, mark.end()) if mark else None)
     if named is None:
+        return None
+    if _NO_ANSWER.match(line, named.end - len("no")) and names.texts[named.option] == "no":
         return None
     if named.is_letter and line[named.end :].strip(" .:)*\"'"):
         return None  # "A dog" is not option A, and "A. Disagree" contradicts itself
