@@ -19,7 +19,7 @@ from pluralllm.common.weights.update_format import SliceReader, update_format
 from pluralllm.common.words.ids import ClientId, RoundNumber
 from pluralllm.common.words.spec import UpdateEncoding
 from pluralllm.experiment.alone import centralize, train_alone
-from pluralllm.experiment.federated import LocalTraining, clients_per_pass, first_values
+from pluralllm.experiment.federated import MOST_ON_A_GPU, LocalTraining, clients_per_pass, first_values
 from pluralllm.experiment.stacked import StackedPredictors, clip_each
 from pluralllm.server.rounds.cohort import task_seed
 
@@ -161,6 +161,7 @@ def test_a_cpu_pass_takes_fewer_clients_of_larger_episodes_and_a_gpu_all() -> No
     )
     assert clients_per_pass(small, CPU, 8) > clients_per_pass(large, CPU, 8) >= 1
     assert clients_per_pass(large, torch.device("cuda"), 8) == 8
+    assert clients_per_pass(large, torch.device("cuda"), 100_000) == MOST_ON_A_GPU
 
 
 @pytest.mark.parametrize("over", [{"sharpness_spread": 0.5}, {"batch_episodes": 2}])

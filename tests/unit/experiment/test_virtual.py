@@ -1,5 +1,9 @@
 """Virtual clients: drawn by the seed, trained as other clients are, and averaged to the same bits without lying in memory."""
 
+import contextlib
+import re
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,7 +11,7 @@ import pytest
 import torch
 from support.small_survey import small_group, small_spec
 
-from pluralllm.common.errors.tree import InvalidSpec
+from pluralllm.common.errors.tree import InvalidSpec, StorageFull
 from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber
 from pluralllm.common.words.spec import RunSpec
 from pluralllm.experiment import federated
@@ -49,6 +53,18 @@ def test_updates_that_wait_in_a_file_are_read_as_they_were_written() -> None:
     del updates[ClientId("x")]
     assert ClientId("x") not in updates
     assert len(updates) == 2
+    updates[ClientId("w")] = np.zeros(5, np.float32)
+    assert np.array_equal(updates[ClientId("z")], rows[ClientId("z")]), "a new update takes the place of no other one"
+
+
+def test_a_full_disk_under_waiting_updates_is_said_with_the_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    updates = WaitingUpdates(2)
+    with Path("/dev/full").open("w+b") as full:
+        monkeypatch.setattr(updates, "_file", full)
+        with pytest.raises(StorageFull, match=f"{re.escape(tempfile.gettempdir())}.*TMPDIR"):
+            updates[ClientId("x")] = np.zeros(2, np.float32)
+        with contextlib.suppress(OSError):
+            full.close()
 
 
 def spec_of(**changes: Any) -> RunSpec:

@@ -135,13 +135,14 @@ def check(
 def _facts(checked: Checked, spec: RunSpec | None, against: Path | None) -> dict[str, Any]:
     """Returns the counts of a checked file by name. Counts that depend on a run spec or a list `against` are None without it."""
     questions = checked.questions
+    unstated = [question for question in questions if question.stated_key is None]
     facts: dict[str, Any] = {
         "lines": checked.lines,
         "usable_questions": len(questions),
         "unanswered_questions": checked.unanswered,
         "options": sum(len(question.options) for question in questions),
         "ordinal_questions": sum(question.scale is not None for question in questions),
-        "written_twice": len(questions) - len({question.stated_key or question.key for question in questions}),
+        "written_twice": len(unstated) - len({question.key for question in unstated}),
         **dict.fromkeys(("training_questions", "evaluation_questions", "episode_needs", "shortage")),
         **dict.fromkeys(("shared_questions", "differently_written", "noise_on_a_share", "distance_of_noised_answers")),
     }

@@ -1801,19 +1801,23 @@ class CompareQuestionsResponse(_message.Message):
 
     MEMBERS_FIELD_NUMBER: _builtins.int
     SHARED_FIELD_NUMBER: _builtins.int
+    COMPARED_FIELD_NUMBER: _builtins.int
     members: _builtins.int
     """Other members of the run that have sent digests since the coordinator's process started, at most 255."""
     shared: _builtins.int
-    """Digests of the request that at least one of them has sent, too."""
+    """Digests of this member that at least one of them has sent, too."""
+    compared: _builtins.int
+    """Digests of this member that were compared: not those beyond the end of another member's full list."""
     def __init__(
         self,
         *,
         members: _builtins.int = ...,
         shared: _builtins.int = ...,
+        compared: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["members", b"members", "shared", b"shared"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compared", b"compared", "members", b"members", "shared", b"shared"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -287,8 +287,9 @@ class FederationServiceServicer(object):
 
     def CompareQuestions(self, request, context):
         """Called by the client daemon at its first tasks of a run, if the partner's policy allows it. Keeps salted digests of the
-        client's questions, and counts those that other members of the run have sent, too. Repeatable: the newest digests count.
-        Refusals: NOT_FOUND, RUN_NOT_SHARED, INVALID_ARGUMENT (digests not ascending, or more than 4096).
+        client's questions, and counts those that other members of the run have sent, too. Repeatable: a member's first digests
+        count. Refusals: NOT_FOUND, RUN_NOT_SHARED, WRONG_PHASE (the run has ended), INVALID_ARGUMENT (digests not ascending, or more
+        than 4096).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

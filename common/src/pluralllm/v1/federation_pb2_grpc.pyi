@@ -106,8 +106,9 @@ class FederationServiceStub:
     """
     CompareQuestions: _grpc.UnaryUnaryMultiCallable[_federation_pb2.CompareQuestionsRequest, _federation_pb2.CompareQuestionsResponse]
     """Called by the client daemon at its first tasks of a run, if the partner's policy allows it. Keeps salted digests of the
-    client's questions, and counts those that other members of the run have sent, too. Repeatable: the newest digests count.
-    Refusals: NOT_FOUND, RUN_NOT_SHARED, INVALID_ARGUMENT (digests not ascending, or more than 4096).
+    client's questions, and counts those that other members of the run have sent, too. Repeatable: a member's first digests
+    count. Refusals: NOT_FOUND, RUN_NOT_SHARED, WRONG_PHASE (the run has ended), INVALID_ARGUMENT (digests not ascending, or more
+    than 4096).
     """
 
 @_typing.type_check_only
@@ -188,8 +189,9 @@ class FederationServiceAsyncStub(FederationServiceStub):
     """
     CompareQuestions: _aio.UnaryUnaryMultiCallable[_federation_pb2.CompareQuestionsRequest, _federation_pb2.CompareQuestionsResponse]  # type: ignore[assignment]
     """Called by the client daemon at its first tasks of a run, if the partner's policy allows it. Keeps salted digests of the
-    client's questions, and counts those that other members of the run have sent, too. Repeatable: the newest digests count.
-    Refusals: NOT_FOUND, RUN_NOT_SHARED, INVALID_ARGUMENT (digests not ascending, or more than 4096).
+    client's questions, and counts those that other members of the run have sent, too. Repeatable: a member's first digests
+    count. Refusals: NOT_FOUND, RUN_NOT_SHARED, WRONG_PHASE (the run has ended), INVALID_ARGUMENT (digests not ascending, or more
+    than 4096).
     """
 
 class FederationServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -381,8 +383,9 @@ class FederationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_federation_pb2.CompareQuestionsResponse, _abc.Awaitable[_federation_pb2.CompareQuestionsResponse]]:
         """Called by the client daemon at its first tasks of a run, if the partner's policy allows it. Keeps salted digests of the
-        client's questions, and counts those that other members of the run have sent, too. Repeatable: the newest digests count.
-        Refusals: NOT_FOUND, RUN_NOT_SHARED, INVALID_ARGUMENT (digests not ascending, or more than 4096).
+        client's questions, and counts those that other members of the run have sent, too. Repeatable: a member's first digests
+        count. Refusals: NOT_FOUND, RUN_NOT_SHARED, WRONG_PHASE (the run has ended), INVALID_ARGUMENT (digests not ascending, or more
+        than 4096).
         """
 
 def add_FederationServiceServicer_to_server(servicer: FederationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

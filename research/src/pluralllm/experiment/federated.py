@@ -31,6 +31,7 @@ from pluralllm.server.rounds.weighting import weights_of
 
 VALUES_AT_ONCE = 16 * 1024 * 1024  # of the updates that wait in a file: 64 MiB
 Updates = MutableMapping[ClientId, Flat]
+MOST_ON_A_GPU = 512  # clients of one pass: their values, gradients and moments are 12 GB with the largest preset
 QUESTIONS_PER_PASS = 500  # on a CPU; measured by benchmarks/batched_round.py
 
 
@@ -236,12 +237,12 @@ def training_questions(spec: RunSpec, trainers: Mapping[ClientId, GroupData]) ->
 
 
 def clients_per_pass(spec: RunSpec, device: torch.device, clients: int) -> int:
-    """Returns how many clients train in one pass: on a GPU all clients; on a CPU as many as keep the activations in the cache.
+    """Returns how many clients train in one pass: on a CPU as many as keep the activations in the cache.
 
-    On a CPU one larger pass is slower than several small passes.
+    On a CPU one larger pass is slower than several small passes. On a GPU it is all clients, up to what its memory holds.
     """
     if device.type != "cpu":
-        return max(1, clients)
+        return min(max(1, clients), MOST_ON_A_GPU)
     episodes = spec.training.episodes
     ends = (episodes.min_context, episodes.max_context, episodes.min_targets, episodes.max_targets)
     questions = sum(ends) / 2 * spec.training.batch_episodes  # average number in one step of one client

@@ -154,10 +154,12 @@ def embedding_digest(groups: Groups) -> str:
 
 
 def data_digest(questions: dict[str, tuple[Question, ...]]) -> str:
-    """Returns the digest of the question ids and answers of all groups; the format of the data file does not change it."""
+    """Returns the digest of the ids, stated keys and answers of all groups' questions; the file's format changes nothing."""
     digest = hashlib.sha256()
     for name in sorted(questions):
         digest.update(name.encode())
         for question in sorted(questions[name], key=lambda q: q.id):
             digest.update(f"{question.id}{question.shares}".encode())
+            if question.stated_key is not None:
+                digest.update(question.key.encode())
     return digest.hexdigest()

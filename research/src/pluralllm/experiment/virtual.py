@@ -4,11 +4,13 @@ A virtual client has the questions of its group, and draws episodes of its own. 
 memory grows with the model and one pass, and not with the number of clients or the size of a cohort.
 """
 
+import errno
 import tempfile
 from collections.abc import Iterator, MutableMapping, Sequence
 
 import numpy as np
 
+from pluralllm.common.errors.storage import StorageFull
 from pluralllm.common.words.ids import ClientId
 from pluralllm.experiment.spec import Virtual
 from pluralllm.experiment.stacked import Flat
@@ -41,11 +43,20 @@ class WaitingUpdates(MutableMapping[ClientId, Flat]):
         self._values = values
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as this object
         self._rows: dict[ClientId, int] = {}
+        self._next_row = 0  # a row that was given up is not used again
 
     def __setitem__(self, client: ClientId, delta: Flat) -> None:
-        row = self._rows.setdefault(client, len(self._rows))
-        self._file.seek(row * self._values * FLOAT_BYTES)
-        self._file.write(np.ascontiguousarray(delta, dtype=np.float32).data)
+        row = self._rows.setdefault(client, self._next_row)
+        self._next_row = max(self._next_row, row + 1)
+        try:
+            self._file.seek(row * self._values * FLOAT_BYTES)
+            self._file.write(np.ascontiguousarray(delta, dtype=np.float32).data)
+            self._file.flush()
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            what = f"the updates of a cohort in {tempfile.gettempdir()} (the environment variable TMPDIR names another folder)"
+            raise StorageFull(what=what) from error
 
     def __getitem__(self, client: ClientId) -> Flat:
         return self.read(client, 0, self._values)

@@ -20,6 +20,10 @@ SPEC = process_spec()
 QUESTIONS = tuple(Question(f"Question {number}?", ("Yes", "No"), (0.5, 0.5)) for number in range(3))
 
 
+def at_round(number: int) -> Task:
+    return task_of(SPEC, round_number=number)
+
+
 class Coordinator:
     """A transport whose coordinator counts as the answers say."""
 
@@ -32,7 +36,7 @@ class Coordinator:
         answer = self.answers.pop(0)
         if isinstance(answer, Exception):
             raise answer
-        return pb.CompareQuestionsResponse(members=answer[0], shared=answer[1])
+        return pb.CompareQuestionsResponse(members=answer[0], shared=answer[1], compared=3)
 
 
 class File:
@@ -56,8 +60,8 @@ async def logged(
 
 
 async def test_counts_are_told_when_they_are_new_and_asked_for_three_times() -> None:
-    coordinator, task = Coordinator((0, 0), (2, 3), (2, 3)), task_of(SPEC)
-    assert await logged(coordinator, *[task] * (CALLS + 2)) == [("questions.shared", 2, 3)]
+    coordinator, task = Coordinator((0, 0), (2, 3), (2, 3)), at_round(1)
+    assert await logged(coordinator, *map(at_round, range(1, CALLS + 3))) == [("questions.shared", 2, 3)]
     assert len(coordinator.requests) == CALLS == 3
     request = coordinator.requests[0]
     assert (request.run, tuple(request.digests)) == (
@@ -67,7 +71,7 @@ async def test_counts_are_told_when_they_are_new_and_asked_for_three_times() -> 
 
 
 async def test_a_client_that_shares_nothing_is_warned() -> None:
-    assert await logged(Coordinator((1, 0), (2, 0)), task_of(SPEC), task_of(SPEC)) == [
+    assert await logged(Coordinator((1, 0), (2, 0)), at_round(1), at_round(2)) == [
         ("questions.not_shared", 1, 0),
         ("questions.not_shared", 2, 0),
     ]
@@ -81,10 +85,10 @@ async def test_nothing_leaves_for_rewards_or_against_the_policy(kind: TaskKind, 
     assert len(coordinator.requests) == (allowed and kind is not TaskKind.REWARD)
 
 
-async def test_a_failed_comparison_costs_no_task_and_is_not_tried_again() -> None:
+async def test_a_failed_comparison_costs_no_task_and_is_tried_again_at_the_next_one() -> None:
     coordinator = Coordinator(Unreachable(address="there", problem="gone"), (1, 1))
-    assert await logged(coordinator, task_of(SPEC), task_of(SPEC)) == []
-    assert len(coordinator.requests) == 1
+    assert await logged(coordinator, at_round(1), at_round(1), at_round(2)) == [("questions.shared", 1, 1)]
+    assert len(coordinator.requests) == 2, "a task that is tried twice compares once"
     coordinator = Coordinator((1, 1))
     assert await logged(coordinator, task_of(SPEC), file=File(DataChanged(file="town.jsonl"))) == []
     assert coordinator.requests == []

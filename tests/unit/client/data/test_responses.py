@@ -413,9 +413,26 @@ def test_waves_that_are_kept_apart_are_withheld_together_also_from_a_group_with_
     rows = [{"question": "Q?", "answer": answer, "wave": wave} for answer in YES_NO for wave in (1, 2)]
     apart = Reading(options_order="sorted", waves="apart")
     several = count_responses(table(tmp_path, *rows), None, None, None, apart).questions
-    single = count_responses(table(tmp_path, rows[0], rows[2]), None, None, None, apart).questions
+    single = count_responses(table(tmp_path, rows[0], rows[2]), None, None, None, SORTED).questions
     assert [q.text for q in (*several, *single)] == ["Q? (1)", "Q? (2)", "Q?"]
     assert len({q.key for q in (*several, *single)}) == 1
+
+
+def test_a_key_in_rows_of_another_group_counts_for_a_question_that_this_group_has_not_answered(tmp_path: Path) -> None:
+    asked = (("P?", "a", 1), ("Q?", "b", 2))
+    rows = [{"question": text, "answer": "Yes", "group": group, "q": key} for text, group, key in asked]
+    listed = as_json(tmp_path, "options.json", {"P?": YES_NO, "Q?": YES_NO})
+    questions = count_responses(table(tmp_path, *rows), "a", listed, None, Reading(key="q")).questions
+    assert [(q.text, q.stated_key, q.respondents) for q in questions] == [("P?", "1", 1), ("Q?", "2", 0)]
+    with pytest.raises(InvalidData, match=r"line 3: .*has the key '9'"):
+        count_responses(table(tmp_path, *rows, {**rows[1], "q": 9}), "a", listed, None, Reading(key="q"))
+
+
+def test_a_wide_file_has_no_column_of_keys(tmp_path: Path) -> None:
+    labels = as_json(tmp_path, "l.json", {"q1": {"labels": {"1": "Yes", "2": "No"}}})
+    path = table(tmp_path, {"q1": 1, "key": "x"}, {"q1": 2, "key": "x"})
+    with pytest.raises(InvalidArgument, match="--key-column"):
+        typed(path, "--out", tmp_path / "x.jsonl", "--wide", "--labels", labels, "--key-column", "key")
 
 
 def test_two_groups_withhold_the_same_questions_whatever_the_order_that_each_import_states(tmp_path: Path) -> None:
@@ -467,4 +484,4 @@ def test_labels_of_all_columns_and_codes_are_the_codebook_of_a_wide_file(tmp_pat
 def test_a_group_in_a_file_without_that_column_names_the_columns_and_the_option(tmp_path: Path) -> None:
     source = answers(tmp_path, "Yes", "No", country="North")
     with pytest.raises(InvalidData, match="no column group; --group-column names one of question, answer, country"):
-        count_responses(source, "North", None, SORTED)
+        count_responses(source, "North", None, None, SORTED)

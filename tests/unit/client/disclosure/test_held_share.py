@@ -9,6 +9,7 @@ from pluralllm.client.disclosure.differences import Difference
 from pluralllm.client.disclosure.held_share import HeldShare
 from pluralllm.client.disclosure.policy import Policy
 from pluralllm.common.errors.tree import InvalidConfig
+from pluralllm.common.words.questions import HoldOut
 from pluralllm.common.words.reward_weights import RewardRun
 from pluralllm.common.words.spec import RunSpec
 
@@ -35,7 +36,7 @@ def test_the_first_run_fixes_the_share_for_all_later_ones(tmp_path: Path, share:
         assert (difference.asked, difference.allowed) == (str(other), str(share))
         assert "first run" in difference.text
         later.fix(spec_of(other))
-    assert later.value == share
+    assert later.value == HoldOut(share, by_key=False)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.0499999, 0.1 + 1e-12, 0.15, 0.5])
@@ -71,3 +72,29 @@ def test_a_damaged_file_is_named_and_fixes_nothing_anew(tmp_path: Path, content:
     with pytest.raises(InvalidConfig):
         held.fix(spec_of(0.1))
     assert (tmp_path / "share.json").read_text() == content
+
+
+def test_another_rule_than_that_of_the_first_run_needs_consent_and_the_later_rule_then_stays(tmp_path: Path) -> None:
+    """With two rules, a client trains in one run on the questions whose scores another run shows."""
+    by_key, by_id = (process_spec(format=f"pluralllm.run/{n}", evaluation={"holdout_share": 0.1}) for n in (3, 2))
+    (tmp_path / "share.json").write_text('{"holdout_share": 0.1}')  # as an earlier release has written it
+    held = HeldShare(tmp_path / "share.json")
+    assert list(held.differences(ASKING, by_id)) == []
+    (difference,) = held.differences(ASKING, by_key)
+    assert (difference.field, difference.asked, difference.allowed) == ("format", "pluralllm.run/3", "run/1 or run/2")
+    held.fix(by_key)  # after consent
+    assert held.value == HoldOut(0.1, by_key=True)
+    assert list(held.differences(ASKING, by_key)) == []
+    (difference,) = held.differences(ASKING, by_id)
+    assert (difference.asked, difference.allowed) == ("pluralllm.run/2", "run/3 or later")
+    held.fix(by_id)
+    assert held.value == HoldOut(0.1, by_key=True)
+
+
+def test_a_change_of_the_rule_keeps_the_share(tmp_path: Path) -> None:
+    held = HeldShare(tmp_path / "share.json")
+    held.fix(process_spec(format="pluralllm.run/2", evaluation={"holdout_share": 0.2}))
+    other = process_spec(format="pluralllm.run/3", evaluation={"holdout_share": 0.1})
+    assert [one.field for one in held.differences(ASKING, other)] == ["evaluation.holdout_share", "format"]
+    held.fix(other)
+    assert held.value == HoldOut(0.2, by_key=True)

@@ -188,6 +188,8 @@ def test_workers_come_from_the_options_of_a_command() -> None:
         Workers.parse(2, "cuda:0", "auto")
     with pytest.raises(InvalidArgument, match="for example cuda:0,cuda:1"):
         Workers.parse(None, "cuda:0,", "auto")
+    with pytest.raises(InvalidArgument, match="several kinds"):
+        Workers.parse(None, "cuda:0,cpu", "auto")
     with pytest.raises(InvalidArgument, match="--embedding-workers"):
         Workers.parse(2, "cuda:0", "auto", prefix="--embedding-")
     assert embedding_pool.WORKER_COMMAND[1:] == ("-m", "pluralllm.client.work.embedding_worker")

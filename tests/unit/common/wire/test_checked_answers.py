@@ -129,7 +129,8 @@ GOOD: list[tuple[str, Any]] = [
     ("CommitUpdate", pb.CommitUpdateResponse(receipt=receipt())),
     ("GetRoster", pb.GetRosterResponse()),
     ("CompareQuestions", pb.CompareQuestionsResponse()),
-    ("CompareQuestions", pb.CompareQuestionsResponse(members=1, shared=3)),
+    ("CompareQuestions", pb.CompareQuestionsResponse(members=1, shared=3, compared=3)),
+    ("CompareQuestions", pb.CompareQuestionsResponse(members=1, shared=0, compared=2)),
     ("GetRoster", pb.GetRosterResponse(entries=[roster_entry(), roster_entry(sequence=5, change=3)], head=b"h" * 32)),
     ("Join", joined()),
     ("Join", joined(role=3, group="", group_role=0, certificate_chain_pem=b"x" * MAX_CERTIFICATES_BYTES)),
@@ -138,8 +139,9 @@ GOOD: list[tuple[str, Any]] = [
 ]
 BAD: list[tuple[str, Any, str]] = [
     ("GetRoster", pb.GetRosterResponse(head=b"h" * 31), "head"),
-    ("CompareQuestions", pb.CompareQuestionsResponse(members=1, shared=4), "shared"),
-    ("CompareQuestions", pb.CompareQuestionsResponse(members=0, shared=1), "shared"),
+    ("CompareQuestions", pb.CompareQuestionsResponse(members=1, shared=3, compared=2), "shared"),
+    ("CompareQuestions", pb.CompareQuestionsResponse(members=1, compared=4), "compared"),
+    ("CompareQuestions", pb.CompareQuestionsResponse(members=0, shared=1, compared=3), "shared"),
     ("CompareQuestions", pb.CompareQuestionsResponse(members=-1), "members"),
     ("CompareQuestions", pb.CompareQuestionsResponse(members=1, shared=-1), "shared"),
     ("GetRoster", pb.GetRosterResponse(entries=[roster_entry(sequence=3)]), "entries[0].sequence"),

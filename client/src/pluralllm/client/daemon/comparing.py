@@ -26,24 +26,25 @@ class Comparing:
 
     def __init__(self, policy: Policy, data: PrivateFile, transport: Calls) -> None:
         self._policy, self._data, self._transport = policy, data, transport
-        self._calls: dict[str, int] = {}
+        self._tasks: dict[str, set[str]] = {}  # at which the questions were compared, by run
         self._told: tuple[str, SharedQuestions] | None = None  # run and counts that were logged last
 
     async def compare(self, task: Task) -> None:
         """Compares the questions for the run of a task, and logs the counts when they are new."""
-        calls = self._calls.get(task.run, 0)
-        if not self._policy.compare_questions or task.kind is TaskKind.REWARD or calls >= CALLS:
+        if not self._policy.compare_questions or task.kind is TaskKind.REWARD:
             return
-        if len(self._calls) >= MAX_RUNS:
-            self._calls.pop(next(iter(self._calls)))
-        self._calls[task.run] = calls + 1
+        if len(self._tasks) >= MAX_RUNS and task.run not in self._tasks:
+            self._tasks.pop(next(iter(self._tasks)))
+        before = self._tasks.setdefault(task.run, set())
+        if len(before) >= CALLS or task.name in before:
+            return
+        before.add(task.name)
         try:
             questions = await asyncio.to_thread(self._data.read)
             digests = await asyncio.to_thread(question_digests, task.run, task.spec_sha256, questions)
             counts = await shared_questions(self._transport, task.run, digests)
-        except PluralError as error:  # an earlier release does not know the call
-            self._calls[task.run] = CALLS
-            log.debug("questions.not_compared", run=task.run, problem=str(error))
+        except PluralError as error:  # a coordinator of an earlier release does not know the call
+            log.info("questions.not_compared", run=task.run, problem=str(error))
             return
         if counts.members and (task.run, counts) != self._told:
             self._told = task.run, counts

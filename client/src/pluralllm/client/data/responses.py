@@ -21,7 +21,7 @@ from pluralllm.client.data.table import Table, bad_rows
 from pluralllm.client.data.tables import checked_table, labelled
 from pluralllm.client.data.tally import Answer, Weights, tally
 from pluralllm.common.errors.tree import InvalidData
-from pluralllm.common.words.questions import Question
+from pluralllm.common.words.questions import KEY_SEPARATOR, Question
 
 SEPARATORS = (";", "|", ",")
 MAX_LIST_CHARACTERS = 10_000
@@ -121,7 +121,7 @@ def count_responses(
                 " other groups do, or say --options-order sorted"
                 " (a group in which nobody chose an option then has another question)"
             )
-        question = tally(text, labels, own_answers, bound, key=table.key_of(text))
+        question = tally(text, labels, own_answers, bound, key=table.key_of(text, labels))
         if question.respondents or (not (bound.exist and max_weight is None) and table.is_asked(text)):
             questions.append(question)
             table.report_question(text, own_answers, question.respondents or 0)
@@ -262,10 +262,13 @@ class _Table:
                 line, f"its question has the key {stated!r}, and in an earlier line {self.keys[text]!r}; mend one"
             )
 
-    def key_of(self, text: str) -> str | None:
-        """Returns the stated key of a question. If waves are kept apart, its text joins them, also in a group with one wave."""
+    def key_of(self, text: str, options: Sequence[str]) -> str | None:
+        """Returns the key that a question needs in the file; None for its own text and options.
+
+        If waves are kept apart, the key is the one that the question has in a group with a single wave.
+        """
         base = self.base.get(text, text)
-        return self.keys.get(base, base if self.reading.waves == "apart" else None)
+        return self.keys.get(base, None if base == text else KEY_SEPARATOR.join([base, *options]))
 
     def labelled_questions(self) -> tuple[Question, ...] | None:
         """Returns the questions of a wide file, if labels alone say all their options; None for any other file."""
@@ -343,13 +346,14 @@ def _given_answers(table: _Table, group: str | None) -> dict[str, list[Given]]:
         table.report.answers += 1
         own_group = text_of(row.get(reading.group))
         groups.add(own_group)
+        if text:
+            table.note_key(line, text, row)  # also in rows of other groups: this one may not have answered the question
         if group is not None and own_group != text_of(group):
             table.drop("of another group")
             continue
         if not text:
             table.drop("without a question")
             continue
-        table.note_key(line, text, row)
         weight = 1.0
         if table.weight is not None:
             number, weight_text = weight_of(row.get(table.weight)), text_of(row.get(table.weight))

@@ -18,4 +18,4 @@ class Calls(Protocol):
 async def shared_questions(transport: Calls, run: RunId, digests: Sequence[int]) -> SharedQuestions:
     """Returns how many of the questions with these digests other members of a run have. digests: ascending, 64 bits each."""
     answer = await transport.call("CompareQuestions", pb.CompareQuestionsRequest(run=run, digests=digests))
-    return SharedQuestions(answer.members, answer.shared, len(digests))
+    return SharedQuestions(answer.members, answer.shared, answer.compared)

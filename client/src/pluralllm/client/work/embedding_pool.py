@@ -45,7 +45,7 @@ class Workers:
 
         devices: names of devices with commas between them, or None. workers: number of workers on `device`, or None.
         prefix: the options are called so, followed by `workers` and `devices`.
-        Raises InvalidArgument if both are given, or a name is empty.
+        Raises InvalidArgument if both are given, a name is empty, or the devices are of several kinds.
         """
         if devices is None:
             return cls((device,) * workers, f"{prefix}workers") if workers is not None and workers > 1 else None
@@ -56,6 +56,9 @@ class Workers:
         names = tuple(name.strip() for name in devices.split(","))
         if not all(names):
             problem = f"is {devices!r}; write names with commas between them, for example cuda:0,cuda:1"
+            raise InvalidArgument(field=f"{prefix}devices", problem=problem)
+        if len({name.partition(":")[0] for name in names}) > 1:
+            problem = f"is {devices!r}, devices of several kinds: a vector would depend on which of them is idle; name one kind"
             raise InvalidArgument(field=f"{prefix}devices", problem=problem)
         return cls(names, f"{prefix}devices")
 

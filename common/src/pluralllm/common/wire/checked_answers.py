@@ -127,7 +127,7 @@ KIND_WORDS = {
 # Message -> field -> rule for the value, or for each value of a repeated field. A field that holds a message of this table has
 # no rule of its own.
 FIELDS: Mapping[str, Mapping[str, Rule]] = {
-    "CompareQuestionsResponse": {"members": COUNT, "shared": COUNT},
+    "CompareQuestionsResponse": {"members": COUNT, "shared": COUNT, "compared": COUNT},
     "HelloResponse": {
         "protocol": number(PROTOCOL_MIN, PROTOCOL_MAX),
         "generation": LABEL,
@@ -428,9 +428,11 @@ def _roster(request: Any, answer: Any, client: ClientId | None) -> Iterator[Prob
 
 def _compared(request: Any, answer: Any, client: ClientId | None) -> Iterator[Problem]:
     del client
-    most = len(request.digests) if answer.members else 0
+    most = answer.compared if answer.members else 0
     if answer.shared > most:
         yield "shared", f"is {answer.shared}, must be at most {most}"
+    if answer.compared > len(request.digests):
+        yield "compared", f"is {answer.compared}, must be at most {len(request.digests)}"
 
 
 AGREEMENTS: Mapping[str, Agreement] = {

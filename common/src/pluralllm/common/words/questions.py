@@ -7,6 +7,8 @@ import hashlib
 import unicodedata
 from dataclasses import dataclass
 
+KEY_SEPARATOR = "\x1f"  # between the text and the options of a question, where they are its key
+
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Question:
@@ -38,11 +40,11 @@ class Question:
         """Hash that names the question in every group, whatever the order of its options, and however it is spelled.
 
         The case of letters, white space, the form of quotation marks and dashes and Unicode's forms of a letter do not count. A
-        stated key takes the place of text and options.
+        stated key takes the place of text and options; it may be those of another wording, with KEY_SEPARATOR between them.
         """
-        texts = [self.text, *self.options] if self.stated_key is None else [self.stated_key]
+        texts = [self.text, *self.options] if self.stated_key is None else self.stated_key.split(KEY_SEPARATOR)
         question, *options = [spelled_alike(text) for text in texts]
-        return hashlib.sha256("\x1f".join([question, *sorted(options)]).encode()).hexdigest()
+        return hashlib.sha256(KEY_SEPARATOR.join([question, *sorted(options)]).encode()).hexdigest()
 
     def __repr__(self) -> str:
         return f"Question({self.id[:8]}, {len(self.options)} options)"

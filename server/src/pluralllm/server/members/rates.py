@@ -51,13 +51,21 @@ def rates_of_members(calls_per_second: float, hellos_per_minute: float, certific
     hellos_per_minute: the rate of Hello, which opens a session. certificate_life_s: validity of the members' certificates. Each
     renewal is written down for ever, so a member may renew once a minute in the long run, or five times in a certificate's life
     if that is more often. Fifty may come at once, because a thief of the key uses up the same tokens. A link to the page is
-    written down for ever, too: one a minute, and ten at once.
+    written down for ever, too: one a minute, and ten at once. So may questions be compared: more calls would find out which
+    questions another member has.
     """
     hello = Rate(hellos_per_minute / 60, max(1, round(hellos_per_minute / 6)))
     renew = Rate(max(1 / 60, 5 / certificate_life_s), 50)
     dear_per_s = min(calls_per_second, max(2, calls_per_second / 25))
     dear = Rate(dear_per_s, max(1, round(10 * dear_per_s)))
+    seldom = Rate(1 / 60, 10)
     return Rates(
-        {"Hello": hello, "Renew": renew, "CreatePageLink": Rate(1 / 60, 10), **dict.fromkeys(DEAR, dear)},
+        {
+            "Hello": hello,
+            "Renew": renew,
+            "CreatePageLink": seldom,
+            "CompareQuestions": seldom,
+            **dict.fromkeys(DEAR, dear),
+        },
         Rate(calls_per_second, max(1, round(10 * calls_per_second))),
     )

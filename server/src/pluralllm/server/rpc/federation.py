@@ -18,6 +18,7 @@ from pluralllm.common.errors.tree import (
     OverLimit,
     ProtocolUnsupported,
     Unreachable,
+    WrongPhase,
 )
 from pluralllm.common.process.clock import Clock
 from pluralllm.common.text.printable import GROUP_HELP, is_group_name
@@ -186,8 +187,10 @@ class Federation(pb_grpc.FederationServiceServicer):
         digests = np.asarray(request.digests, np.uint64)  # (D,)
         if not (digests[1:] > digests[:-1]).all():
             raise InvalidArgument(field="digests", problem="must be strictly ascending")
-        members, shared = self._questions.compare(run.id, caller().name, digests)
-        return pb.CompareQuestionsResponse(members=members, shared=shared)
+        if run.is_over:
+            raise WrongPhase(run=run.id, phase=run.state.phase.value, wanted="compared")
+        counts = self._questions.compare(run.id, caller().name, digests)
+        return pb.CompareQuestionsResponse(members=counts.members, shared=counts.shared, compared=counts.compared)
 
     async def ListVersionRecords(
         self, request: pb.ListVersionRecordsRequest, context: Context
