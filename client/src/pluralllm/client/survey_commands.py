@@ -6,12 +6,12 @@ from typing import Annotated, Literal
 
 import typer
 
-from pluralllm.client.data.codebook import keep_codebook, listed_questions
+from pluralllm.client.data.codebook import keep_codebook, kept_apart, listed_questions
 from pluralllm.client.data.counted_question import have_counts, is_countable
 from pluralllm.client.data.import_report import ImportReport, write_report
 from pluralllm.client.data.importers import import_globalopinionqa, import_opinionqa
 from pluralllm.client.data.private_data import read_counted, write_group
-from pluralllm.client.data.responses import Reading, count_responses, kept_apart
+from pluralllm.client.data.responses import Reading, count_responses
 from pluralllm.client.data.survey_labels import Labels, read_labels
 from pluralllm.client.data.survey_texts import text_of
 from pluralllm.client.disclosure.policy import RespondentPrivacy

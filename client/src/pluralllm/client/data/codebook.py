@@ -6,6 +6,7 @@ there. The questions of a release must not follow from the answers, because whic
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -132,6 +133,12 @@ def listed_questions(path: Path) -> tuple[Question, ...]:
     """Returns the questions of a JSON file that an import keeps: those with two options or more. All shares are equal."""
     several = {text: options for text, options in listed_options(path).items() if len(options) >= 2}
     return _checked(path, [Asked(question=text, options=tuple(options)) for text, options in several.items()])
+
+
+def kept_apart(questions: Sequence[Question], waves: Sequence[str]) -> tuple[Question, ...]:
+    """Returns each question once for each wave; the questions themselves if there are no waves."""
+    named = [wave or "no wave" for wave in waves]
+    return tuple(replace(one, text=f"{one.text} ({wave})") for one in questions for wave in named) or tuple(questions)
 
 
 def _pairs(path: Path, listed: object) -> list[tuple[str, list[str]]]:

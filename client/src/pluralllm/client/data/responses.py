@@ -7,7 +7,7 @@ the command that says which one holds.
 import ast
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -493,9 +493,3 @@ def _literal_list(text: str) -> list[Any]:
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return []
     return list(items) if isinstance(items, list) else []
-
-
-def kept_apart(questions: Sequence[Question], waves: Sequence[str]) -> tuple[Question, ...]:
-    """Returns each question once for each wave; the questions themselves if there are no waves."""
-    named = [wave or "no wave" for wave in waves]
-    return tuple(replace(one, text=f"{one.text} ({wave})") for one in questions for wave in named) or tuple(questions)
