@@ -145,9 +145,6 @@ def responses(
     """Import single answers of respondents, and count them into distributions."""
     if weight is not None and no_weight:
         raise InvalidArgument(field="--no-weight", problem="--weight is given, too; leave one of them out")
-    if wide and key_column is not None:
-        problem = "a row of a wide file is a respondent and has no question; give question_key in the private file"
-        raise InvalidArgument(field="--key-column", problem=problem)
     reading = Reading(
         question_column, answer_column, group_column, respondent_column, weight, no_weight, wave_column, key_column, wide,
         None if missing is None else _missing_texts(missing), Labels() if labels is None else read_labels(labels),

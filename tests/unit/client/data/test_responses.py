@@ -431,7 +431,7 @@ def test_a_key_in_rows_of_another_group_counts_for_a_question_that_this_group_ha
 def test_a_wide_file_has_no_column_of_keys(tmp_path: Path) -> None:
     labels = as_json(tmp_path, "l.json", {"q1": {"labels": {"1": "Yes", "2": "No"}}})
     path = table(tmp_path, {"q1": 1, "key": "x"}, {"q1": 2, "key": "x"})
-    with pytest.raises(InvalidArgument, match="--key-column"):
+    with pytest.raises(InvalidData, match="--key-column"):
         typed(path, "--out", tmp_path / "x.jsonl", "--wide", "--labels", labels, "--key-column", "key")
 
 

@@ -163,6 +163,10 @@ class _Table:
 
     def _check_columns(self, required: set[str]) -> None:
         usual = Reading()
+        if self.reading.wide and self.reading.key:
+            raise self.refusal(
+                "a row of --wide has no question, so no --key-column; give question_key in the private file"
+            )
         named = {self.reading.weight, self.reading.key} - {None} | required
         for name in ("group", "respondent", "wave"):
             if getattr(self.reading, name) != getattr(usual, name):
