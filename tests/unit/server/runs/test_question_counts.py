@@ -12,8 +12,8 @@ TOP = 2**64 - 1
 
 
 def compared(counts: QuestionCounts, name: str, *digests: int, run: str = RUN) -> tuple[int, int]:
-    found = counts.compare(RunId(run), ClientId(name), np.asarray(digests, np.uint64))
-    return found.members, found.shared
+    counted = counts.compare(RunId(run), ClientId(name), np.asarray(digests, np.uint64))
+    return counted.members, counted.shared
 
 
 def test_a_question_counts_once_however_many_others_have_it() -> None:
@@ -39,11 +39,11 @@ def test_beyond_the_end_of_a_full_list_nothing_is_compared() -> None:
     counts = QuestionCounts()
     compared(counts, "large", *range(0, 2 * MAX_DIGESTS, 2))
     end = 2 * (MAX_DIGESTS - 1)
-    found = counts.compare(RUN, ClientId("small"), np.asarray([2, 3, end, end + 1, end + 50], np.uint64))
-    assert found == Counts(members=1, shared=2, compared=3)
+    counted = counts.compare(RUN, ClientId("small"), np.asarray([2, 3, end, end + 1, end + 50], np.uint64))
+    assert counted == Counts(members=1, shared=2, compared=3)
     compared(counts, "almost", *range(1, 2 * MAX_DIGESTS - 1, 2))  # one question fewer: the list is whole
-    found = counts.compare(RUN, ClientId("small"), np.asarray([2, 3, end, end + 1, end + 50], np.uint64))
-    assert found == Counts(members=2, shared=3, compared=3)
+    counted = counts.compare(RUN, ClientId("small"), np.asarray([2, 3, end, end + 1, end + 50], np.uint64))
+    assert counted == Counts(members=2, shared=3, compared=3)
 
 
 @pytest.mark.parametrize("own", [(), (0,)])

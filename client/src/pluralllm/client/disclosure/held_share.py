@@ -68,9 +68,9 @@ class HeldShare:
 
         Later calls change nothing, but that the rule by key takes the place of the earlier one: the partner has then consented.
         """
-        fixed, wanted = self.value, spec.held_out
-        if spec.rewards is not None or (fixed is not None and (fixed.by_key or not wanted.by_key)):
+        fixed, asked = self.value, spec.held_out
+        if spec.rewards is not None or (fixed is not None and (fixed.by_key or not asked.by_key)):
             return
-        share = wanted.share if fixed is None else fixed.share
-        content = json.dumps({"holdout_share": share, "by_key": wanted.by_key})
+        share = asked.share if fixed is None else fixed.share
+        content = json.dumps({"holdout_share": share, "by_key": asked.by_key})
         write_durably(self._path, content.encode(), mode=0o600)

@@ -16,7 +16,7 @@ Digests = NDArray[np.uint64]  # (D,), ascending
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What a member learns."""
+    """The numbers that a member learns."""
 
     members: int  # other members that have sent digests
     shared: int  # own digests that any of them has
