@@ -75,7 +75,7 @@ def test_a_damaged_file_is_named_and_fixes_nothing_anew(tmp_path: Path, content:
 
 
 def test_another_rule_than_that_of_the_first_run_needs_consent_and_the_later_rule_then_stays(tmp_path: Path) -> None:
-    """With two rules, a client trains in one run on the questions whose scores another run shows."""
+    """A client with two rules trains in one run on the questions whose scores another run shows."""
     by_key, by_id = (process_spec(format=f"pluralllm.run/{n}", evaluation={"holdout_share": 0.1}) for n in (3, 2))
     (tmp_path / "share.json").write_text('{"holdout_share": 0.1}')  # as an earlier release has written it
     held = HeldShare(tmp_path / "share.json")
