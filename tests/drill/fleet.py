@@ -22,6 +22,7 @@ from support.process_harness import LOOK_EVERY_S, Process, free_port
 from pluralllm.client.joining.joining import join
 from pluralllm.common.errors.tree import PluralError
 from pluralllm.common.trust.identity import load_identity
+from pluralllm.common.trust.invite import Invite
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.operator.remote import Remote
 from pluralllm.server.commands import check_commands
@@ -201,13 +202,17 @@ class Fleet:
 
     def join(self, name: str) -> None:
         """Invites a client and joins as it; joins again with the same invite if the answer was lost."""
-        folder, group = self.folder / name / "state" / "identity", f"group of {name}"
-        invite = self.insist(
+        folder, invite = self.folder / name / "state" / "identity", self.invite(name)
+        roles = frozenset({MemberRole.CLIENT})
+        self.insist(f"{name} joins", lambda _: join(invite, folder, "pluralllm-client", roles))
+
+    def invite(self, name: str) -> Invite:
+        """Invites a client. Until it joins, rounds wait for it as long as the run spec says."""
+        group = f"group of {name}"
+        return self.insist(
             f"{name} is invited",
             lambda remote: remote.invite(name, MemberRole.CLIENT, group, None, INVITED_FOR_S, needs_approval=False),
         )
-        roles = frozenset({MemberRole.CLIENT})
-        self.insist(f"{name} joins", lambda _: join(invite, folder, "pluralllm-client", roles))
 
     def let_go(self, name: str, number: int) -> None:
         """Lets the client that waits in this round deliver."""

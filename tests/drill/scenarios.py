@@ -61,9 +61,11 @@ def gather(fleet: Fleet, plans: Mapping[str, Mapping[int, StrEnum]]) -> None:
         fleet.join(name)
 
 
-def begin(fleet: Fleet, spec: RunSpec, plans: Mapping[str, Mapping[int, StrEnum]]) -> None:
-    """Starts a coordinator, its clients and a run."""
+def begin(fleet: Fleet, spec: RunSpec, plans: Mapping[str, Mapping[int, StrEnum]], invited: str = "") -> None:
+    """Starts a coordinator, its clients and a run. invited: a client that never joins, so that rounds wait by the clock."""
     gather(fleet, plans)
+    if invited:
+        fleet.invite(invited)
     fleet.insist("the run is created", lambda remote: remote.create_run("r", spec.canonical_json()))
     fleet.insist("the run is started", lambda remote: remote.start_run("r"))
 
@@ -86,7 +88,8 @@ def troubled(fleet: Fleet) -> str:
     A refused client leaves its slot to the others: they may be slower than this client to find the coordinator again.
     """
     never_delivers = dict.fromkeys((1, 2, 3), Behaviour.SEND_NOISE)
-    begin(fleet, TROUBLED, {"ann": {1: Behaviour.DIE}, "ben": {2: Behaviour.WAIT}, "cem": never_delivers})
+    plans = {"ann": {1: Behaviour.DIE}, "ben": {2: Behaviour.WAIT}, "cem": never_delivers}
+    begin(fleet, TROUBLED, plans, invited="eve")
     delivered = fleet.insist("ann has delivered in round 2", lambda remote: receipts(remote, 2).get("ann"))
     fleet.restart_coordinator()
     fleet.pair.spoil(fleet.folder, delivered)
