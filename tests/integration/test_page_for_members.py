@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from structlog.testing import capture_logs
 from support.coordinator_harness import BOOTSTRAP, Served, serving, small_spec
 
 from pluralllm.common.errors.tree import NotFound, NotLoopback
@@ -83,6 +84,9 @@ async def test_members_read_the_page_by_certificate_until_they_are_revoked(tmp_p
             await asyncio.to_thread(connection.request, "GET", "/api/runs")  # on the same connection
             assert (await asyncio.to_thread(connection.getresponse)).status == 401
         assert (await eye.get("/api/runs"))[0] == 401
+        entries = [entry for entry, _ in await served.registry.audit.entries(0, 100)]
+        noted = [(entry.actor, entry.result) for entry in entries if entry.action == "ReadPage"]
+        assert noted == [("ann", "ROLE_FORBIDS"), ("eye", "CERTIFICATE_REVOKED")]
 
 
 async def test_a_link_of_the_command_opens_a_session_without_a_certificate(tmp_path: Path) -> None:
@@ -119,8 +123,9 @@ async def test_a_certificate_of_another_authority_gets_no_connection(tmp_path: P
         path = tmp_path / "other.pem"
         path.write_bytes(key_to_pem(key) + chain)
         visitor.context.load_cert_chain(path)
-        with pytest.raises((ssl.SSLError, ConnectionError)):
+        with capture_logs() as lines, pytest.raises((ssl.SSLError, ConnectionError)):
             await visitor.get("/api/runs")
+        assert [line["peer"] for line in lines if line["event"] == "page.certificate_refused"] == ["ipv4:127.0.0.1"]
         assert (await Visitor(served, tmp_path, identity).get("/api/runs"))[0] == 200
 
 
@@ -165,6 +170,38 @@ async def test_strangers_without_a_handshake_take_a_limited_number_of_connection
         assert max(ended[:2]) < 0.4, "above the limit"
         assert 0.4 < max(ended) < 5
         assert (await visitor.get("/enter"))[0] == 200, "then others get in"
+
+
+async def test_neither_a_certificate_nor_a_network_takes_all_connections(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page_tls, "MAX_OF_CERTIFICATE", 1)
+    monkeypatch.setattr(page_tls, "MAX_OF_NETWORK", 2)
+    async with serving(tmp_path / "state", page_remote_listen=ANYWHERE) as served:
+        eye = Visitor(served, tmp_path, await served.member("eye", MemberRole.OBSERVER))
+        stranger = Visitor(served, tmp_path)
+
+        def open_and_try() -> None:
+            with eye.connected() as first, stranger.connected() as other, stranger.connected() as another:
+                for connection in (first, other, another):
+                    connection.request("GET", "/enter")
+                    assert connection.getresponse().read() != b""
+                for visitor in (eye, stranger):
+                    with pytest.raises((OSError, http.client.HTTPException)):
+                        visitor._get("/enter", "GET", None, {})
+
+        await asyncio.to_thread(open_and_try)
+        for visitor in (eye, stranger):
+            assert await until_in(visitor), "connections that have ended count no longer"
+
+
+async def until_in(visitor: Visitor) -> bool:
+    """Returns whether the page answers a visitor soon; it may need a moment to see that other connections have ended."""
+    for _ in range(100):
+        with suppress(OSError, http.client.HTTPException):
+            return (await visitor.get("/enter"))[0] == 200
+        await asyncio.sleep(0.01)
+    return False
 
 
 async def test_a_request_that_comes_with_the_end_of_the_handshake_is_answered(tmp_path: Path) -> None:

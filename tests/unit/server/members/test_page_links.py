@@ -36,13 +36,30 @@ def test_a_link_has_a_secret_of_256_bits_that_belongs_to_the_certificate_of_its_
     assert len(token) == 43
     link = place.links.redeem(token)
     assert link is not None
-    assert (link.name, link.serial) == ("ann", "1f")
+    assert link.owner == ANN
 
 
 def test_a_link_works_once(place: Place) -> None:
     token = place.links.new_link(ANN)
     assert place.links.redeem(token) is not None
     assert place.links.redeem(token) is None
+
+
+def test_a_link_that_is_given_back_works_once_more_within_its_minute(place: Place) -> None:
+    token = place.links.new_link(ANN)
+    for age_s in (59.0, 1.0):
+        link = place.links.redeem(token)
+        assert link is not None
+        place.links.give_back(token, link)
+        place.now_s += age_s
+    assert place.links.redeem(token) is None
+
+
+def test_a_session_that_is_ended_is_none(place: Place) -> None:
+    ended, other = place.session(), place.session()
+    place.links.end_session(ended)
+    place.links.end_session("")
+    assert [place.links.session(cookie) is None for cookie in (ended, other)] == [True, False]
 
 
 @pytest.mark.parametrize(("age_s", "works"), [(59.9, True), (60.0, False)])
@@ -58,7 +75,7 @@ def test_a_session_lasts_an_hour(place: Place, age_s: float, works: bool) -> Non
     place.now_s += age_s
     session = place.links.session(cookie)
     assert (session is not None) is works
-    assert session is None or session.serial == "1f"
+    assert session is None or session.owner == ANN
 
 
 def test_neither_a_link_nor_a_guess_is_a_session(place: Place) -> None:

@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncIterator, Sequence
 from http.cookies import SimpleCookie
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -12,16 +13,18 @@ from structlog.testing import capture_logs
 from support.memory_coordinator import MemoryCoordinator
 
 from pluralllm.common.errors.membership import AwaitingApproval, CertificateRevoked, CertificateUnknown
+from pluralllm.common.errors.storage import StorageFull
 from pluralllm.common.errors.tree import PluralError
 from pluralllm.common.trust.audit_chain import AuditEntry
 from pluralllm.common.words.ids import ClientId, RoundNumber
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.server.members.access import Principal
 from pluralllm.server.members.page_links import PageLinks
-from pluralllm.server.members.rates import Rate, Rates
+from pluralllm.server.members.rates import DEAR, Rate, Rates
 from pluralllm.server.observe import page_door
-from pluralllm.server.observe.page import ENTRY, FILES, Page
+from pluralllm.server.observe.page import ENTRY, FILES, FULL, Page
 from pluralllm.server.observe.page_door import CERTIFICATE, COOKIE, LoopbackDoor, MembersDoor, hosts_of
+from pluralllm.server.observe.page_facts import SHOWN
 from pluralllm.server.rounds.events import UpdateRefused
 
 HOST, PORT = "x.example", 7447
@@ -56,8 +59,11 @@ class Notes:
 
     def __init__(self) -> None:
         self.kept: list[tuple[str, str, str]] = []
+        self.is_full = False
 
     async def record(self, actor: Principal, action: str, about: str, result: str) -> None:
+        if self.is_full:
+            raise StorageFull(what="the audit log")
         self.kept.append((actor.name, action, result))
 
     async def refused(self, actor: Principal, action: str, about: str, error: PluralError) -> None:
@@ -94,7 +100,7 @@ class Place:
             audit=cast("Any", self.notes),
             authority=None,
         )
-        rates = Rates({}, Rate(0.001, 20))
+        rates = Rates(dict.fromkeys(DEAR, Rate(0.001, 10)), Rate(0.001, 20))
         door = MembersDoor(hosts_of([HOST]), cast("Any", self.members), self.links, cast("Any", self.notes), rates)
         self.app = self.page.app(door)
 
@@ -161,7 +167,9 @@ class Place:
 
 
 @pytest.fixture
-async def place(tmp_path: Path) -> AsyncIterator[Place]:
+async def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Place]:
+    claims = {one.serial.encode(): one for one in (ROOT, EYE, ANN)}
+    monkeypatch.setattr(page_door, "claimed_by", claims.__getitem__)  # the certificates here are their serials
     made = Place(tmp_path)
     await made.at.new_run("r", title="secret plan")
     await made.at.new_run("other")
@@ -174,6 +182,7 @@ async def test_nobody_reads_without_an_identity(place: Place, path: str) -> None
     refused = await place.ask(path)
     assert refused.status == 401
     assert refused.body == page_door.NO_ENTRY.encode()
+    assert place.notes.kept == [], "a stranger does not fill the audit log"
 
 
 @pytest.mark.parametrize("path", FACTS)
@@ -192,6 +201,7 @@ async def test_a_certificate_that_is_void_or_waits_reads_nothing(place: Place, e
         refused = await place.ask(path, EYE)
         assert refused.status == status
         assert b"secret" not in refused.body
+    assert set(place.notes.kept) == {("eye", "ReadPage", error.reason)}
     cookie = await place.entered(ROOT)
     assert (await place.ask("/api/runs", EYE, cookie=cookie)).status == status, "a session does not help it"
 
@@ -200,6 +210,7 @@ async def test_an_administrator_reads_all_runs_by_certificate(place: Place) -> N
     listed = (await place.ask("/api/runs", ROOT)).json
     assert ({run["name"] for run in listed["runs"]}, listed["of"]) == ({"r", "other"}, 2)
     assert "secret plan" in {run["title"] for run in listed["runs"]}
+    assert listed["reader"] == {"name": "root", "role": "admin"}
     assert [row["action"] for row in (await place.ask("/api/audit", ROOT)).json] == ["CreateInvite"]
     assert (await place.ask("/", ROOT)).status == 200
     assert (await place.ask("/api/runs/absent/history", ROOT)).status == 404
@@ -227,6 +238,22 @@ async def test_an_observer_does_not_read_what_only_administrators_may_know(place
     curves = {str(one.name): (await place.ask("/api/runs/r/history", one)).json for one in (ROOT, EYE)}
     assert curves["root"]["lineage"] != []
     assert (curves["eye"]["lineage"], curves["eye"]["loss"]) == ([], [])
+
+
+async def test_a_history_reads_the_shown_versions_only_and_none_for_an_observer(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    async def version(run: str, number: int) -> None:
+        asked.append(number)
+
+    monkeypatch.setattr(place.at.parts.store, "version", version)
+    await place.ask("/api/runs/r/history", EYE)
+    assert asked == []
+    old = SimpleNamespace(id="r", state=SimpleNamespace(version=1000))
+    await place.page._newest_versions(cast("Any", old))
+    assert asked == list(range(1001 - SHOWN, 1001))
 
 
 async def first_answer(place: Place, by: Principal) -> Answer:
@@ -269,7 +296,7 @@ async def test_a_member_has_eight_streams_at_a_time_and_takes_none_of_the_others
     waiting += [asyncio.create_task(streams(EYE)) for _ in range(8)]
     for _ in range(8):
         await begun.acquire()
-    assert (await streams(EYE)).body == b""
+    assert (await streams(EYE)).body == FULL.encode() == b"event: full\ndata: {}\n\n"
     enough.set()
     assert b"data" in (await first_answer(place, ROOT)).body
     place.at.parts.run_bell.ring()
@@ -321,11 +348,29 @@ async def test_neither_a_link_nor_a_session_outlives_the_membership(place: Place
     assert (await place.exchange(token)).status == 401
     for path in FACTS:
         assert (await place.ask(path, cookie=cookie)).status == 401
+    revoked = [(name, action) for name, action, result in place.notes.kept if result == REVOKED.reason]
+    assert revoked == [("eye", "OpenPage")] + [("eye", "ReadPage")] * len(FACTS)
 
 
-async def test_a_link_of_a_client_opens_nothing(place: Place) -> None:
+async def test_a_link_of_a_client_opens_nothing_and_the_audit_log_says_that_it_tried(place: Place) -> None:
     answer = await place.exchange(place.links.new_link(ANN))
     assert (answer.status, "set-cookie" in answer.headers) == (403, False)
+    assert place.notes.kept == [("ann", "OpenPage", "ROLE_FORBIDS")]
+
+
+async def test_a_link_for_which_no_session_could_be_opened_works_later(place: Place) -> None:
+    token, place.notes.is_full = place.links.new_link(EYE), True
+    assert (await place.exchange(token)).status == 503
+    place.notes.is_full = False
+    assert (await place.exchange(token)).status == 204
+    assert (await place.exchange(token)).status == 401
+
+
+async def test_a_new_session_ends_the_one_that_the_browser_had(place: Place) -> None:
+    old, other = await place.entered(EYE), await place.entered(EYE)
+    answer = await place.exchange(place.links.new_link(EYE), cookie=old)
+    new = SimpleCookie(answer.headers["set-cookie"])[COOKIE].value
+    assert [(await place.ask("/api/runs", cookie=one)).status for one in (old, other, new)] == [401, 200, 200]
 
 
 @pytest.mark.parametrize(
@@ -380,10 +425,24 @@ async def test_the_entry_has_no_facts_and_is_open_to_anybody(place: Place) -> No
 
 
 async def test_a_member_that_asks_too_often_is_refused_and_the_others_are_not(place: Place) -> None:
-    answers = [await place.ask("/api/audit", EYE) for _ in range(21)]
-    assert [answer.status for answer in answers] == [200] * 20 + [429]
+    answers = [await place.ask("/api/runs", EYE) for _ in range(22)]
+    assert [answer.status for answer in answers] == [200] * 20 + [429] * 2
     assert answers[-1].body == b""
-    assert (await place.ask("/api/audit", ROOT)).status == 200
+    assert place.notes.kept == [("eye", "ReadPage", "TOO_MANY_CALLS")], "once a minute"
+    assert (await place.ask("/api/runs", ROOT)).status == 200
+
+
+@pytest.mark.parametrize("path", ["/api/audit", "/api/runs/r/history"])
+async def test_requests_that_read_many_rows_have_a_smaller_rate_of_their_own(place: Place, path: str) -> None:
+    assert [(await place.ask(path, EYE)).status for _ in range(11)] == [200] * 10 + [429]
+    assert (await place.ask("/api/runs", EYE)).status == 200
+
+
+async def test_a_certificate_that_is_void_takes_nothing_from_the_rate_of_its_member(place: Place) -> None:
+    place.members.known["eye"] = REVOKED
+    assert [(await place.ask("/", EYE)).status for _ in range(21)] == [401] * 20 + [429]
+    place.members.known["eye"] = EYE
+    assert (await place.ask("/", EYE)).status == 200
 
 
 async def test_nothing_but_requests_gets_through(place: Place) -> None:
@@ -405,3 +464,4 @@ async def test_on_loopback_everybody_reads_as_an_administrator_and_there_are_no_
 
 def test_an_ipv6_address_has_brackets_in_a_host_header() -> None:
     assert hosts_of(["a.example", "127.0.0.1", "::1"]) == ("a.example", "127.0.0.1", "[::1]")
+    assert hosts_of(["A.Example"]) == ("a.example",), "browsers write it so"

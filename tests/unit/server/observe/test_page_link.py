@@ -29,6 +29,7 @@ globalThis.setInterval = () => 0;
 globalThis.EventSource = class {
   constructor(path) { this.path = path; this.open = true; opened.push(this); }
   close() { this.open = false; }
+  addEventListener(kind, act) { this[`on${kind}`] = act; }
 };
 const settle = () => new Promise((done) => setImmediate(done));
 async function pass(seconds) {
@@ -119,8 +120,30 @@ def test_a_reader_that_is_refused_is_told_how_to_come_back() -> None:
     """)
 
 
-@pytest.mark.parametrize(("status", "enters"), [(204, True), (401, False), (200, False)])
-def test_the_entry_sends_the_token_in_a_body_and_leaves_it_nowhere(status: int, enters: bool) -> None:
+def test_a_stream_too_many_is_shown_and_not_tried_again() -> None:
+    in_browser("""
+        opened.at(-1).onfull({ data: "{}" }); const before = calls; await pass(60);
+        check(calls === before && opened.length === 1 && !opened[0].open, "tries again");
+        check(document.getElementById("link").textContent.includes("too many pages"), "does not say why");
+    """)
+
+
+def test_the_page_says_who_reads() -> None:
+    in_browser("""
+        check(document.getElementById("reader").textContent === "", "needs a reader");
+        const listed = { ...(await good.json()), reader: { name: "eye", role: "observer" } };
+        answer = async () => ({ ok: true, json: async () => listed }); window.hashchange(); await settle();
+        check(document.getElementById("reader").textContent === "reads as eye (observer)", "does not say who reads");
+    """)
+
+
+@pytest.mark.parametrize(
+    ("status", "enters", "shown"),
+    [(204, True, "enter"), (401, False, "enter"), (200, False, "enter#secret"), (503, False, "enter#secret")],
+)
+def test_the_entry_sends_the_token_in_a_body_and_leaves_it_nowhere_unless_it_can_be_sent_again(
+    status: int, enters: bool, shown: str
+) -> None:
     script = resources.files("pluralllm.server.observe").joinpath("web", "enter.js").read_text()
     browser = f"""
         const sent = [], seen = {{}};
@@ -132,11 +155,15 @@ def test_the_entry_sends_the_token_in_a_body_and_leaves_it_nowhere(status: int, 
           return {{ status: {status} }};
         }};
     """
-    end = "setImmediate(() => console.log(JSON.stringify([sent, seen.went ?? '', seen.textContent ?? ''])));"
+    end = (
+        "setImmediate(() => console.log(JSON.stringify([sent, seen.went ?? '', seen.textContent ?? '', seen.shown])));"
+    )
     assert NODE is not None
     result = subprocess.run(
         [NODE, "-e", browser + script + end], capture_output=True, text=True, timeout=LIMIT_S, check=True
     )
-    sent, went, words = json.loads(result.stdout)
+    sent, went, words, last_shown = json.loads(result.stdout)
     assert sent == [["session", "POST", "secret", "enter"]]
     assert (went, "pluralllm page" in words) == (("./", False) if enters else ("", True))
+    assert last_shown == shown
+    assert ("used or older" in words) is (status == 401), "only then the link is of no use"

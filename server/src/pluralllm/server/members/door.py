@@ -242,9 +242,13 @@ def about_of(request: object) -> str:
 def _claimed(context: Context) -> Principal | None:
     """Returns the identity in the caller's certificate, for a call that is refused.
 
-    Returns None if the caller has no certificate that can be read. TLS has checked who signed the certificate.
+    Returns None if the caller has no certificate that can be read.
     """
-    pem = certificate_of(context)
+    return claimed_by(certificate_of(context))
+
+
+def claimed_by(pem: bytes | None) -> Principal | None:
+    """Returns the identity in a certificate, which TLS has checked; None if there is no certificate that can be read."""
     if pem is None:
         return None
     try:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pluralllm.common.errors.membership import TooManyCalls
 from pluralllm.common.process.token_bucket import TokenBucket
 
-DEAR = ("ListRounds", "ListAuditEvents")  # one answer reads up to 500 rows
+PAGE_HISTORY, PAGE_AUDIT = "ReadPageHistory", "ReadPageAudit"  # requests to the web page, which are no RPCs
+DEAR = ("ListRounds", "ListAuditEvents", PAGE_HISTORY, PAGE_AUDIT)  # one answer reads up to 500 rows
 MAX_BUCKETS = 10_000  # above it, buckets that are full again are forgotten
 
 

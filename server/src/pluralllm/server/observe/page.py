@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from functools import partial
 from importlib import resources
 from typing import Any
@@ -29,9 +29,11 @@ from pluralllm.common.errors.tree import NotFound, PluralError
 from pluralllm.common.process.listening import bound_socket
 from pluralllm.common.process.watched_tasks import WatchedTasks
 from pluralllm.common.text.printable import printable_values
+from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.words.addresses import check_loopback, join_address, split_address
-from pluralllm.common.words.ids import ClientId, RoundNumber
+from pluralllm.common.words.ids import ClientId, ModelVersion, RoundNumber
 from pluralllm.common.words.names import RunName
+from pluralllm.common.words.roles import MemberRole
 from pluralllm.server.members.access import Principal, check_may_read, may_read, may_read_audit
 from pluralllm.server.members.audit_log import AuditLog
 from pluralllm.server.members.authority import Authority
@@ -46,7 +48,7 @@ from pluralllm.server.observe.page_facts import (
     run_row,
 )
 from pluralllm.server.observe.page_reader import history_for, row_for, run_for
-from pluralllm.server.observe.page_tls import PageTls, TlsEntrance
+from pluralllm.server.observe.page_tls import OpenConnections, PageTls, TlsEntrance
 from pluralllm.server.rounds.state import WITH_OPEN_ROUND
 from pluralllm.server.runs.bell import Bell
 from pluralllm.server.runs.live_run import LiveRun
@@ -72,6 +74,8 @@ LOOK_EVERY_S = 2.0  # for changes without an event: progress, silence
 AT_MOST_EVERY_S = 0.3
 MAX_CONNECTIONS = 2 * MAX_VISITORS  # each is an open file; a browser has several
 REQUEST_S = 10.0  # then a connection that has not sent a whole request is closed
+UNREAD_S = 30.0  # then a connection is closed whose reader has not taken what was sent; enough for 480 kB at 16 KiB/s
+FULL = "event: full\ndata: {}\n\n"  # the only event of a stream above the reader's largest number of streams
 STOP_S = 3
 
 
@@ -123,7 +127,7 @@ class Page:
         )
 
     async def _file(self, request: Request) -> Response:
-        name, kind = (FILES | ENTRY)[request.url.path.lstrip("/")]
+        name, kind = (FILES | ENTRY)[request.scope["path"].lstrip("/")]
         content = resources.files("pluralllm.server.observe").joinpath("web", name).read_bytes()
         return Response(content, media_type=kind, headers=HEADERS)
 
@@ -135,6 +139,7 @@ class Page:
         first = min(int(after), len(newest_first)) if after.isascii() and after.isdigit() and len(after) < 10 else 0
         facts = {
             "federation": self._federation,
+            "reader": {"name": reader.name, "role": reader.role.value},
             "of": len(newest_first),
             "after": first,
             "runs": [row_for(reader, run_row(run)) for run in newest_first[first : first + MAX_RUNS]],
@@ -149,12 +154,20 @@ class Page:
         return json_answer([audit_row(entry) for entry, _sha256 in reversed(entries)])
 
     async def _history(self, request: Request) -> Response:
-        run = await self._run_for(request)
+        run, reader = await self._run_for(request), _reader(request)
         async with self._reading:
             history = await self._grown(run)
         rounds = await self._store.rounds(run.id, None, SHOWN)
-        versions, sums = await self._store.versions(run.id), await self._sums.of(run)
-        return json_answer(history_for(_reader(request), history_facts(run, history, rounds, versions, sums)))
+        versions = await self._newest_versions(run) if reader.role is MemberRole.ADMIN else ()  # nobody else sees them
+        sums = await self._sums.of(run)
+        return json_answer(history_for(reader, history_facts(run, history, rounds, versions, sums)))
+
+    async def _newest_versions(self, run: LiveRun) -> Sequence[VersionRecord]:
+        """Returns the records of the newest SHOWN versions, oldest first. A run may have very many."""
+        newest = run.state.version
+        numbers = range(max(0, newest - SHOWN + 1), newest + 1)
+        records = [await self._store.version(run.id, ModelVersion(number)) for number in numbers]
+        return [record for record in records if record is not None]
 
     async def _run_for(self, request: Request) -> LiveRun:
         """Returns the run that a request names. Raises NotFound; RunNotShared, with an audit entry, if the reader may not."""
@@ -191,8 +204,9 @@ class Page:
         return StreamingResponse(stream, media_type="text/event-stream", headers=HEADERS)
 
     async def _counted(self, reader: ClientId, most: int, stream: AsyncIterator[str]) -> AsyncIterator[str]:
-        """Yields what `stream` yields; nothing for a reader that has `most` streams already, so that it keeps nobody out."""
+        """Yields what `stream` yields; only FULL for a reader that has `most` streams already, so that it keeps nobody out."""
         if self._streams[reader] >= most:
+            yield FULL
             return
         self._streams[reader] += 1
         try:
@@ -254,17 +268,24 @@ class _Server(uvicorn.Server):
 
 
 class _Connection(H11Protocol):
-    """An HTTP connection that is closed if there are too many, or if a request takes longer than REQUEST_S to arrive."""
+    """An HTTP connection that is closed if there are too many, or if the other side is slow.
+
+    A request must arrive within REQUEST_S. The other side must take all that was sent within UNREAD_S. The connection is
+    aborted, because an orderly end waits for the other side, too.
+    """
 
     _limit: asyncio.TimerHandle | None = None  # runs while a request is awaited or arrives
+    _unread_limit: asyncio.TimerHandle | None = None  # runs while the other side has not taken all that was sent
+    on_lost: Callable[[], None] | None = None  # is called once, after the end of the connection
 
     def connection_made(self, transport: Any) -> None:
         """Accepts the connection if there are at most MAX_CONNECTIONS."""
         super().connection_made(transport)
+        transport.set_write_buffer_limits(high=1)  # pause_writing is called if bytes are not taken; by 0, always
         if len(self.connections) > MAX_CONNECTIONS:
-            transport.close()
+            transport.abort()
         else:
-            self._limit = self.loop.call_later(REQUEST_S, transport.close)
+            self._limit = self.loop.call_later(REQUEST_S, transport.abort)
 
     def data_received(self, data: bytes) -> None:
         """Reads a part of a request. The limit begins with the request's first byte and ends with its head's last one."""
@@ -272,17 +293,36 @@ class _Connection(H11Protocol):
         if self.cycle is not None and not self.cycle.response_complete:
             self._end_limit()
         elif self._limit is None:
-            self._limit = self.loop.call_later(REQUEST_S, self.transport.close)
+            self._limit = self.loop.call_later(REQUEST_S, self.transport.abort)
+
+    def pause_writing(self) -> None:
+        """Begins to wait for the other side to take what was sent."""
+        super().pause_writing()
+        if self._unread_limit is None:
+            self._unread_limit = self.loop.call_later(UNREAD_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Ends the wait, because the other side has taken all that was sent."""
+        self._end_unread_limit()
+        super().resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forgets the connection."""
         self._end_limit()
+        self._end_unread_limit()
         super().connection_lost(exc)
+        if self.on_lost is not None:
+            self.on_lost()
 
     def _end_limit(self) -> None:
         if self._limit is not None:
             self._limit.cancel()
             self._limit = None
+
+    def _end_unread_limit(self) -> None:
+        if self._unread_limit is not None:
+            self._unread_limit.cancel()
+            self._unread_limit = None
 
 
 @contextlib.asynccontextmanager
@@ -296,7 +336,8 @@ async def showing(listen: str, app: Starlette, tasks: WatchedTasks, tls: PageTls
         check_loopback(listen)
         http: Any = _Connection
     else:
-        http = partial(TlsEntrance, make=_Connection, tls=tls, tasks=tasks, waiting=set(), limit=MAX_CONNECTIONS)
+        opened = OpenConnections(MAX_CONNECTIONS)
+        http = partial(TlsEntrance, make_connection=_Connection, tls=tls, tasks=tasks, opened=opened)
     host, port = split_address(listen)
     config: Any = uvicorn.Config(
         app,

@@ -7,7 +7,8 @@ before each event of a stream. A refused request gets a status code and no fact.
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 import structlog
@@ -17,14 +18,15 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pluralllm.common.errors.membership import AwaitingApproval, RoleForbids, RunNotShared, TooManyCalls
 from pluralllm.common.errors.root import Refused
-from pluralllm.common.errors.tree import Unidentified
+from pluralllm.common.errors.storage import StorageFull
+from pluralllm.common.errors.tree import PluralError, Unidentified
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.server.members.access import Principal, check_page
 from pluralllm.server.members.attempts import News
 from pluralllm.server.members.audit_log import AuditLog
-from pluralllm.server.members.door import LOCAL
-from pluralllm.server.members.page_links import SESSION_S, PageLinks
-from pluralllm.server.members.rates import Rates
+from pluralllm.server.members.door import LOCAL, claimed_by
+from pluralllm.server.members.page_links import SESSION_S, Grant, PageLinks
+from pluralllm.server.members.rates import PAGE_AUDIT, PAGE_HISTORY, Rates
 from pluralllm.server.members.registry import Registry
 
 log = structlog.get_logger()
@@ -94,31 +96,51 @@ class MembersDoor:
         identify = self._identify(request)
 
         def who() -> Principal:
+            """Returns the reader with its present rights. Raises the errors of `enter`, except TooManyCalls."""
             principal = identify()
             check_page(principal)
             return principal
 
-        principal = identify()
-        self._rates.count(principal.name, READING, time.monotonic())
+        claimed = self._claimed(request)
         try:
+            self._count(identify, claimed, rate_of(request.scope["path"]))
             who()
-        except RoleForbids as error:
-            await self._audit.refused(principal, READING, "", error)
+        except TooManyCalls as error:
+            if self._news.is_news(f"{error.name} {error.rpc}", time.monotonic()):
+                await self._audit.refused(claimed, READING, "", error)
+            raise
+        except PluralError as error:
+            if claimed is not None:  # a stranger must not fill the log
+                await self._audit.refused(claimed, READING, "", error)
             raise
         return who
+
+    def _count(self, identify: Who, claimed: Principal | None, rate: str) -> None:
+        """Counts a request against the reader's rate.
+
+        A certificate that is not accepted has a rate of its own, so that it takes nothing from the member that it names.
+        Raises TooManyCalls, or the error about the identity.
+        """
+        now_s = time.monotonic()
+        try:
+            name: str = identify().name
+        except PluralError:
+            if claimed is not None:
+                self._rates.count(f"{claimed.name}, certificate {claimed.serial}", rate, now_s)
+            raise
+        self._rates.count(name, rate, now_s)
 
     async def open_session(self, request: Request) -> Response:
         """Redeems a link's token, which is the body of the request, and answers with the cookie of a new session."""
         if not is_from_own_page(request):
             return Response(status_code=403, headers=HEADERS)
         try:
-            link = self._links.redeem(await short_body(request))
+            token = await short_body(request)
+            link = self._links.redeem(token)
             if link is None:
                 raise Unidentified(problem="there is no such link, or it is used or too old")
-            principal = self._registry.holder(link.serial)
-            check_page(principal)
-            await self._audit.record(principal, OPENING, "", "ACCEPTED")
-            cookie = self._links.new_session(link)
+            with self._spent_at_success(token, link):
+                cookie = await self._new_session(link, request.cookies.get(COOKIE, ""))
         except Refused as error:
             if self._news.is_news(error.reason, time.monotonic()):  # a stranger must not fill the log
                 log.warning("page.link_refused", reason=error.reason)
@@ -127,17 +149,49 @@ class MembersDoor:
         answer.set_cookie(COOKIE, cookie, int(SESSION_S), path="/", secure=True, httponly=True, samesite="strict")
         return answer
 
+    @contextmanager
+    def _spent_at_success(self, token: str, link: Grant) -> Iterator[None]:
+        """Surrounds the opening of a session; if it fails, the link can be used again, for example when the disk has space."""
+        try:
+            yield
+        except BaseException:
+            self._links.give_back(token, link)
+            raise
+
+    async def _new_session(self, link: Grant, old_cookie: str) -> str:
+        """Opens a session and returns its cookie, which takes the place of `old_cookie` in the browser and here.
+
+        A refusal is in the audit log, under the name of the link's member.
+        """
+        try:
+            principal = self._registry.holder(link.owner.serial)
+            check_page(principal)
+        except PluralError as error:
+            await self._audit.refused(link.owner, OPENING, "", error)
+            raise
+        await self._audit.record(principal, OPENING, "", "ACCEPTED")
+        self._links.end_session(old_cookie)
+        return self._links.new_session(link)
+
+    def _claimed(self, request: Request) -> Principal | None:
+        """Returns the identity in the certificate or the session of a request, accepted or not; None if it has neither."""
+        if (certificate := certificate_of_connection(request)) is not None:
+            return claimed_by(certificate)
+        session = self._links.session(request.cookies.get(COOKIE, ""))
+        return None if session is None else session.owner
+
     def _identify(self, request: Request) -> Who:
-        certificate = request.scope.get("state", {}).get(CERTIFICATE)
+        certificate = certificate_of_connection(request)
         if certificate is not None:
             return lambda: self._registry.principal(certificate)
         cookie = request.cookies.get(COOKIE, "")
 
         def by_session() -> Principal:
+            """Returns the owner of the cookie's session. Raises Unidentified, or an error about the owner's certificate."""
             session = self._links.session(cookie)
             if session is None:
                 raise Unidentified(problem="the request has no client certificate and no session")
-            return self._registry.holder(session.serial)
+            return self._registry.holder(session.owner.serial)
 
         return by_session
 
@@ -162,9 +216,22 @@ class Guard:
         await self._app(scope, receive, send)
 
 
+def certificate_of_connection(request: Request) -> bytes | None:
+    """Returns the client certificate of a request's TLS connection as PEM; None if it has none."""
+    certificate: bytes | None = request.scope.get("state", {}).get(CERTIFICATE)
+    return certificate
+
+
+def rate_of(path: str) -> str:
+    """Returns the name of the rate against which a request counts. A history and the audit log are dear: they read many rows."""
+    if path == "/api/audit":
+        return PAGE_AUDIT
+    return PAGE_HISTORY if path.endswith("/history") else READING
+
+
 def hosts_of(names: Iterable[str]) -> tuple[str, ...]:
-    """Returns how a Host header writes these names and IP addresses, in which an IPv6 address has brackets."""
-    return tuple(f"[{name}]" if ":" in name else name for name in names)
+    """Returns how browsers write these names and IP addresses in a Host header: small letters, and brackets around IPv6."""
+    return tuple((f"[{name}]" if ":" in name else name).lower() for name in names)
 
 
 def refusal(error: Refused) -> Response:
@@ -172,6 +239,8 @@ def refusal(error: Refused) -> Response:
     match error:
         case TooManyCalls():
             return Response(status_code=429, headers=HEADERS)
+        case StorageFull():
+            return Response(status_code=503, headers=HEADERS)
         case RoleForbids() | RunNotShared() | AwaitingApproval():
             return Response(status_code=403, headers=HEADERS)
         case _:

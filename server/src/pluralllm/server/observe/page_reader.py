@@ -1,4 +1,4 @@
-"""The content of the page for one reader: an observer sees what the RPCs tell an observer. The module is pure."""
+"""The content of the page for one reader: an observer sees what the RPCs report to an observer. The module is pure."""
 
 from collections.abc import Sequence
 

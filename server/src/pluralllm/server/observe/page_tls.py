@@ -1,23 +1,32 @@
 """TLS of the page for other machines: the server's certificate, and the client's certificate if it presents one.
 
-A connection counts from its first byte on, not from the end of its handshake, so that silent strangers take no files.
+A connection counts from its first byte on, not from the end of its handshake, so that silent strangers take no files. Each
+certificate, and each network for the connections without one, has a limited number of connections, so that none keeps others out.
 """
 
 import asyncio
+import hashlib
 import ssl
+import time
+from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import structlog
 
 from pluralllm.common.errors.tree import InvalidConfig
 from pluralllm.common.process.watched_tasks import WatchedTasks
+from pluralllm.server.members.attempts import News, network_of
 from pluralllm.server.members.authority import Authority, read_pair
 from pluralllm.server.observe.page_door import CERTIFICATE
 
 log = structlog.get_logger()
 
 HANDSHAKE_S = 5.0
+SHUTDOWN_S = 1.0  # then a connection ends whose other side does not confirm its end
+MAX_OF_CERTIFICATE = 16  # a browser opens six
+MAX_OF_NETWORK = 32  # connections without a certificate, or before the end of their handshake
 
 
 class PageTls:
@@ -28,6 +37,7 @@ class PageTls:
         self._file, self._root_pem = authority.server_file, authority.root_pem
         self._seen_ns = self._file.stat().st_mtime_ns
         self._context = self._read()
+        self._news = News()
 
     def context(self) -> ssl.SSLContext:
         """Returns the context for a new connection."""
@@ -40,10 +50,15 @@ class PageTls:
             log.error("tls.server_certificate_unusable", problem=str(error))
         return self._context
 
+    def log_refusal(self, network: str, error: OSError) -> None:
+        """Logs that a client certificate was refused, once a minute for each network. Other handshakes that fail are no news."""
+        if isinstance(error, ssl.SSLCertVerificationError) and self._news.is_news(network, time.monotonic()):
+            log.warning("page.certificate_refused", peer=network, problem=error.verify_message)
+
     def _read(self) -> ssl.SSLContext:
         read_pair(self._file)  # says what is wrong with a damaged file
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
         context.verify_mode = ssl.CERT_OPTIONAL  # one of another authority, or an expired one, ends the handshake
         context.load_verify_locations(cadata=self._root_pem.decode())
         context.load_cert_chain(self._file)
@@ -52,59 +67,116 @@ class PageTls:
         return context
 
 
+class OpenConnections:
+    """The open connections, counted by holder: a client certificate, or the network of a peer without one."""
+
+    def __init__(self, max_connections: int) -> None:
+        """Makes an empty count. max_connections: the largest number of connections of all holders together."""
+        self._max_connections = max_connections
+        self._of: Counter[str] = Counter()
+
+    def add(self, holder: str, most: int) -> bool:
+        """Counts a connection of the holder and returns True; False, without an effect, if it has `most` or all are taken."""
+        if self._of[holder] >= most or self._of.total() >= self._max_connections:
+            return False
+        self._of[holder] += 1
+        return True
+
+    def move(self, holder: str, to: str, most: int) -> bool:
+        """Counts a connection of `holder` for `to` from now on and returns True; False, without an effect, if that has `most`."""
+        self.remove(holder)
+        if self.add(to, most):
+            return True
+        self._of[holder] += 1
+        return False
+
+    def remove(self, holder: str) -> None:
+        """Ends the count of a connection of the holder."""
+        self._of[holder] -= 1
+        self._of = +self._of  # forgets holders without connections, so that strangers fill no memory
+
+
 class TlsEntrance(asyncio.Protocol):
     """A new connection until the end of its TLS handshake. Then an HTTP connection takes its place."""
 
     def __init__(
         self,
         *,
-        make: Callable[..., Any],
+        make_connection: Callable[..., Any],
         tls: PageTls,
         tasks: WatchedTasks,
-        waiting: set[object],
-        limit: int,
+        opened: OpenConnections,
         **uvicorn: Any,
     ) -> None:
         """Makes an entrance.
 
-        make: makes the HTTP connection from the arguments of uvicorn. waiting: the connections whose handshake has not ended.
-        limit: the largest number of connections with and without a handshake.
+        make_connection: makes the HTTP connection from the arguments of uvicorn. opened: the connections of the whole page, with
+        and without a handshake.
         """
-        self._make, self._tls, self._tasks = make, tls, tasks
-        self._waiting, self._limit, self._uvicorn = waiting, limit, uvicorn
+        self._make_connection, self._tls, self._tasks = make_connection, tls, tasks
+        self._opened, self._uvicorn = opened, uvicorn
         self._early = b""  # what came with the end of the handshake
 
     def connection_made(self, transport: Any) -> None:
-        """Begins the handshake if there are fewer connections than the limit."""
-        if len(self._waiting) + len(self._uvicorn["server_state"].connections) >= self._limit:
+        """Begins the handshake if neither the page nor the peer's network has too many connections."""
+        network = network_of_peer(transport.get_extra_info("peername"))
+        if not self._opened.add(network, MAX_OF_NETWORK):
             transport.abort()
             return
         transport.pause_reading()  # the handshake reads the first byte
-        self._waiting.add(self)
-        self._tasks.spawn("a TLS handshake of the page", self._shake_hands(transport))
+        self._tasks.spawn("a TLS handshake of the page", self._enter(transport, network))
 
     def data_received(self, data: bytes) -> None:
         """Keeps data for the HTTP connection."""
         self._early += data
 
-    async def _shake_hands(self, transport: Any) -> None:
+    async def _enter(self, transport: Any, network: str) -> None:
+        holder = network
+        try:
+            secured = await self._secured(transport, network)
+            if secured is None or secured.is_closing():
+                return
+            der = secured.get_extra_info("ssl_object").getpeercert(binary_form=True)
+            if der is not None:
+                by_certificate = f"certificate {hashlib.sha256(der).hexdigest()}"
+                if not self._opened.move(network, by_certificate, MAX_OF_CERTIFICATE):
+                    secured.abort()
+                    return
+                holder = by_certificate
+            http = self._make_connection(**self._uvicorn)
+            http.on_lost, holder = partial(self._opened.remove, holder), ""
+            self._hand_over(secured, http, None if der is None else ssl.DER_cert_to_PEM_cert(der).encode())
+        finally:
+            if holder:
+                self._opened.remove(holder)
+
+    async def _secured(self, transport: Any, network: str) -> Any:
+        """Does the handshake and returns the secured transport; None if the handshake fails."""
         loop = asyncio.get_running_loop()
         try:
-            secured: Any = await loop.start_tls(
-                transport, self, self._tls.context(), server_side=True, ssl_handshake_timeout=HANDSHAKE_S
+            return await loop.start_tls(
+                transport,
+                self,
+                self._tls.context(),
+                server_side=True,
+                ssl_handshake_timeout=HANDSHAKE_S,
+                ssl_shutdown_timeout=SHUTDOWN_S,
             )
-        except OSError:  # the caller is no browser, has no acceptable certificate, or is slow
+        except OSError as error:  # the caller is no browser, has no acceptable certificate, or is slow
             transport.abort()
-            return
-        finally:
-            self._waiting.discard(self)
-        if secured is None or secured.is_closing():
-            return
-        der = secured.get_extra_info("ssl_object").getpeercert(binary_form=True)
-        pem = None if der is None else ssl.DER_cert_to_PEM_cert(der).encode()
-        http = self._make(**self._uvicorn)
-        http.app_state = {**http.app_state, CERTIFICATE: pem}
+            self._tls.log_refusal(network, error)
+            return None
+
+    def _hand_over(self, secured: Any, http: Any, certificate: bytes | None) -> None:
+        http.app_state = {**http.app_state, CERTIFICATE: certificate}
         secured.set_protocol(http)
         http.connection_made(secured)
         if self._early:
             http.data_received(self._early)
+
+
+def network_of_peer(address: tuple[Any, ...] | None) -> str:
+    """Returns the network that a peer's socket address counts for, as `network_of` does. address: host, port and more."""
+    if not address:  # it is gone already
+        return "unknown"
+    return network_of(f"{'ipv6' if ':' in address[0] else 'ipv4'}:[{address[0]}]:{address[1]}")

@@ -147,13 +147,14 @@ function showLink(kind, words) {
 }
 // Fills the list of runs, which has a page of them, and returns this page.
 async function listRuns() {
-  const { federation, runs, of } = await get(`api/runs?after=${older}`);
+  const { federation, reader, runs, of } = await get(`api/runs?after=${older}`);
   const option = (value, words) => node("option", { value }, words);
   const options = runs.map((r) => option(r.name, `${r.name} (${r.state})`));
   if (older) options.unshift(option("<", "newer runs …"));
   if (older + runs.length < of) options.push(option(">", `${of - older - runs.length} older runs …`));
   if (state && source && !runs.some((r) => r.name === state.name)) options.unshift(option(state.name, `${state.name} (${state.state})`));
   at("federation").textContent = federation;
+  at("reader").textContent = reader ? `reads as ${reader.name} (${reader.role})` : "";
   at("run").replaceChildren(...options);
   if (state && source) at("run").value = state.name;
   at("run").size = older ? Math.min(options.length, 12) : 1;
@@ -183,6 +184,10 @@ async function connect() {
       if (Date.now() - listed > LIST_EVERY_MS) { listed = Date.now(); listRuns().catch(() => {}); }
       awaitMessage();
     };
+    source.addEventListener("full", () => { // another try would change nothing
+      stop();
+      showLink("lost", "you have too many pages open; close one and load this page again");
+    });
     source.onerror = lose;
     awaitMessage();
   } catch (error) { if (mine === turn) lose(error); }
