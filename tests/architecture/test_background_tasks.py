@@ -21,7 +21,7 @@ AWAITED = {
     ("client/daemon/private_round.py", "_started"),
     ("client/daemon/private_round.py", "_until_news"),
     ("client/link/channel.py", "_replace"),
-    ("experiment/engines/processes.py", "map"),
+    ("client/work/side_by_side.py", "side_by_side"),
     ("client/work/worker_process.py", "_watched_answer"),
 }
 

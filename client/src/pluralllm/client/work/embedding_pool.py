@@ -57,7 +57,7 @@ class Workers:
         if not all(names):
             problem = f"is {devices!r}; write names with commas between them, for example cuda:0,cuda:1"
             raise InvalidArgument(field=f"{prefix}devices", problem=problem)
-        if len({name.partition(":")[0] for name in names}) > 1:
+        if len({name.rstrip("0123456789").rstrip(":") for name in names}) > 1:
             problem = f"is {devices!r}, devices of several kinds: a vector would depend on which of them is idle; name one kind"
             raise InvalidArgument(field=f"{prefix}devices", problem=problem)
         return cls(names, f"{prefix}devices")
