@@ -567,8 +567,6 @@ def test_joining_takes_the_folders_of_the_daemons_configuration(town: Town) -> N
 
 
 def test_the_clients_doctor_says_what_is_missing(town: Town) -> None:
-    done = town.types("nobody", CLIENT, "doctor", "--data", "none.jsonl")
-    assert done.returncode == 2, "doctor takes a configuration file"
     (town.folder / "nobody" / "client.toml").write_text('data = "none.jsonl"\n')
     done = town.types("nobody", CLIENT, "doctor", "--config", "client.toml")
     assert done.returncode == 3

@@ -51,7 +51,7 @@ from pluralllm.server.members.access import ALL_RUNS, Principal
 from pluralllm.server.members.authority import DAY_S, create_authority, renew_issuer
 from pluralllm.server.members.invite_order import InviteOrder
 
-pytestmark = [pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.timeout(600)]
 LIFE_S = 6.0
 SPEC = process_spec(rounds=16, round={"evaluate_every": 16})
 
@@ -69,7 +69,7 @@ def play(folder: Path, embedding_model: Path, **settings: str) -> tuple[str, lis
             running.start_client(name, questions)
         remote.create_run("r", SPEC.canonical_json())
         remote.start_run("r")
-        until(lambda: remote.get_run("r")["phase"] == "ended", "the run ends", running, 150)
+        until(lambda: remote.get_run("r")["phase"] == "ended", "the run ends", running, 280)
         run = remote.get_run("r")
         assert run["outcome"] == "completed", run["outcome_reason"]
         for client in running.clients.values():
