@@ -5,6 +5,7 @@ import structlog
 
 def log_plainly() -> None:
     """Configures structlog. Colours and source lines in tracebacks took a tenth of the quick tests' time."""
+    structlog.reset_defaults()  # also what a test before has set: loggers would keep its configuration
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,

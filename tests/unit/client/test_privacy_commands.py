@@ -242,7 +242,7 @@ def test_joining_releases_the_answers_once_and_says_how_to_turn_it_off(
     settings: ClientConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (settings.state_dir / "policy.toml").write_text(new_policy(noise=True))
-    with pytest.raises(InvalidData, match="import the answers with --options"):
+    with pytest.raises(InvalidData, match="import the answers again with --options FILE"):
         joined(settings, capsys)
     keep_codebook(settings.data, [Question(f"Question {n}?", ("Yes", "No"), (0.5, 0.5)) for n in range(4)])
     printed = joined(settings, capsys)

@@ -15,7 +15,7 @@ def test_an_import_of_preferences_ends_with_a_preset_whose_predictions_follow_th
     words = ["import", "preferences", str(tmp_path / "votes.jsonl"), "--out", str(tmp_path / "answers.jsonl")]
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
-    first, last = result.output.splitlines()
+    first, *_, last = result.output.splitlines()
     assert first.startswith("1 questions of all rows")
     assert f"pluralllm spec new --preset {PREFERENCES_PRESET})" in last
     assert PREFERENCES_PRESET in PRESETS

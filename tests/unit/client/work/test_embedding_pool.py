@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from structlog.testing import capture_logs
 from support.process_harness import WIDTH, tiny_embedding_model
 
 from pluralllm.client.work import embedding_pool
@@ -157,19 +158,17 @@ def by_workers(folder: Path, dies_in: str, devices: tuple[str, ...], reports: li
     return fill(embedder, pieces, Workers(devices, command=command), lambda done, of: reports.append((done, of)))
 
 
-def test_a_killed_worker_is_replaced_and_the_probes_come_first(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_killed_worker_is_replaced_and_the_probes_come_first(tmp_path: Path) -> None:
     reports: list[tuple[int, int]] = []
-    assert by_workers(tmp_path, "a2", ("cuda:0", "cuda:1"), reports) == 2
+    with capture_logs() as logs:
+        assert by_workers(tmp_path, "a2", ("cuda:0", "cuda:1"), reports) == 2
     first, checked, *others = orders(tmp_path)
     assert (first, checked) == (["cuda:0", "probe"], ["check"])
     assert sorted(texts for _, *texts in others) == [["a1", "b1"], ["a2", "b2"], ["a2", "b2"], ["a3", "b3"]]
     assert {device for device, *_ in others} == {"cuda:0", "cuda:1"}
     assert reports[-1] == (6, 6), "the probes are not among the texts"
-    logged = capsys.readouterr().out
-    assert "unit.retried" in logged
-    assert "a2" not in logged, "texts are private"
+    assert "unit.retried" in [entry["event"] for entry in logs]
+    assert "a2" not in str(logs), "texts are private"
 
 
 def test_errors_of_workers_say_the_option_and_never_a_text(tmp_path: Path) -> None:
