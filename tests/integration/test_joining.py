@@ -567,7 +567,8 @@ def test_joining_takes_the_folders_of_the_daemons_configuration(town: Town) -> N
 
 
 def test_the_clients_doctor_says_what_is_missing(town: Town) -> None:
-    write(town.folder / "nobody" / "client.toml", 'data = "none.jsonl"\n')
+    (town.folder / "nobody").mkdir()
+    (town.folder / "nobody" / "client.toml").write_text('data = "none.jsonl"\n')
     done = town.types("nobody", CLIENT, "doctor", "--config", "client.toml")
     assert done.returncode == 3
     assert "pluralllm-client join INVITE" in done.stdout
