@@ -359,6 +359,7 @@ async def test_a_member_that_comes_and_goes_for_hours_leaves_few_events(tmp_path
     spec = small_spec(round={"min_clients": 2, "target_clients": 3, "gather_s": 1e6})
     async with serving(tmp_path / "state", silence_s=7, hellos_per_minute=6000) as served:
         ann, mallory = await served.client("ann"), await served.client("mallory")
+        await served.member("zoe", MemberRole.CLIENT, "Z")  # never connects, so the run waits for it
         await served.create("r", spec)
         run = served.parts.runs.get(RunId("r"))
         for _ in range(CYCLES):
