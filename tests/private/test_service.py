@@ -160,8 +160,8 @@ async def members_of(
 ) -> list[Member]:
     """Returns members whose first evaluation is done, so that the first round is open."""
     members: list[Member] = []
-    for name in names:
-        hand = await served.client(name)
+    hands = [await served.client(name) for name in names]  # all are known before a run could start without them
+    for name, hand in zip(names, hands, strict=True):
         await hello(hand, served)
         (folder / name).mkdir(parents=True, exist_ok=True)
         members.append(Member(hand, folder / name))
