@@ -1,5 +1,6 @@
 """The partner learns at the first tasks of a run how many of its questions others have, if its policy allows the call."""
 
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -11,6 +12,7 @@ from support.tasks import task_of
 from pluralllm.client.daemon.comparing import CALLS, Comparing
 from pluralllm.client.link.tasks import Task
 from pluralllm.common.errors.tree import DataChanged, Unreachable
+from pluralllm.common.words.ids import Digest, RunId
 from pluralllm.common.words.names import TaskKind
 from pluralllm.common.words.question_digests import question_digests
 from pluralllm.common.words.questions import Question
@@ -40,13 +42,20 @@ class Coordinator:
 
 
 class File:
-    def __init__(self, problem: Exception | None = None) -> None:
-        self.problem = problem
+    """A private file that counts how often it is read."""
 
-    def read(self) -> tuple[Question, ...]:
+    def __init__(self, problem: Exception | None = None, changed_by_read: Exception | None = None) -> None:
+        self.problem, self.changed_by_read = problem, changed_by_read
+        self.sha256, self.questions, self.reads = "ab" * 32, QUESTIONS, 0
+
+    def check(self) -> None:
         if self.problem is not None:
             raise self.problem
-        return QUESTIONS
+
+    def read(self) -> tuple[Question, ...]:
+        self.reads += 1
+        self.problem = self.changed_by_read
+        return self.questions
 
 
 async def logged(
@@ -92,3 +101,41 @@ async def test_a_failed_comparison_costs_no_task_and_is_tried_again_at_the_next_
     coordinator = Coordinator((1, 1))
     assert await logged(coordinator, task_of(SPEC), file=File(DataChanged(file="town.jsonl"))) == []
     assert coordinator.requests == []
+
+
+async def test_the_file_is_read_again_for_another_content_and_another_run_only() -> None:
+    file, coordinator = File(), Coordinator(*[(1, 1)] * 5)
+    comparing = Comparing(open_policy(compare_questions=True), cast(Any, file), coordinator)
+    for number in (1, 2):
+        await comparing.compare(at_round(number))
+    assert file.reads == 1
+    file.sha256, file.questions = "cd" * 32, QUESTIONS[:1]
+    await comparing.compare(at_round(3))
+    other_run = replace(at_round(1), run=RunId("other"))
+    other_spec = replace(at_round(2), run=RunId("other"), spec_sha256=Digest("ef" * 32))
+    for task in (other_run, other_spec):
+        await comparing.compare(task)
+    assert file.reads == 4
+    expected = [question_digests(at_round(1).run, at_round(1).spec_sha256, some) for some in (QUESTIONS, QUESTIONS[:1])]
+    expected = [expected[0], *expected]
+    expected += [question_digests(task.run, task.spec_sha256, QUESTIONS[:1]) for task in (other_run, other_spec)]
+    assert [tuple(request.digests) for request in coordinator.requests] == expected
+
+
+async def test_digests_of_a_file_that_has_changed_since_are_not_sent() -> None:
+    file, coordinator = File(), Coordinator((1, 1))
+    comparing = Comparing(open_policy(compare_questions=True), cast(Any, file), coordinator)
+    await comparing.compare(at_round(1))
+    file.problem = DataChanged(file="town.jsonl")
+    await comparing.compare(at_round(2))
+    assert len(coordinator.requests) == 1
+
+
+async def test_digests_of_a_file_that_changes_while_it_is_read_are_not_sent() -> None:
+    file, coordinator = File(changed_by_read=DataChanged(file="town.jsonl")), Coordinator((1, 1))
+    comparing = Comparing(open_policy(compare_questions=True), cast(Any, file), coordinator)
+    await comparing.compare(at_round(1))
+    assert coordinator.requests == []
+    file.problem = file.changed_by_read = None
+    await comparing.compare(at_round(2))
+    assert (len(coordinator.requests), file.reads) == (1, 2)
