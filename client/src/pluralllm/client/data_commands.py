@@ -102,7 +102,8 @@ def check(
         facts |= forecast(read_counted(file), epsilon, delta, questions_per_respondent)
     notes: tuple[str, ...] | None = None
     if cache is not None and run is not None and checked.questions:
-        _, notes = _embedded(checked.questions, run, cache, embedding_model_path, device)
+        need_torch()
+        _, notes = _keep_embedded(checked.questions, run, cache, embedding_model_path, device, workers=None)
     problems = [*map(str, checked.problems), *([f"  {facts['shortage']}"] if facts["shortage"] else [])]
     remarks = []
     if facts["differently_written"]:
@@ -189,30 +190,6 @@ def embed(
         say(f"note: {note}", err=True)
 
 
-def _embedded(
-    questions: Sequence[Question], spec: RunSpec, cache: Path, model_path: Path | None, device: str
-) -> tuple[list[Any], tuple[str, ...]]:
-    """Embeds questions, with a progress bar on stderr.
-
-    Returns one array of vectors for each question, and a sentence about each kind of thing that the model could not see.
-    """
-    need_torch()
-    from pluralllm.client.work.train import pick_device  # noqa: PLC0415 - torch, only here
-    from pluralllm.common.predictor.embedding import Embedder  # noqa: PLC0415
-
-    embedder = Embedder(spec.embedding, model_path, cache, pick_device(device))
-    try:
-        embedder.check_probes()
-        with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=terminal(stderr=True)) as bar:
-            task = bar.add_task("embedding")
-            embedded = embedder.embed_questions(
-                questions, lambda done, total: bar.update(task, completed=done, total=total)
-            )
-    finally:
-        embedder.close()
-    return list(embedded), embedder.notes()
-
-
 def _keep_embedded(
     questions: Sequence[Question],
     spec: RunSpec,
@@ -223,7 +200,8 @@ def _keep_embedded(
 ) -> tuple[int, tuple[str, ...]]:
     """Embeds questions into the cache, with a progress bar on stderr. The memory does not grow with the vectors.
 
-    workers: None: this process embeds. Returns the number of vectors, and what the model could not see, as `_embedded` does.
+    workers: None: this process embeds.
+    Returns the number of vectors, and a sentence about each kind of thing that the model could not see.
     """
     from pluralllm.client.work.embedding_pool import check_room, cut, fill  # noqa: PLC0415 - torch, only here
     from pluralllm.client.work.train import pick_device  # noqa: PLC0415

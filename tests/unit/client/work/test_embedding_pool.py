@@ -3,7 +3,7 @@
 import json
 import sqlite3
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -208,3 +208,23 @@ def test_a_model_of_another_width_is_noticed_at_the_first_batch(tiny: Path, tmp_
     with pytest.raises(EmbeddingMismatch):
         Embedder(contract(dimension=2 * WIDTH + 2), tiny, tmp_path, CPU).fill_cache(["Tea"], quiet)
     assert rows(tmp_path) == []
+
+
+def test_this_process_checks_the_probes_and_then_looks_each_text_up_once(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoder, "TEXTS_AT_ONCE", 150)
+    embedder = Embedder(contract(), tiny, tmp_path, CPU)
+    pieces = cut(embedder.texts_of(QUESTIONS))
+    steps: list[str | int] = []
+
+    def lacking(texts: Sequence[str]) -> list[str]:
+        steps.append(len(texts))
+        return []
+
+    monkeypatch.setattr(embedder, "lacking", lacking)
+    monkeypatch.setattr(embedder, "check_probes", lambda: steps.append("probes"))
+    reports: list[tuple[int, int]] = []
+    assert fill(embedder, pieces, None, lambda done, of: reports.append((done, of))) == 0
+    assert steps == ["probes", 150, 150, 101]
+    assert reports == [(150, 401), (300, 401), (401, 401)]

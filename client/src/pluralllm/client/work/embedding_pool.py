@@ -86,16 +86,19 @@ def fill(embedder: Embedder, pieces: Sequence[Piece], workers: Workers | None, o
     Raises ModelUnavailable if the model cannot be loaded; EmbeddingMismatch for the probes; EmbeddingUnusable if a vector is not
     finite, or 0; WorkerDied if workers die again and again in one piece.
     """
-    lacking = [piece for piece in pieces if embedder.lacking(piece.texts)]
     count = _Count(sum(len(piece.texts) for piece in pieces), on_progress)
+    if workers is None:
+        embedder.check_probes()
+        for piece in pieces:
+            embedder.fill_cache(piece.texts, count.of(piece))
+        return 0
+    lacking = [piece for piece in pieces if embedder.lacking(piece.texts)]
     for piece in pieces:
         if piece not in lacking:
             count.set(piece, len(piece.texts))
-    if workers is not None and lacking:
+    if lacking:
         return asyncio.run(_fill(embedder, lacking, workers, count))
     embedder.check_probes()
-    for piece in lacking:
-        embedder.fill_cache(piece.texts, lambda done, _all, piece=piece: count.set(piece, done))  # type: ignore[misc]
     return 0
 
 
@@ -109,6 +112,14 @@ class _Count:
     def set(self, piece: Piece, done: int) -> None:
         self._done[piece.number] = done
         self._on_progress(sum(self._done.values()), self._total)
+
+    def of(self, piece: Piece) -> Progress:
+        """Returns the function to call with the numbers of texts done and of all texts of a piece."""
+
+        def set_done(done: int, _all: int) -> None:
+            self.set(piece, done)
+
+        return set_done
 
 
 async def _fill(embedder: Embedder, pieces: Sequence[Piece], workers: Workers, count: _Count) -> int:
