@@ -15,6 +15,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pluralllm.client.data.counted_question import CountedQuestion, shares_of
+from pluralllm.client.data.table import MAX_PROBLEMS_SHOWN
 from pluralllm.common.errors.tree import InvalidData
 from pluralllm.common.process.files import write_private
 from pluralllm.common.text.reading import Unreadable, json_value, read_lines
@@ -22,7 +23,6 @@ from pluralllm.common.words.questions import Question, folded
 
 SHARES_TOLERANCE = 0.02  # published shares are rounded
 COUNTS_TOLERANCE = 1e-6  # a sum of weights is rounded
-MAX_PROBLEMS_SHOWN = 20
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 

@@ -288,7 +288,8 @@ class _Table:
     def labels(self, text: str) -> Mapping[str, str]:
         """Returns the labels of a question by code: those that the partner gives, or those of the file."""
         base = self.base.get(text, text)
-        return self.reading.labels.of(base, self.column_of.get(base, "")) or self.own_labels(text)
+        labels = self.reading.labels.of(base, self.column_of.get(base, ""))
+        return labels or self.file_labels.of_column.get(self.answer_column(text), {})
 
     def own_labels(self, text: str) -> Mapping[str, str]:
         """Returns the labels that the file has for the answers to a question; empty where the partner gives other ones."""

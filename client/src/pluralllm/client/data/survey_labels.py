@@ -63,7 +63,6 @@ class FileLabels:
 
     of_column: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # by column and text of the code, in order
     whole: frozenset[str] = frozenset()  # columns in which every answer has a label, so that the labels are all options
-    titles: Mapping[str, str] = field(default_factory=dict)  # text of the question in a column
 
 
 def file_labels(table: Table, columns: Collection[str], missing: Collection[str]) -> FileLabels:
@@ -79,7 +78,7 @@ def file_labels(table: Table, columns: Collection[str], missing: Collection[str]
         for name, labels in of_column.items()
         if all(code in labels or code.casefold() in missing for code in answers[name])
     }
-    return FileLabels(of_column, frozenset(whole), {name: text_of(title) for name, title in table.titles.items()})
+    return FileLabels(of_column, frozenset(whole))
 
 
 def _by_text(labels: Mapping[Any, str]) -> dict[str, str]:

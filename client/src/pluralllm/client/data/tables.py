@@ -40,7 +40,7 @@ def table_rows(
     Of SPSS and Stata files, a value with a label is its label. The rest is as in `checked_table`.
     """
     table = checked_table(path, columns, encoding=encoding, delimiter=delimiter)
-    return [(line, labelled(row, table.labels)) for line, row in table.rows]
+    return [(line, labelled(row, table.labels)) for line, row in table.rows] if table.labels else list(table.rows)
 
 
 def labelled(row: Mapping[str, Any], labels: Mapping[str, Mapping[Any, str]]) -> dict[str, Any]:
@@ -53,7 +53,8 @@ def checked_table(
 ) -> Table:
     """Reads a table in which every row can be read.
 
-    columns: names of columns that must be there. encoding, delimiter: of a text file; None: found, and a guess is told on stderr.
+    columns: names of columns that must be there.
+    encoding, delimiter: of a text file; None: found, and a guess is printed on stderr.
     Raises InvalidData if the file cannot be read, if a column is missing, or if rows cannot be read: it lists the first of them.
     """
     table = read_table(path, columns, encoding=encoding, delimiter=delimiter)
