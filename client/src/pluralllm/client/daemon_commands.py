@@ -28,7 +28,8 @@ from pluralllm.common.process.files import make_folder, write_durably
 from pluralllm.common.process.foreign_output import foreign_output_logged
 from pluralllm.common.process.lifetime import STOP_SIGNALS, ignore_stop_signals
 from pluralllm.common.process.lock import DirectoryLock
-from pluralllm.common.process.logs import configure_logs, log_form
+from pluralllm.common.process.logs import LogFormatOption, configure_logs, log_form
+from pluralllm.common.process.model_folder import is_model_folder
 from pluralllm.common.process.scrape_port import scrape_port
 from pluralllm.common.process.supervisor import NotifySocket, Supervisor, WatchdogUsec, check_alive
 from pluralllm.common.words.roles import MemberRole
@@ -100,10 +101,7 @@ def run(
     plain_text: Annotated[
         bool | None, typer.Option("--plain-text", help="Use no certificates; the coordinator must be on this machine.")
     ] = None,
-    log_format: Annotated[
-        str | None,
-        typer.Option(help="The format of the log: json, console, or auto (console on a terminal, json elsewhere)."),
-    ] = None,
+    log_format: LogFormatOption = None,
     notify_socket: NotifySocket = None,
     watchdog_usec: WatchdogUsec = None,
 ) -> None:
@@ -134,7 +132,7 @@ async def _run(config: ClientConfig, supervisor: Supervisor) -> None:
     partner = load_partner(config)
     policy = load_policy(config.policy_file)
     folder = config.embedding_model_path
-    if folder is not None and not (folder / "config.json").is_file():
+    if folder is not None and not is_model_folder(folder):
         raise ModelUnavailable(model=str(folder), problem="it is not a folder with a config.json")
     stop = asyncio.Event()
     for number in STOP_SIGNALS:

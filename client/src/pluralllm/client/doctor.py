@@ -25,6 +25,7 @@ from pluralllm.common.process.connections import connect
 from pluralllm.common.process.console import Check, Json, checked, print_checks
 from pluralllm.common.process.extras import need_torch
 from pluralllm.common.process.files import can_others_read, why_not_writable
+from pluralllm.common.process.model_folder import is_model_folder
 from pluralllm.common.process.proxies import DIRECT
 from pluralllm.common.trust.identity import Identity
 from pluralllm.common.words.spec import GroupRole
@@ -180,7 +181,7 @@ def _device(config: ClientConfig) -> Check:
 def _model(config: ClientConfig) -> Check:
     """Checks that the configured folder of the embedding model holds a model. Names what it did not see in the last run."""
     path = config.embedding_model_path
-    if path is not None and not (path / "config.json").is_file():
+    if path is not None and not is_model_folder(path):
         fix = "embedding_model_path must be a folder with a config.json"
         return Check("embedding model", ok=False, result=str(path), fix=fix)
     result = "looked up by the run spec's id" if path is None else str(path)

@@ -11,7 +11,7 @@ from pluralllm.common.process.configuration import load_config, origins_of
 from pluralllm.common.process.console import Json, print_config
 from pluralllm.common.process.foreign_output import foreign_output_logged
 from pluralllm.common.process.imports import without_collecting
-from pluralllm.common.process.logs import configure_logs, log_form
+from pluralllm.common.process.logs import LogFormatOption, configure_logs, log_form
 from pluralllm.common.process.supervisor import NotifySocket, Supervisor, WatchdogUsec, check_alive
 from pluralllm.server.process.config import ServerConfig
 
@@ -26,7 +26,6 @@ MetricsListen = Annotated[str | None, typer.Option(help="host:port where Prometh
 PlainText = Annotated[
     bool | None, typer.Option("--plain-text", help="No certificates; on the loopback interface only, for trials.")
 ]
-LogFormat = Annotated[str | None, typer.Option(help="Format of the log: auto, json or console.")]
 Origin = Annotated[bool, typer.Option("--origin", help="Show where each value comes from.")]
 
 
@@ -38,7 +37,7 @@ def serve(
     page_listen: PageListen = None,
     metrics_listen: MetricsListen = None,
     plain_text: PlainText = None,
-    log_format: LogFormat = None,
+    log_format: LogFormatOption = None,
     notify_socket: NotifySocket = None,
     watchdog_usec: WatchdogUsec = None,
 ) -> None:

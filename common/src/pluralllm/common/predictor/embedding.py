@@ -7,7 +7,7 @@ number of tokens and of unknown tokens, under a key of its own. A vector that is
 
 import hashlib
 import string
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from pluralllm.common.errors.tree import EmbeddingMismatch, EmbeddingUnusable, M
 from pluralllm.common.predictor.blindness import Blindness, TokenCount, are_usable, blindness_of
 from pluralllm.common.predictor.encoder import Encoder
 from pluralllm.common.predictor.vector_cache import MAX_BYTES, VectorCache
+from pluralllm.common.process.model_folder import is_model_folder
 from pluralllm.common.words.questions import Question
 from pluralllm.common.words.spec import Embedding, Probe
 from pluralllm.common.words.templates import fill_template
@@ -32,6 +33,7 @@ TEXTS_AT_ONCE = 4096  # read from the cache
 FLOAT_BYTES, ROW_BYTES = 4, 320  # the second: the keys and SQLite's own bytes of a vector's two rows, rounded up
 
 Progress = Callable[[int, int], None]  # called with the number of texts done and the number of all texts
+Batch = tuple[list[str], NDArray[np.float32], list[TokenCount]]  # texts, their vectors (texts, w) and numbers of tokens
 
 
 class Embedder:
@@ -54,7 +56,7 @@ class Embedder:
         self._encoder: Encoder | None = None
         self.blindness = Blindness()  # of all questions that this object has embedded
         self._tokens: dict[bytes, TokenCount | None] = {}  # of the texts of the present call, by key
-        if model_path is not None and not (model_path / "config.json").is_file():
+        if model_path is not None and not is_model_folder(model_path):
             raise ModelUnavailable(model=contract.model, problem=f"{model_path} is not a folder with a config.json")
         self._cache = VectorCache(cache)  # any thread may use it, but callers must let only one thread in at a time
         facts = [
@@ -162,9 +164,8 @@ class Embedder:
         lacking = set(self.lacking(piece))
         done = len(piece) - len(lacking)
         on_progress(done, len(piece))
-        for batch, vectors, counts in self._encoder_loaded().encode(piece, lacking.__contains__) if lacking else ():
-            if not are_usable(vectors).all():
-                raise EmbeddingUnusable(model=self.contract.model)
+        encoded = self._encoder_loaded().encode(piece, lacking.__contains__) if lacking else ()
+        for batch, vectors, counts in self._usable(encoded):
             if vectors.shape[1] * len(self.contract.templates) != self.contract.dimension:
                 raise EmbeddingMismatch(model=self.contract.model, cosine=0.0, needed=self.contract.min_cosine)
             new = [number for number, text in enumerate(batch) if text in lacking]
@@ -185,13 +186,19 @@ class Embedder:
                 yield list(cached), np.stack(list(cached.values()))
         done = len(texts) - len(missing)
         on_progress(done, len(texts))
-        for batch, vectors, counts in self._encoder_loaded().encode(missing) if missing else ():
-            if not are_usable(vectors).all():
-                raise EmbeddingUnusable(model=self.contract.model)
+        encoded = self._encoder_loaded().encode(missing) if missing else ()
+        for batch, vectors, counts in self._usable(encoded):
             self._keep(batch, vectors, counts)
             yield batch, vectors
             done += len(batch)
             on_progress(done, len(texts))
+
+    def _usable(self, encoded: Iterable[Batch]) -> Iterator[Batch]:
+        """Yields the encoder's batches. Raises EmbeddingUnusable at the first one with a vector that is not finite, or 0."""
+        for texts, vectors, counts in encoded:
+            if not are_usable(vectors).all():
+                raise EmbeddingUnusable(model=self.contract.model)
+            yield texts, vectors, counts
 
     def _cached(self, keys: Mapping[str, bytes]) -> dict[str, NDArray[np.float32]]:
         """Returns the cached vectors of texts, and notes their numbers of tokens. keys: of the vectors, by text."""
