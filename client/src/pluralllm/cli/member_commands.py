@@ -236,6 +236,3 @@ def _check_replaceable(path: Path) -> None:
         is_invite = False
     if not is_invite:
         raise InvalidArgument(field="--out", problem=f"{path} is there and is no invite")
-
-
-COMMANDS = (invite, join, approve, revoke, page, audit, doctor)

@@ -19,7 +19,8 @@ def opened(identity: Identity, on_open: Callable[[Remote], None], on_failure: Ca
     """
     connection = Remote.of_member(identity)
     on_open(connection)
-    if not identity.facts.renew_s <= time.time() < identity.facts.not_after_s:
+    now_s = time.time()
+    if not identity.is_renewal_due(now_s) or now_s >= identity.facts.not_after_s:
         return connection
     try:
         with contextlib.redirect_stdout(sys.stderr):  # log lines: standard output is for the answer of the command

@@ -101,3 +101,8 @@ def test_a_text_of_ascii_is_spelled_as_it_is_within_any_other_text() -> None:
     for code in range(128):
         text = f"A {chr(code)}  b{chr(code)}C"
         assert spelled_alike(f"{text}é") == f"{spelled_alike(text)}é"
+
+
+def test_the_id_of_a_question_is_the_hash_that_caches_and_tables_of_scores_have() -> None:
+    question = Question("Te\u0301?", ("Yes", "No"), (0.5, 0.5))
+    assert question.id == "def1fe8e8b08b87414ee7017701ffa4247cae6632222c90fa049342abed7b55d"

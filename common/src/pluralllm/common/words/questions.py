@@ -32,7 +32,7 @@ class Question:
     @property
     def id(self) -> str:
         """Hash of the question's exact text and of its options in order. Caches and tables of scores name the question by it."""
-        text = "\x1f".join([self.text, *self.options])
+        text = KEY_SEPARATOR.join([self.text, *self.options])
         return hashlib.sha256(unicodedata.normalize("NFC", text).encode()).hexdigest()
 
     @property
