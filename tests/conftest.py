@@ -10,7 +10,7 @@ import pytest
 from drill.pairs import Embedded, Served, StorePair
 from support import real_stores
 from support.leftovers import nothing_left_over
-from support.plain_logs import log_plainly
+from support.plain_logs import is_plain, let_no_logger_keep_its_configuration, log_plainly
 from support.session_folder import open_session_folder
 
 from pluralllm.common.process.imports import without_collecting
@@ -32,6 +32,7 @@ SURVEY = REPOSITORY.parent / "shared" / "data" / "globalopinionqa" / "global_opi
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    let_no_logger_keep_its_configuration()
     log_plainly()
     config.add_cleanup(open_session_folder())
 
@@ -52,6 +53,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _no_process_outlives_its_module(request: pytest.FixtureRequest) -> Iterator[None]:
     with nothing_left_over(request.node.nodeid):
         yield
+
+
+@pytest.fixture(autouse=True)
+def _each_test_begins_with_plain_logs() -> None:
+    if not is_plain():  # a command that the test before has called in this process configures the logs
+        log_plainly()
 
 
 @pytest.fixture(scope="session")

@@ -9,21 +9,19 @@ import re
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import grpc
 import pytest
 import structlog
-from support.plain_logs import log_plainly
 
 from pluralllm.common.errors.tree import InvalidConfig
 from pluralllm.common.process import lifetime, logs
 from pluralllm.common.process.configuration import LogFormat
 from pluralllm.common.process.logs import LogFile, LogStream, configure_logs, log_form
 from pluralllm.server.process.fail_stop import FailStop
-from pluralllm.server.rpc import boundary
 from pluralllm.server.rpc.boundary import Boundary
 from pluralllm.v1 import enrolment_pb2 as pb
 
@@ -57,16 +55,7 @@ async def fails(request: pb.JoinRequest, context: Any) -> None:
     raise KeyError(len(token))
 
 
-@pytest.fixture
-def log_of_its_own(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Gives the boundary a fresh logger, because structlog keeps the configuration of a logger's first use."""
-    monkeypatch.setattr(boundary, "log", structlog.get_logger())
-    yield
-    log_plainly()
-
-
 @pytest.mark.parametrize("form", ["json", "console"])
-@pytest.mark.usefixtures("log_of_its_own")
 async def test_an_incident_is_logged_with_its_place_and_without_what_the_caller_sent(
     form: Literal["json", "console"], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -89,7 +78,6 @@ async def test_an_incident_is_logged_with_its_place_and_without_what_the_caller_
 
 
 @pytest.mark.parametrize(("refused", "is_coloured"), [(False, True), (True, False)])
-@pytest.mark.usefixtures("log_of_its_own")
 def test_lines_for_people_are_coloured_unless_they_refuse_it(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, refused: bool, is_coloured: bool
 ) -> None:
@@ -103,7 +91,6 @@ def test_lines_for_people_are_coloured_unless_they_refuse_it(
 
 
 @pytest.mark.parametrize("form", ["json", "console"])
-@pytest.mark.usefixtures("log_of_its_own")
 def test_texts_of_an_exception_reach_a_log_as_escapes(
     form: Literal["json", "console"], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -116,7 +103,6 @@ def test_texts_of_an_exception_reach_a_log_as_escapes(
 
 
 @pytest.mark.parametrize("form", ["json", "console"])
-@pytest.mark.usefixtures("log_of_its_own")
 def test_texts_of_another_party_reach_a_log_line_as_escapes(
     form: Literal["json", "console"], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -159,9 +145,8 @@ class Pipe:
 
 
 @pytest.fixture
-def pipe() -> Iterator[Pipe]:
-    yield Pipe()
-    log_plainly()
+def pipe() -> Pipe:
+    return Pipe()
 
 
 def logging_to(

@@ -11,6 +11,8 @@ from typing import IO, Self
 from pluralllm.common.errors.tree import InUse, InvalidConfig
 from pluralllm.common.process.files import create_file, hide_from_git, make_folder, owner_hint, storage_errors
 
+OWN_FILES = frozenset({"lock", ".gitignore"})  # what DirectoryLock makes in its folder
+
 
 @contextlib.contextmanager
 def locked_file(path: Path) -> Iterator[None]:

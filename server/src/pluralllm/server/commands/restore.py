@@ -7,6 +7,7 @@ command recognizes its own blobs by their digests, and the authority by the root
 
 import contextlib
 import fcntl
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import sqlalchemy as sa
 
 from pluralllm.common.errors.tree import BackupUnusable, InUse, NotEmpty, StoreFailed
 from pluralllm.common.process.files import write_durably
+from pluralllm.common.process.lock import OWN_FILES
 from pluralllm.common.words.ids import Digest
 from pluralllm.server.commands.backup import (
     COMPLETE_MARK,
@@ -220,11 +222,6 @@ def _target(path: Path) -> Iterator[StateDirectory]:
         try:
             yield state
         except BaseException:
-            folders = (state.blobs, state.uploads, state.scratch)
-            if is_new and not any(any(folder.iterdir()) for folder in folders) and not database_file(state).exists():
-                for folder in folders:
-                    folder.rmdir()
-                (state.path / "lock").unlink()
-                with contextlib.suppress(OSError):
-                    state.path.rmdir()
+            if is_new and all(path.is_dir() or path.name in OWN_FILES for path in state.path.rglob("*")):
+                shutil.rmtree(state.path, ignore_errors=True)
             raise
