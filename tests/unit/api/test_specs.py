@@ -1,15 +1,15 @@
 """A run spec from keyword arguments."""
 
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
-from pluralllm.api import RunSpec, run_spec, sample_groups
+from pluralllm.api import Federation, RunSpec, run_spec, sample_groups
 from pluralllm.api.simulation import spec_for
-from pluralllm.api.specs import MODEL, WIDTH
-from pluralllm.cli import new_spec
 from pluralllm.common.errors.tree import InvalidSpec
-from pluralllm.common.words.spec import spec_from_values
+from pluralllm.common.words.spec import parse_spec, spec_from_values
+from pluralllm.operator.usual_embedding import MODEL, WIDTH
 
 EMBEDDING = {"model": MODEL, "dimension": 2 * WIDTH}
 FIVE = {"min_clients": 4, "target_clients": 5}
@@ -24,9 +24,28 @@ def test_arguments_are_the_keys_of_a_spec_file_over_the_preset() -> None:
 
 @pytest.mark.parametrize("preset", ["default", "attention", "paper", "fourier", "sums"])
 def test_the_embedding_model_is_that_of_a_new_spec(preset: str) -> None:
-    assert (MODEL, WIDTH) == (new_spec.MODEL, new_spec.WIDTH)
     parts = len(run_spec(preset).embedding.templates)
     assert run_spec(preset).embedding.dimension == WIDTH * parts
+    assert run_spec(preset).embedding.model == MODEL
+
+
+class Recording:
+    """A connection that keeps the spec of the run that is created."""
+
+    def create_run(self, _name: str, spec_json: bytes) -> None:
+        self.spec = parse_spec(spec_json, "")
+
+
+def test_a_spec_without_an_embedding_model_gets_the_usual_one_wherever_it_is_given(tmp_path: Path) -> None:
+    file, connection = tmp_path / "run.toml", Recording()
+    file.write_text("rounds = 5\n")
+    answers = {str(group): given for group, given in sample_groups(3, 60, 0).items()}
+    for spec in ({"rounds": 5}, file, str(file)):
+        Federation(cast(Any, connection)).create("r", spec)
+        assert connection.spec == run_spec(rounds=5)
+        assert spec_for(answers, spec, ()).embedding == run_spec().embedding
+    three = run_spec("paper", embedding={"templates": ("{question}",) * 3})
+    assert (three.embedding.model, three.embedding.dimension) == (MODEL, 3 * WIDTH)
 
 
 def test_rounds_are_private_as_with_the_command() -> None:

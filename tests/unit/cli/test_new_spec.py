@@ -6,12 +6,12 @@ import pytest
 from typer.testing import CliRunner
 
 from pluralllm.cli.__main__ import app
-from pluralllm.cli.new_spec import MODEL, new_spec, with_usual_embedding
+from pluralllm.cli.new_spec import new_spec
 from pluralllm.client.disclosure.limits import check_private_rounds
 from pluralllm.client.disclosure.policy import Policy, RoundPrivacy, load_policy
 from pluralllm.common.errors.tree import InvalidSpec, PolicyForbids
 from pluralllm.common.words.private_rounds import READS_SINGLE, READS_SUMS, threshold
-from pluralllm.common.words.spec import PRESETS, load_spec_values, spec_from_toml, spec_from_values, spec_values
+from pluralllm.common.words.spec import PRESETS, load_spec_values, spec_from_toml
 from pluralllm.operator.default_rounds import colluders_among, least_clients
 
 EXAMPLES = Path(__file__).parents[3] / "deploy" / "examples"
@@ -105,19 +105,6 @@ def test_a_new_spec_demands_noise_only_if_it_is_asked_to() -> None:
 def test_two_groups_that_train_are_too_few_and_the_spec_says_so() -> None:
     with pytest.raises(InvalidSpec, match=r"target_clients 3 is above the 2 groups\.train"):
         spec_from_toml(new_spec(train=("a", "b")), "new")
-
-
-@pytest.mark.parametrize("preset", ["default", "paper"])
-def test_a_spec_that_names_no_embedding_model_gets_the_usual_one(preset: str) -> None:
-    values = with_usual_embedding({"preset": preset, "rounds": 5})
-    spec = spec_from_values(values, "run.toml")
-    assert (spec.rounds, spec.embedding.model) == (5, MODEL)
-    assert spec.embedding == spec_from_values(spec_values(new_spec(preset=preset), ""), "").embedding
-
-
-@pytest.mark.parametrize("embedding", [{"model": "another"}, {"dimension": 12}, "none"])
-def test_half_an_embedding_model_is_not_filled_up(embedding: object) -> None:
-    assert with_usual_embedding({"embedding": embedding}) == {"embedding": embedding}
 
 
 def test_the_command_writes_as_many_rounds_as_are_asked_for() -> None:

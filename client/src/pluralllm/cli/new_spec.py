@@ -1,11 +1,10 @@
 """The text of a new run spec, in TOML: what `pluralllm spec new` prints, and what `pluralllm run create` takes without a file."""
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from pluralllm.common.words.noise import RESPONDENT
-from pluralllm.common.words.spec import PRESETS, preset_values, spec_values
+from pluralllm.common.words.spec import preset_values, spec_values
 from pluralllm.operator.default_rounds import (
     FEWEST_CLIENTS,
     FEWEST_PRIVATE,
@@ -17,9 +16,7 @@ from pluralllm.operator.default_rounds import (
     plain_note,
     why_plain,
 )
-
-# The embedding model of a new spec, and the length of its vectors.
-MODEL, WIDTH = "sentence-transformers/all-MiniLM-L6-v2", 384
+from pluralllm.operator.usual_embedding import MODEL, WIDTH
 
 USUAL_ROUNDS = 30
 USUAL_CLIENTS = 5  # with a quorum of four, a private round survives one client that is away
@@ -66,21 +63,6 @@ def new_spec(
     )
     after = f'{demand}[embedding]\nmodel = "{model}"\ndimension = {dimension}'
     return f"{before}{_rounds(before, after, expected, plain=plain_rounds)}\n{after}"
-
-
-def with_usual_embedding(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the values of a spec file with the usual embedding model, if the file names neither a model nor a dimension.
-
-    values: what the file says, without the preset's values.
-    """
-    embedding, preset = values.get("embedding", {}), values.get("preset", "default")
-    if preset not in PRESETS or not isinstance(embedding, dict) or {"model", "dimension"} & embedding.keys():
-        return dict(values)
-    templates = embedding.get("templates")
-    if not isinstance(templates, list):
-        templates = preset_values(preset)["embedding"]["templates"]
-    usual = {"model": MODEL, "dimension": WIDTH * len(templates)}
-    return {**values, "embedding": {**embedding, **usual}}
 
 
 def _rounds(before: str, after: str, clients: int, *, plain: bool) -> str:

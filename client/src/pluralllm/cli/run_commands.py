@@ -8,7 +8,7 @@ import typer
 
 from pluralllm.cli.arguments import RunArgument, status_view
 from pluralllm.cli.connection import CoordinatorOption, remote
-from pluralllm.cli.new_spec import new_spec, with_usual_embedding
+from pluralllm.cli.new_spec import new_spec
 from pluralllm.cli.output import show
 from pluralllm.cli.spec_commands import PlainRounds
 from pluralllm.common.errors.tree import InvalidSpec
@@ -22,6 +22,7 @@ from pluralllm.common.words.predictors import SUMS_SHOW
 from pluralllm.common.words.reward_weights import RewardOptions
 from pluralllm.common.words.spec import RunSpec, load_spec_values, parse_spec, spec_values
 from pluralllm.operator.default_rounds import with_default_rounds
+from pluralllm.operator.usual_embedding import with_usual_embedding
 
 if TYPE_CHECKING:
     from pluralllm.operator.remote import Remote

@@ -6,13 +6,14 @@ from typing import Annotated
 
 import typer
 
-from pluralllm.cli.new_spec import MODEL, USUAL_CLIENTS, USUAL_ROUNDS, WIDTH, new_spec, with_usual_embedding
+from pluralllm.cli.new_spec import USUAL_CLIENTS, USUAL_ROUNDS, new_spec
 from pluralllm.cli.output import show
 from pluralllm.common.errors.tree import InvalidArgument
 from pluralllm.common.process.console import Json, say
 from pluralllm.common.process.json_forms import SPEC
 from pluralllm.common.words.spec import PRESETS, load_spec_values, spec_from_values
 from pluralllm.operator.default_rounds import FEWEST_CLIENTS, FLAG
+from pluralllm.operator.usual_embedding import MODEL, WIDTH, with_usual_embedding
 
 PlainRounds = Annotated[
     bool,

@@ -151,7 +151,8 @@ class Federation:
 
         name: a-z, 0-9 and '-'. spec: a RunSpec is sent as it is. From values or a file, the run has private rounds if at least
         four clients are to train in each, as with `pluralllm run create`; the attribute `note` of the run says what its
-        coordinator can read. plain_rounds: leaves such rounds plain.
+        coordinator can read. If they name no embedding model, texts are embedded by all-MiniLM-L6-v2.
+        plain_rounds: leaves such rounds plain.
         Raises InvalidSpec, InvalidArgument, or what the coordinator refuses.
         """
         note = ""

@@ -3,11 +3,9 @@
 from typing import Any
 
 from pluralllm.api.arguments import names_arguments
-from pluralllm.common.words.spec import RunSpec, preset_values
+from pluralllm.api.surveys import values_of
+from pluralllm.common.words.spec import RunSpec
 from pluralllm.operator.default_rounds import with_default_rounds
-
-MODEL, WIDTH = "sentence-transformers/all-MiniLM-L6-v2", 384  # as in `pluralllm spec new`
-NAME = "(values)"  # stands for the name of a file in errors
 
 
 @names_arguments
@@ -15,20 +13,9 @@ def run_spec(preset: str = "default", *, plain_rounds: bool = False, **values: A
     """Returns a checked run spec with a preset's values, and the given ones over them.
 
     preset: default, attention, paper, fourier or sums. values: the keys of a spec file, such as rounds=5 or
-    round={"min_clients": 4, "target_clients": 5}; a table has only the keys that differ from the preset. Without the table
-    `embedding`, texts are embedded by all-MiniLM-L6-v2. The run has private rounds if at least four clients are to train in
-    each, as with `pluralllm run create`. plain_rounds: leaves such rounds plain.
+    round={"min_clients": 4, "target_clients": 5}; a table has only the keys that differ from the preset. Without a model
+    in the table `embedding`, texts are embedded by all-MiniLM-L6-v2. The run has private rounds if at least four clients are to
+    train in each, as with `pluralllm run create`. plain_rounds: leaves such rounds plain.
     Raises InvalidSpec, which names key and allowed values, or InvalidArgument.
     """
-    own = {"preset": preset, **values}
-    if "embedding" not in own:
-        own["embedding"] = {"model": MODEL, "dimension": WIDTH * _parts_of(preset)}
-    return with_default_rounds(own, NAME, plain=plain_rounds).spec
-
-
-def _parts_of(preset: str) -> int:
-    """Returns the number of vectors whose join is a point, or 2 for a preset that the check of the spec then refuses."""
-    try:
-        return len(preset_values(preset)["embedding"]["templates"])
-    except OSError:
-        return 2
+    return with_default_rounds(*values_of({"preset": preset, **values}), plain=plain_rounds).spec

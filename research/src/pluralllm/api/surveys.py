@@ -9,6 +9,7 @@ from pluralllm.common.errors.tree import InvalidArgument
 from pluralllm.common.process.environment import with_home
 from pluralllm.common.words.questions import Question
 from pluralllm.common.words.spec import RunSpec, load_spec_values
+from pluralllm.operator.usual_embedding import with_usual_embedding
 
 Answers = Sequence[Question] | str | Path
 Asked = Question | tuple[str, Sequence[str]]  # a question, or its text and its options
@@ -47,8 +48,9 @@ def question_of(asked: Asked) -> Question:
 def values_of(spec: Mapping[str, Any] | str | Path) -> tuple[dict[str, Any], str]:
     """Returns what a spec says, without the values of its preset, and its name for errors.
 
+    A spec that names no embedding model gets the usual one, as with `pluralllm run create`.
     spec: values as in a spec file, or the path of the file. Raises InvalidSpec if the file cannot be read.
     """
-    return (
-        (dict(spec), "(values)") if isinstance(spec, Mapping) else (load_spec_values(path_of("spec", spec)), str(spec))
-    )
+    if isinstance(spec, Mapping):
+        return with_usual_embedding(spec), "(values)"
+    return with_usual_embedding(load_spec_values(path_of("spec", spec))), str(spec)
