@@ -26,7 +26,8 @@ from pluralllm.client.data.codebook import kept_codebook
 from pluralllm.client.data.private_data import read_counted, read_group
 from pluralllm.common.predictor.architecture import layout_for
 from pluralllm.common.weights.layout import write_weights
-from pluralllm.common.words.spec import RunSpec, load_spec, merge
+from pluralllm.common.words.spec import RunSpec, merge
+from pluralllm.common.words.usual_embedding import load_spec
 from pluralllm.experiment.federated import federate
 from pluralllm.experiment.groups import embed_groups
 

@@ -16,7 +16,7 @@ from pluralllm.client.disclosure.policy import (
 )
 from pluralllm.client.process.config import ClientConfig
 from pluralllm.common.process.configuration import load_config
-from pluralllm.common.words.spec import load_spec
+from pluralllm.common.words.usual_embedding import load_spec
 from pluralllm.server.process.config import ServerConfig
 
 EXAMPLES = Path(__file__).parents[2] / "deploy" / "examples"

@@ -9,7 +9,7 @@ from pluralllm.api import Federation, RunSpec, run_spec, sample_groups
 from pluralllm.api.simulation import spec_for
 from pluralllm.common.errors.tree import InvalidSpec
 from pluralllm.common.words.spec import parse_spec, spec_from_values
-from pluralllm.operator.usual_embedding import MODEL, WIDTH
+from pluralllm.common.words.usual_embedding import MODEL, WIDTH
 
 EMBEDDING = {"model": MODEL, "dimension": 2 * WIDTH}
 FIVE = {"min_clients": 4, "target_clients": 5}

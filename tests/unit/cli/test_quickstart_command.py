@@ -19,7 +19,7 @@ from pluralllm.client.data.sample_survey import sample_groups
 from pluralllm.client.process.config import ClientConfig
 from pluralllm.common.errors.tree import CommandMissing, InvalidArgument
 from pluralllm.common.process.configuration import load_config
-from pluralllm.common.words.spec import load_spec
+from pluralllm.common.words.usual_embedding import load_spec
 from pluralllm.server.process.config import ServerConfig
 
 PROGRAMS = ("pluralllm", "pluralllm-client", "pluralllm-server")

@@ -57,6 +57,15 @@ def test_data_check_and_data_embed_report_equal_options_with_numbers_and_a_model
     assert json.loads(checked({**files, "cache": None}, capsys, as_json=True))["embedding_notes"] is None
 
 
+def test_data_check_and_data_embed_take_the_usual_model_for_a_spec_that_names_none(
+    files: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    files["spec"].write_text("rounds = 5\n")
+    embed(**files)
+    assert capsys.readouterr().out == "2 questions, 4 vectors of 768 numbers\n"
+    assert len(json.loads(checked(files, capsys, as_json=True))["embedding_notes"]) == 1
+
+
 def test_data_check_needs_the_spec_that_names_the_model(files: dict[str, Any]) -> None:
     with pytest.raises(InvalidArgument, match="needs --spec"):
         check(**{**files, "spec": None})

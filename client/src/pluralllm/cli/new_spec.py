@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from pluralllm.common.words.noise import RESPONDENT
 from pluralllm.common.words.spec import preset_values, spec_values
+from pluralllm.common.words.usual_embedding import MODEL, WIDTH
 from pluralllm.operator.default_rounds import (
     FEWEST_CLIENTS,
     FEWEST_PRIVATE,
@@ -16,7 +17,6 @@ from pluralllm.operator.default_rounds import (
     plain_note,
     why_plain,
 )
-from pluralllm.operator.usual_embedding import MODEL, WIDTH
 
 USUAL_ROUNDS = 30
 USUAL_CLIENTS = 5  # with a quorum of four, a private round survives one client that is away

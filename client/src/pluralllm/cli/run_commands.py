@@ -21,8 +21,8 @@ from pluralllm.common.words.names import ModelName
 from pluralllm.common.words.predictors import SUMS_SHOW
 from pluralllm.common.words.reward_weights import RewardOptions
 from pluralllm.common.words.spec import RunSpec, load_spec_values, parse_spec, spec_values
+from pluralllm.common.words.usual_embedding import with_usual_embedding
 from pluralllm.operator.default_rounds import with_default_rounds
-from pluralllm.operator.usual_embedding import with_usual_embedding
 
 if TYPE_CHECKING:
     from pluralllm.operator.remote import Remote

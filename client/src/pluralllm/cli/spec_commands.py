@@ -11,9 +11,9 @@ from pluralllm.cli.output import show
 from pluralllm.common.errors.tree import InvalidArgument
 from pluralllm.common.process.console import Json, say
 from pluralllm.common.process.json_forms import SPEC
-from pluralllm.common.words.spec import PRESETS, load_spec_values, spec_from_values
+from pluralllm.common.words.spec import PRESETS
+from pluralllm.common.words.usual_embedding import MODEL, WIDTH, load_spec
 from pluralllm.operator.default_rounds import FEWEST_CLIENTS, FLAG
-from pluralllm.operator.usual_embedding import MODEL, WIDTH, with_usual_embedding
 
 PlainRounds = Annotated[
     bool,
@@ -59,6 +59,6 @@ def spec_new(
 @spec_app.command("check")
 def spec_check(spec: Annotated[Path, typer.Argument(help="Run spec, a TOML file.")], as_json: Json = False) -> None:
     """Checks a run spec, and prints the spec with all its defaults and its SHA-256."""
-    loaded = spec_from_values(with_usual_embedding(load_spec_values(spec)), str(spec))
+    loaded = load_spec(spec)
     value = {"sha256": loaded.sha256(), "spec": loaded.model_dump(mode="json", exclude={"embedding": {"probes"}})}
     show(SPEC, value, as_json=as_json, screen=lambda shown: json.dumps(shown, indent=2))

@@ -23,7 +23,8 @@ from pluralllm.common.process.files import make_folder, write_private
 from pluralllm.common.process.json_forms import DATA_CHECK
 from pluralllm.common.process.logs import configure_logs
 from pluralllm.common.words.questions import Question
-from pluralllm.common.words.spec import RunSpec, load_spec
+from pluralllm.common.words.spec import RunSpec
+from pluralllm.common.words.usual_embedding import load_spec
 
 if TYPE_CHECKING:
     from pluralllm.client.work.embedding_pool import Workers

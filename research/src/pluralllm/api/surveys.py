@@ -9,7 +9,7 @@ from pluralllm.common.errors.tree import InvalidArgument
 from pluralllm.common.process.environment import with_home
 from pluralllm.common.words.questions import Question
 from pluralllm.common.words.spec import RunSpec, load_spec_values
-from pluralllm.operator.usual_embedding import with_usual_embedding
+from pluralllm.common.words.usual_embedding import with_usual_embedding
 
 Answers = Sequence[Question] | str | Path
 Asked = Question | tuple[str, Sequence[str]]  # a question, or its text and its options

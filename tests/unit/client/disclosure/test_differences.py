@@ -18,7 +18,8 @@ from pluralllm.client.disclosure.differences import (
 )
 from pluralllm.client.disclosure.policy import EXAMINED_PRESETS, SUMS, Policy
 from pluralllm.common.words.names import TaskKind
-from pluralllm.common.words.spec import PRESETS, GroupRole, RunSpec, load_spec, merge, preset_values, spec_from_toml
+from pluralllm.common.words.spec import PRESETS, GroupRole, RunSpec, merge, preset_values, spec_from_toml
+from pluralllm.common.words.usual_embedding import load_spec
 
 EXAMPLES = Path(__file__).parents[4] / "deploy" / "examples"
 # Tables and fields that a coordinator may set as it likes: the client asks for no consent. A demand of noise (`privacy`) can only

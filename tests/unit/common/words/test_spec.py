@@ -19,10 +19,10 @@ from pluralllm.common.words.spec import (
     RoundPolicy,
     RunSpec,
     Updates,
-    load_spec,
     parse_spec,
     preset_values,
 )
+from pluralllm.common.words.usual_embedding import load_spec
 
 MINIMAL = '[embedding]\nmodel = "m"\ndimension = 8\n'
 KERNEL = '[predictor]\narchitecture = "fourier-kernel/1"\n'

@@ -220,7 +220,7 @@ class Embedding(SpecPart):
 class RunSpec(SpecPart):
     """The definition of one training job. Two specs with the same hash define the same job.
 
-    `load_spec` reads a spec from a file.
+    `load_spec` in usual_embedding.py reads a spec from a file.
     """
 
     # run/2 limits one member's part in a version: its weight (server/rounds/weighting.py) and the length of its update
@@ -398,15 +398,6 @@ def parse_spec(text: bytes, file: str) -> RunSpec:
         return RunSpec.model_validate_json(text)
     except ValidationError as error:
         raise InvalidSpec(file=file, problems=explain(error)) from error
-
-
-def load_spec(path: Path) -> RunSpec:
-    """Reads a spec from a TOML file. A preset gives the values that the file leaves out.
-
-    The file may name the preset at the top, for example `preset = "paper"`. Otherwise the preset is "default".
-    Raises InvalidSpec if the file cannot be read, or if the spec is not valid; the error names file, keys and allowed values.
-    """
-    return spec_from_values(load_spec_values(path), str(path))
 
 
 def load_spec_values(path: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import pytest
 
 from pluralllm.cli.new_spec import new_spec
 from pluralllm.common.words.spec import spec_from_values, spec_values
-from pluralllm.operator.usual_embedding import MODEL, WIDTH, with_usual_embedding
+from pluralllm.common.words.usual_embedding import MODEL, WIDTH, with_usual_embedding
 
 
 @pytest.mark.parametrize("preset", ["default", "paper"])
