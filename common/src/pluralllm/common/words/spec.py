@@ -220,7 +220,7 @@ class Embedding(SpecPart):
 class RunSpec(SpecPart):
     """The definition of one training job. Two specs with the same hash define the same job.
 
-    `load_spec` in usual_embedding.py reads a spec from a file.
+    `load_spec` reads a spec from a file.
     """
 
     # run/2 limits one member's part in a version: its weight (server/rounds/weighting.py) and the length of its update
