@@ -216,6 +216,22 @@ async def test_an_administrator_reads_all_runs_by_certificate(place: Place) -> N
     assert (await place.ask("/api/runs/absent/history", ROOT)).status == 404
 
 
+async def test_a_reader_that_may_read_has_its_certificate_read_once(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    identify = place.members.principal
+    asked: list[bytes] = []
+
+    def principal(certificate_pem: bytes) -> Principal:
+        asked.append(certificate_pem)
+        return identify(certificate_pem)
+
+    monkeypatch.setattr(place.members, "principal", principal)
+    monkeypatch.setattr(page_door, "claimed_by", asked.append)
+    assert (await place.ask("/page.js", EYE)).status == 200
+    assert asked == [b"eye"]
+
+
 async def test_an_observer_reads_the_runs_of_its_invite_and_nothing_about_others(place: Place) -> None:
     listed = (await place.ask("/api/runs", EYE)).json
     assert [(run["name"], run["title"]) for run in listed["runs"]] == [("r", "")]

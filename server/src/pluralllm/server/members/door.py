@@ -83,7 +83,7 @@ class MainDoor:
         rpc, about = method.rpartition("/")[2], about_of(request)
         try:
             who = self._identify(context)
-            principal = self._paced(who, context, rpc)
+            principal = paced(who, lambda: _claimed(context), self._rates, rpc)
             rule = check_role(principal, method)
         except TooManyCalls as error:
             if self._news.is_news(f"{error.name} {rpc}", time.monotonic()):
@@ -135,23 +135,6 @@ class MainDoor:
         if rule.audited:
             await self._audit.record_outcome(principal, rpc, about, ACCEPTED)
 
-    def _paced(self, who: Callable[[], Principal], context: Context, rpc: str) -> Principal:
-        """Returns the caller's identity, after its call has been counted against its rate.
-
-        A certificate that is not accepted has a rate of its own, so that it fills no log, and takes nothing from the member that
-        it names. Raises TooManyCalls, or the error about the identity.
-        """
-        now_s = time.monotonic()
-        try:
-            principal = who()
-        except PluralError:
-            if self._rates is not None and (claimed := _claimed(context)) is not None:
-                self._rates.count(f"{claimed.name}, certificate {claimed.serial}", rpc, now_s)
-            raise
-        if self._rates is not None:
-            self._rates.count(principal.name, rpc, now_s)
-        return principal
-
 
 class EnrolmentDoor:
     """The check before every call of the enrolment port. Callers, who have no identity yet, may call Join and GetMembership."""
@@ -171,6 +154,27 @@ class EnrolmentDoor:
                 log.warning("enrolment.refused", peer=peer, rpc=rpc, reason=reason_of(RoleForbids))
             raise RoleForbids(name="the caller", role="a stranger", rpc=rpc, allowed="members, on the main port")
         yield lambda: None  # no call on this port is a stream
+
+
+def paced(
+    who: Callable[[], Principal], claimed: Callable[[], Principal | None], rates: Rates | None, rpc: str
+) -> Principal:
+    """Returns the caller's identity, after its call or request has been counted against its rate.
+
+    who: returns the identity. claimed: returns the one that is presented, accepted or not; None if there is none. rates: None
+    for no limits. rpc: the name of a rate. A certificate that is not accepted has a rate of its own, so that it fills no log, and
+    takes nothing from the member that it names. Raises TooManyCalls, or the error about the identity.
+    """
+    now_s = time.monotonic()
+    try:
+        principal = who()
+    except PluralError:
+        if rates is not None and (presented := claimed()) is not None:
+            rates.count(f"{presented.name}, certificate {presented.serial}", rpc, now_s)
+        raise
+    if rates is not None:
+        rates.count(principal.name, rpc, now_s)
+    return principal
 
 
 def by_certificate(registry: Registry) -> Identify:

@@ -24,7 +24,7 @@ from pluralllm.common.words.roles import MemberRole
 from pluralllm.server.members.access import Principal, check_page
 from pluralllm.server.members.attempts import News
 from pluralllm.server.members.audit_log import AuditLog
-from pluralllm.server.members.door import LOCAL, claimed_by
+from pluralllm.server.members.door import LOCAL, claimed_by, paced
 from pluralllm.server.members.page_links import SESSION_S, Grant, PageLinks
 from pluralllm.server.members.rates import PAGE_AUDIT, PAGE_HISTORY, Rates
 from pluralllm.server.members.registry import Registry
@@ -101,34 +101,17 @@ class MembersDoor:
             check_page(principal)
             return principal
 
-        claimed = self._claimed(request)
         try:
-            self._count(identify, claimed, rate_of(request.scope["path"]))
-            who()
+            check_page(paced(identify, lambda: self._claimed(request), self._rates, rate_of(request.scope["path"])))
         except TooManyCalls as error:
             if self._news.is_news(f"{error.name} {error.rpc}", time.monotonic()):
-                await self._audit.refused(claimed, READING, "", error)
+                await self._audit.refused(self._claimed(request), READING, "", error)
             raise
         except PluralError as error:
-            if claimed is not None:  # a stranger must not fill the log
+            if (claimed := self._claimed(request)) is not None:  # a stranger must not fill the log
                 await self._audit.refused(claimed, READING, "", error)
             raise
         return who
-
-    def _count(self, identify: Who, claimed: Principal | None, rate: str) -> None:
-        """Counts a request against the reader's rate.
-
-        A certificate that is not accepted has a rate of its own, so that it takes nothing from the member that it names.
-        Raises TooManyCalls, or the error about the identity.
-        """
-        now_s = time.monotonic()
-        try:
-            name: str = identify().name
-        except PluralError:
-            if claimed is not None:
-                self._rates.count(f"{claimed.name}, certificate {claimed.serial}", rate, now_s)
-            raise
-        self._rates.count(name, rate, now_s)
 
     async def open_session(self, request: Request) -> Response:
         """Redeems a link's token, which is the body of the request, and answers with the cookie of a new session."""
