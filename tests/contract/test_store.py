@@ -162,6 +162,7 @@ async def test_a_change_writes_all_of_its_rows(store: Store) -> None:
     assert await store.receipt(R, RoundNumber(1), ClientId("ann")) == RECEIPT
     assert await store.receipt(R, RoundNumber(1), ClientId("ben")) is None
     assert await store.version(R, ModelVersion(1)) == SECOND
+    assert [await store.versions(R, ModelVersion(first)) for first in (0, 1, 2)] == [[FIRST, SECOND], [SECOND], []]
     assert await store.latest_evaluations(R, 2) == [score(0)]
     assert await store.model_digests(R) == [FIRST.digest, SECOND.digest]
 

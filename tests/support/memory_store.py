@@ -25,6 +25,7 @@ from pluralllm.server.storage.membership import (
     RosterRow,
 )
 from pluralllm.server.storage.store import (
+    FIRST_VERSION,
     Change,
     Checkpoint,
     ClientRecord,
@@ -171,9 +172,9 @@ class MemoryStore:
         await self._before("store.version", number)
         return self._tables.runs[run].versions.get(number)
 
-    async def versions(self, run: RunId) -> Sequence[VersionRecord]:
+    async def versions(self, run: RunId, first: ModelVersion = FIRST_VERSION) -> Sequence[VersionRecord]:
         await self._before("store.versions", run)
-        return self._tables.runs[run].versions.all()
+        return [row for row in self._tables.runs[run].versions.all() if row.version >= first]
 
     async def model_digests(self, run: RunId) -> Sequence[Digest]:
         await self._before("store.model_digests", run)

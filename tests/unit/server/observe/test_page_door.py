@@ -1,11 +1,11 @@
 """The page for members on other machines: every request and every event needs a member that may read."""
 
 import asyncio
+import dataclasses
 import json
 from collections.abc import AsyncIterator, Sequence
 from http.cookies import SimpleCookie
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -16,7 +16,8 @@ from pluralllm.common.errors.membership import AwaitingApproval, CertificateRevo
 from pluralllm.common.errors.storage import StorageFull
 from pluralllm.common.errors.tree import PluralError
 from pluralllm.common.trust.audit_chain import AuditEntry
-from pluralllm.common.words.ids import ClientId, RoundNumber
+from pluralllm.common.trust.version_record import VersionRecord
+from pluralllm.common.words.ids import ClientId, ModelVersion, RoundNumber
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.server.members.access import Principal
 from pluralllm.server.members.page_links import PageLinks
@@ -259,17 +260,21 @@ async def test_an_observer_does_not_read_what_only_administrators_may_know(place
 async def test_a_history_reads_the_shown_versions_only_and_none_for_an_observer(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[int] = []
+    asked: list[tuple[str, int]] = []
 
-    async def version(run: str, number: int) -> None:
-        asked.append(number)
+    async def versions(run: str, first: int) -> Sequence[VersionRecord]:
+        asked.append((run, first))
+        return []
 
-    monkeypatch.setattr(place.at.parts.store, "version", version)
+    monkeypatch.setattr(place.at.parts.store, "versions", versions)
     await place.ask("/api/runs/r/history", EYE)
     assert asked == []
-    old = SimpleNamespace(id="r", state=SimpleNamespace(version=1000))
-    await place.page._newest_versions(cast("Any", old))
-    assert asked == list(range(1001 - SHOWN, 1001))
+    await place.ask("/api/runs/r/history", ROOT)
+    run = place.at.parts.runs.get("r")
+    state = dataclasses.replace(run.state, version=ModelVersion(1000))
+    object.__setattr__(run, "progress", dataclasses.replace(run.progress, state=state))
+    await place.ask("/api/runs/r/history", ROOT)
+    assert asked == [("r", 0), ("r", 1001 - SHOWN)]
 
 
 async def first_answer(place: Place, by: Principal) -> Answer:

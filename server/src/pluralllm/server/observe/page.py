@@ -158,16 +158,11 @@ class Page:
         async with self._reading:
             history = await self._grown(run)
         rounds = await self._store.rounds(run.id, None, SHOWN)
-        versions = await self._newest_versions(run) if reader.role is MemberRole.ADMIN else ()  # nobody else sees them
+        versions: Sequence[VersionRecord] = ()
+        if reader.role is MemberRole.ADMIN:  # nobody else sees them
+            versions = await self._store.versions(run.id, ModelVersion(max(0, run.state.version - SHOWN + 1)))
         sums = await self._sums.of(run)
         return json_answer(history_for(reader, history_facts(run, history, rounds, versions, sums)))
-
-    async def _newest_versions(self, run: LiveRun) -> Sequence[VersionRecord]:
-        """Returns the records of the newest SHOWN versions, oldest first. A run may have very many."""
-        newest = run.state.version
-        numbers = range(max(0, newest - SHOWN + 1), newest + 1)
-        records = [await self._store.version(run.id, ModelVersion(number)) for number in numbers]
-        return [record for record in records if record is not None]
 
     async def _run_for(self, request: Request) -> LiveRun:
         """Returns the run that a request names. Raises NotFound; RunNotShared, with an audit entry, if the reader may not."""

@@ -25,6 +25,7 @@ from pluralllm.server.storage import sql_rows as rows
 from pluralllm.server.storage.sql_blobs import named_blobs
 from pluralllm.server.storage.sql_engine import failure, is_broken, migrate, new_engine, reading_engine
 from pluralllm.server.storage.store import (
+    FIRST_VERSION,
     Change,
     Checkpoint,
     ClientRecord,
@@ -238,9 +239,10 @@ class SqlStore:
         row = await self._first(sa.select(t.versions).where(t.versions.c.run == run, t.versions.c.version == number))
         return rows.version_row(row) if row is not None else None
 
-    async def versions(self, run: RunId) -> Sequence[VersionRecord]:
-        query = sa.select(t.versions).where(t.versions.c.run == run).order_by(t.versions.c.version)
-        return [rows.version_row(row) for row in await self._rows(query)]
+    async def versions(self, run: RunId, first: ModelVersion = FIRST_VERSION) -> Sequence[VersionRecord]:
+        table = t.versions
+        query = sa.select(table).where(table.c.run == run, table.c.version >= first)
+        return [rows.version_row(row) for row in await self._rows(query.order_by(table.c.version))]
 
     async def model_digests(self, run: RunId) -> Sequence[Digest]:
         query = sa.select(t.versions.c.digest).where(t.versions.c.run == run).order_by(t.versions.c.version)

@@ -11,6 +11,8 @@ from pluralllm.common.words.noise import NoiseStatement
 from pluralllm.common.words.spec import GroupRole
 from pluralllm.server.rounds.events import Event, Receipt, RoundStep, Score
 
+FIRST_VERSION = ModelVersion(0)  # the number of the model that a run begins with
+
 
 class RoundOutcome(StrEnum):
     OPEN = "open"
@@ -198,8 +200,8 @@ class Store(Protocol):
 
     async def version(self, run: RunId, number: ModelVersion) -> VersionRecord | None: ...
 
-    async def versions(self, run: RunId) -> Sequence[VersionRecord]:
-        """Returns all model versions of a run, oldest first."""
+    async def versions(self, run: RunId, first: ModelVersion = FIRST_VERSION) -> Sequence[VersionRecord]:
+        """Returns the model versions of a run from number `first` on, oldest first."""
         ...
 
     async def model_digests(self, run: RunId) -> Sequence[Digest]:
