@@ -1,5 +1,6 @@
-"""The page's connections are counted by certificate or network, and a refused certificate is logged once a minute."""
+"""The page counts connections by certificate or network, logs a refused certificate once a minute, and takes a new server.pem."""
 
+import os
 import ssl
 import time
 from pathlib import Path
@@ -56,3 +57,19 @@ def test_a_refused_certificate_is_logged_once_a_minute_and_other_failures_are_no
     assert [(line["event"], line["peer"], line["problem"]) for line in lines] == [
         ("page.certificate_refused", f"ipv4:192.0.2.{number}", refused.verify_message) for number in (1, 2)
     ]
+
+
+def test_a_changed_certificate_is_taken_up_and_a_damaged_one_changes_nothing(tmp_path: Path) -> None:
+    authority = create_authority(tmp_path / "authority", "test", ["x"], None, time.time())
+    tls, file = PageTls(authority), authority.server_file
+    first, old_ns = tls.context(), file.stat().st_mtime_ns
+    with capture_logs() as lines:
+        assert tls.context() is first
+        authority.renew_server(time.time())
+        os.utime(file, ns=(old_ns, old_ns + 10**9))  # a coarse clock could give both files one time
+        second = tls.context()
+        assert second is not first
+        file.write_text("no certificate")
+        os.utime(file, ns=(old_ns, old_ns + 2 * 10**9))
+        assert [tls.context() is second for _ in range(2)] == [True, True]
+    assert [line["event"].removeprefix("tls.server_certificate_") for line in lines] == ["reloaded", "unusable"]

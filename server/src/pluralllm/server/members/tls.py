@@ -6,7 +6,7 @@ gRPC accepts only TLS 1.2 and 1.3, and asks the credentials for changes at each 
 import asyncio
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import grpc
 import structlog
@@ -21,25 +21,22 @@ log = structlog.get_logger()
 TEND_S = 60.0
 ISSUER_WARNING_S = 30 * 86_400.0
 
+T = TypeVar("T")
 
-class ServerFile:
-    """The file server.pem, which gRPC reads again when the file has changed.
+
+class ServerFile(Generic[T]):
+    """The file server.pem, which is read again when it has changed.
 
     If the changed file is damaged, an error is logged and the old certificate stays in use.
     """
 
-    def __init__(self, path: Path, root_pem: bytes) -> None:
-        self._path = path
-        self._root_pem = root_pem
+    def __init__(self, path: Path, read: Callable[[], T]) -> None:
+        """Notes the file's present state. read: reads the file; raises InvalidConfig or OSError if the file is damaged."""
+        self._path, self._read = path, read
         self._seen_ns = path.stat().st_mtime_ns
 
-    def read(self) -> grpc.ServerCertificateConfiguration:
-        """Reads key and certificates from the file for gRPC. Raises InvalidConfig if the file is damaged."""
-        key, chain_pem, _ = read_pair(self._path)
-        return grpc.ssl_server_certificate_configuration([(key_to_pem(key), chain_pem)], self._root_pem)
-
-    def news(self) -> grpc.ServerCertificateConfiguration | None:
-        """Returns the new certificate if the file has changed; None if the file has not changed or is damaged.
+    def news(self) -> T | None:
+        """Returns the file's new content if the file has changed; None if the file has not changed or is damaged.
 
         gRPC calls the method at each handshake, from a thread of its own.
         """
@@ -48,8 +45,8 @@ class ServerFile:
             if seen_ns == self._seen_ns:
                 return None
             self._seen_ns = seen_ns
-            changed = self.read()
-        except (OSError, InvalidConfig) as error:
+            changed = self._read()
+        except (OSError, InvalidConfig) as error:  # an SSLError is an OSError
             log.error("tls.server_certificate_unusable", problem=str(error))
             return None
         log.info("tls.server_certificate_reloaded", file=str(self._path))
@@ -61,9 +58,13 @@ def server_credentials(authority: Authority, *, members_only: bool) -> grpc.Serv
 
     members_only: whether every client must present a certificate of this federation.
     """
-    file = ServerFile(authority.server_file, authority.root_pem)
-    news: Any = file.news  # the type stubs do not know that None means "no change"
-    credentials: grpc.ServerCredentials = grpc.dynamic_ssl_server_credentials(file.read(), news, members_only)
+
+    def read() -> grpc.ServerCertificateConfiguration:
+        key, chain_pem, _ = read_pair(authority.server_file)
+        return grpc.ssl_server_certificate_configuration([(key_to_pem(key), chain_pem)], authority.root_pem)
+
+    news: Any = ServerFile(authority.server_file, read).news  # the type stubs do not know that None means "no change"
+    credentials: grpc.ServerCredentials = grpc.dynamic_ssl_server_credentials(read(), news, members_only)
     return credentials
 
 

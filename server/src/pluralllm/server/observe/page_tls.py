@@ -15,10 +15,10 @@ from typing import Any
 
 import structlog
 
-from pluralllm.common.errors.tree import InvalidConfig
 from pluralllm.common.process.watched_tasks import WatchedTasks
 from pluralllm.server.members.attempts import News, network_of
 from pluralllm.server.members.authority import Authority, read_pair
+from pluralllm.server.members.tls import ServerFile
 from pluralllm.server.observe.page_door import CERTIFICATE
 
 log = structlog.get_logger()
@@ -34,20 +34,15 @@ class PageTls:
 
     def __init__(self, authority: Authority) -> None:
         """Reads the server certificate. Raises InvalidConfig if server.pem is damaged."""
-        self._file, self._root_pem = authority.server_file, authority.root_pem
-        self._seen_ns = self._file.stat().st_mtime_ns
+        self._path, self._root_pem = authority.server_file, authority.root_pem
+        self._file = ServerFile(self._path, self._read)
         self._context = self._read()
         self._news = News()
 
     def context(self) -> ssl.SSLContext:
         """Returns the context for a new connection."""
-        try:
-            seen_ns = self._file.stat().st_mtime_ns
-            if seen_ns != self._seen_ns:
-                self._seen_ns = seen_ns
-                self._context = self._read()
-        except (OSError, InvalidConfig) as error:  # an SSLError is an OSError
-            log.error("tls.server_certificate_unusable", problem=str(error))
+        if (changed := self._file.news()) is not None:
+            self._context = changed
         return self._context
 
     def log_refusal(self, network: str, error: OSError) -> None:
@@ -56,12 +51,12 @@ class PageTls:
             log.warning("page.certificate_refused", peer=network, problem=error.verify_message)
 
     def _read(self) -> ssl.SSLContext:
-        read_pair(self._file)  # says what is wrong with a damaged file
+        read_pair(self._path)  # says what is wrong with a damaged file
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         context.verify_mode = ssl.CERT_OPTIONAL  # one of another authority, or an expired one, ends the handshake
         context.load_verify_locations(cadata=self._root_pem.decode())
-        context.load_cert_chain(self._file)
+        context.load_cert_chain(self._path)
         context.num_tickets = 0  # each connection checks the certificate anew
         context.options |= ssl.OP_NO_TICKET
         return context
