@@ -1,14 +1,17 @@
 """A run waits for members and open invites only, and for none of them that cannot come."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from support.memory_coordinator import MemoryCoordinator
 
 from pluralllm.common.words.ids import ClientId
+from pluralllm.common.words.private_rounds import PrivateRounds
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import GroupRole
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.state import Phase, Run
+from pluralllm.server.runs.expected import Expected
 from pluralllm.server.storage.membership import InviteRecord, Member
 
 THREE = {"min_clients": 2, "target_clients": 3, "gather_s": 30, "evaluate_every": 100, "grace_after_quorum_s": 90}
@@ -66,4 +69,20 @@ async def test_after_a_revocation_rounds_open_and_close_without_a_wait(tmp_path:
     assert (run.state.version, run.state.round, len(run.state.cohort)) == (1, 2, 2), (
         "nobody waits for the grace, or gathers"
     )
+    await place.stop()
+
+
+async def test_whether_anybody_else_can_come_matters_to_no_open_round_that_is_private(tmp_path: Path) -> None:
+    place = MemoryCoordinator(tmp_path)
+    run = await place.collecting("ann", "ben", "cat", round=THREE)
+    for name in ("ann", "ben"):
+        await place.deliver(run, name, place.update(run))
+    await place.coordinator.remove_client(ClientId("cat"))
+    expected = Expected(lambda: [member("ann"), member("ben")])
+    assert expected.nobody_but(run, 0, ())
+    private = replace(run.state, private=PrivateRounds(), away=run.state.cohort)
+    assert private.active_count == 0
+    assert not private.has_all_it_can_get
+    object.__setattr__(run, "progress", replace(run.progress, state=private))
+    assert not expected.nobody_but(run, 0, ())
     await place.stop()

@@ -166,7 +166,7 @@ def _meet(run: Run, event: ev.ClientsSeen) -> Step:
         return _gather(run, event, trainers)
     if run.phase is Phase.COLLECTING or run.phase in EXCHANGING:
         run = _fill_free_slots(run, trainers if run.rewards is None else seen)
-        return _average(run, event.at_s) if event.nobody_else and _has_all_it_can_get(run) else (run, ())
+        return _average(run, event.at_s) if event.nobody_else and run.has_all_it_can_get else (run, ())
     if run.phase is Phase.EVALUATING and (newcomers := willing(run, seen)):
         return _assign_slots(run, newcomers), ()
     return run, ()
@@ -177,11 +177,6 @@ def _without_excluded(run: Run, clients: tuple[ClientId, ...]) -> tuple[ClientId
         return clients
     excluded = run.excluded_clients
     return tuple(client for client in clients if client not in excluded)
-
-
-def _has_all_it_can_get(run: Run) -> bool:
-    """Returns whether a plain round has its quorum and no client at work, so that only another client could bring more."""
-    return run.phase is Phase.COLLECTING and run.private is None and run.quorum_s is not None and run.active_count <= 0
 
 
 def _gather(run: Run, event: ev.ClientsSeen, trainers: tuple[ClientId, ...]) -> Step:

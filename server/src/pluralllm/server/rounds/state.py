@@ -183,6 +183,12 @@ class Run:
             return self.slots - self.active_count if self.phase is Phase.KEYING else len(self.returning)
         return self.slots - len(self.receipts) - self.active_count
 
+    @property
+    def has_all_it_can_get(self) -> bool:
+        """Whether a plain round has its quorum and no client at work, so that only another client could bring more."""
+        is_plain_and_open = self.phase is Phase.COLLECTING and self.private is None
+        return is_plain_and_open and self.quorum_s is not None and self.active_count <= 0
+
     def is_active(self, client: ClientId) -> bool:
         """Returns whether the client is in `active`."""
         has_slot = holds(self.cohort, client) and not holds(self.away, client)

@@ -32,10 +32,7 @@ class Expected:
         state = run.state
         if self._possible is None or state.rewards is not None or state.paused:
             return False
-        if state.phase is Phase.WAITING:
-            waits = trainers >= state.policy.min_clients
-        else:
-            waits = state.phase is Phase.COLLECTING and state.quorum_s is not None and state.active_count == 0
+        waits = trainers >= state.policy.min_clients if state.phase is Phase.WAITING else state.has_all_it_can_get
         if not waits:
             return False
         here = {*idle, *state.excluded_clients, *(receipt.client for receipt in state.receipts)}
