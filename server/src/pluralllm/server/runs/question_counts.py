@@ -11,7 +11,7 @@ from pluralllm.common.words.question_digests import MAX_DIGESTS
 KEPT_RUNS = 8
 KEPT_MEMBERS = 256  # of one run, 32 KiB each; the counts say how many members they are about
 
-Digests = NDArray[np.uint64]  # (D,), ascending
+Digests = NDArray[np.uint64]  # (D,), strictly ascending
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,5 +44,5 @@ class QuestionCounts:
                 own = own[own <= theirs[-1]]
         is_shared = np.zeros(len(own), bool)
         for theirs in others:
-            is_shared |= np.isin(own, theirs)
+            is_shared |= np.isin(own, theirs, assume_unique=True)
         return Counts(len(others), int(is_shared.sum()), len(own))
