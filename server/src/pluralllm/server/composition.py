@@ -26,7 +26,7 @@ from pluralllm.server.members.authority import LOOPBACK_NAMES, Authority, load_a
 from pluralllm.server.members.door import EnrolmentDoor, MainDoor, by_certificate, by_word
 from pluralllm.server.members.page_links import PageLinks
 from pluralllm.server.members.possible_clients import possible_clients
-from pluralllm.server.members.rates import rates_of_members
+from pluralllm.server.members.rates import Rates, rates_of_members
 from pluralllm.server.members.record_key import record_key_of
 from pluralllm.server.members.registry import Registry
 from pluralllm.server.members.roster_log import RosterLog
@@ -122,10 +122,11 @@ async def running(
         parts.tasks.keep("the clearing of uploads", parts.intake.tend)
         if authority is None or registry is None:
             await roster.start()
-            address, enrolment_address = await _serve_plain(stack, config, parts, audit_log, fail_stop, roster)
+            address, enrolment_address = await _serve_plain(stack, config, parts, audit_log, fail_stop, roster, links)
         else:
             await _tend_members(registry, parts, wall_s)
-            ports = Ports(config, parts, audit_log, fail_stop, authority, registry, wall_s, links)
+            rates = rates_of_members(config.calls_per_second, config.hellos_per_minute, config.certificate_life_s)
+            ports = Ports(config, parts, audit_log, fail_stop, authority, registry, wall_s, links, rates)
             address, enrolment_address = await _serve_members(stack, ports)
             write_durably(state.path / "enrolment-address", enrolment_address.encode())
         await stack.enter_async_context(_measured(config, state, parts, registry, wall_s))
@@ -140,7 +141,7 @@ async def running(
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """The arguments of `_serve_members`, which serves with certificates on the main port and on the enrolment port."""
+    """The arguments of `_serve_members` and `_shown_to_members`, which serve calls and the page to members with certificates."""
 
     config: ServerConfig
     parts: Assembly
@@ -150,6 +151,7 @@ class Ports:
     registry: Registry
     wall_s: Callable[[], float]
     links: PageLinks
+    rates: Rates
 
 
 async def _serve_plain(
@@ -159,6 +161,7 @@ async def _serve_plain(
     audit_log: AuditLog,
     fail_stop: FailStop,
     roster: RosterLog,
+    links: PageLinks,
 ) -> tuple[str, str]:
     """Serves without certificates on one loopback port until `stack` closes.
 
@@ -168,9 +171,7 @@ async def _serve_plain(
     room = connection_room(config)
     server, address = bind_main(config, MainDoor(by_word, audit_log, PLAIN_TEXT_CALLS), fail_stop, None, room.main)
     signatures = Signatures(lambda: audit_log.head, None)
-    operations = operations_of(
-        parts, audit_log, None, roster, Addresses(address, ""), signatures, PageLinks(parts.clock.now_s)
-    )
+    operations = operations_of(parts, audit_log, None, roster, Addresses(address, ""), signatures, links)
     federation = federation_of(
         parts, config.poll_hold_s, config.chunk_idle_s, signatures, roster, max_held_polls=config.max_held_polls
     )
@@ -185,8 +186,7 @@ async def _serve_members(stack: contextlib.AsyncExitStack, ports: Ports) -> tupl
     Returns the address of the main port and the address of the enrolment port.
     """
     config, authority, fail_stop = ports.config, ports.authority, ports.fail_stop
-    rates = rates_of_members(config.calls_per_second, config.hellos_per_minute, config.certificate_life_s)
-    door = MainDoor(by_certificate(ports.registry), ports.audit_log, config.calls_per_member, rates)
+    door = MainDoor(by_certificate(ports.registry), ports.audit_log, config.calls_per_member, ports.rates)
     room = connection_room(config)
     server, address = bind_main(config, door, fail_stop, server_credentials(authority, members_only=True), room.main)
     credentials = server_credentials(authority, members_only=False)
@@ -387,8 +387,7 @@ async def _shown_to_members(ports: Ports, state: StateDirectory, page: Page) -> 
     if config.advertise_page is not None:
         names.append(split_address(config.advertise_page)[0])
         warn_of_uncovered(authority, [config.advertise_page])
-    rates = rates_of_members(config.calls_per_second, config.hellos_per_minute, config.certificate_life_s)
-    door = MembersDoor(hosts_of(names), ports.registry, links, ports.audit_log, rates)
+    door = MembersDoor(hosts_of(names), ports.registry, links, ports.audit_log, ports.rates)
     app, tls = page.app(door), PageTls(authority)
     async with showing(config.page_remote_listen, app, ports.parts.tasks, tls) as address:
         port = split_address(address)[1]

@@ -52,8 +52,8 @@ def rates_of_members(calls_per_second: float, hellos_per_minute: float, certific
     hellos_per_minute: the rate of Hello, which opens a session. certificate_life_s: validity of the members' certificates. Each
     renewal is written down for ever, so a member may renew once a minute in the long run, or five times in a certificate's life
     if that is more often. Fifty may come at once, because a thief of the key uses up the same tokens. A link to the page is
-    written down for ever, too: one a minute, and ten at once. So may questions be compared: more calls would find out which
-    questions another member has.
+    written down for ever, too: one a minute, and ten at once. CompareQuestions has the same rate: each call
+    compares a member's digests with those of all others, and further calls tell it only about newcomers.
     """
     hello = Rate(hellos_per_minute / 60, max(1, round(hellos_per_minute / 6)))
     renew = Rate(max(1 / 60, 5 / certificate_life_s), 50)
