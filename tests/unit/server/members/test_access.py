@@ -15,6 +15,7 @@ from pluralllm.server.members.access import (
     RULES,
     Principal,
     check_may_read,
+    check_page,
     check_role,
     may_read,
 )
@@ -126,6 +127,14 @@ def test_a_role_makes_the_calls_of_its_row_and_no_other(role: MemberRole) -> Non
 def test_a_method_without_a_rule_is_for_nobody(role: MemberRole, method: str) -> None:
     with pytest.raises(RoleForbids, match="nobody on this port"):
         check_role(member(role), method)
+
+
+def test_the_page_is_for_observers_and_administrators() -> None:
+    for role in (OBSERVER, ADMIN):
+        check_page(member(role))
+    with pytest.raises(RoleForbids) as refused:
+        check_page(member(CLIENT))
+    assert (refused.value.rpc, refused.value.allowed) == ("the page", "admin, observer")
 
 
 def test_a_refusal_names_the_roles_that_may() -> None:

@@ -143,23 +143,20 @@ def check_role(principal: Principal, method: str) -> Rule:
 
     Raises RoleForbids if the principal's role may not call the method, or if the method has no rule.
     """
-    rule = RULES.get(method)
-    if rule is None or principal.role not in rule.roles:
-        allowed = ", ".join(sorted(rule.roles)) if rule is not None else ""
-        raise RoleForbids(
-            name=principal.name,
-            role=principal.role,
-            rpc=method.rpartition("/")[2],
-            allowed=allowed or "nobody on this port",
-        )
-    return rule
+    return _check(RULES.get(method), principal, method.rpartition("/")[2])
 
 
 def check_page(principal: Principal) -> None:
     """Raises RoleForbids if the principal's role may not read the web page from another machine."""
-    if principal.role not in PAGE.roles:
-        allowed = ", ".join(sorted(PAGE.roles))
-        raise RoleForbids(name=principal.name, role=principal.role, rpc="the page", allowed=allowed)
+    _check(PAGE, principal, "the page")
+
+
+def _check(rule: Rule | None, principal: Principal, rpc: str) -> Rule:
+    """Returns the rule. Raises RoleForbids if it does not name the principal's role, or if there is no rule."""
+    if rule is None or principal.role not in rule.roles:
+        allowed = ", ".join(sorted(rule.roles)) if rule is not None else ""
+        raise RoleForbids(name=principal.name, role=principal.role, rpc=rpc, allowed=allowed or "nobody on this port")
+    return rule
 
 
 def may_read_audit(principal: Principal) -> bool:
