@@ -14,7 +14,7 @@ LIMIT_S = 20
 BROWSER = """
 const links = [], opened = []; let timers = [], now = 0, number = 0;
 function element() {
-  const known = { classList: {}, children: [] };
+  const known = { classList: {}, children: [], addEventListener: (kind, act) => { known[`on${kind}`] = act; } };
   return new Proxy(known, { get: (o, k) => k in o ? o[k] : k === Symbol.toPrimitive ? () => "" : () => element(),
     set: (o, k, v) => { o[k] = v; return true; } });
 }
@@ -125,6 +125,17 @@ def test_a_stream_too_many_is_shown_and_not_tried_again() -> None:
         opened.at(-1).onfull({ data: "{}" }); const before = calls; await pass(60);
         check(calls === before && opened.length === 1 && !opened[0].open, "tries again");
         check(document.getElementById("link").textContent.includes("too many pages"), "does not say why");
+    """)
+
+
+def test_the_list_of_runs_moves_by_as_many_runs_as_the_coordinator_says() -> None:
+    in_browser("""
+        const listed = { ...(await good.json()), of: 20, page: 7 }, asked = [];
+        answer = async (path) => { asked.push(path); return { ok: true, json: async () => listed }; };
+        window.hashchange(); await settle();
+        const list = document.getElementById("run");
+        for (const turned of [">", ">", "<"]) { list.value = turned; list.onchange(); await settle(); }
+        check(asked.join(" ") === [0, 7, 14, 7].map((after) => `api/runs?after=${after}`).join(" "), asked.join(" "));
     """)
 
 

@@ -68,7 +68,7 @@ ENTRY = {
     "enter": ("enter.html", "text/html"),
     "enter.js": ("enter.js", "text/javascript"),
 }  # for members on other machines
-MAX_RUNS = 200
+MAX_RUNS = 200  # in one answer; page.js learns the number from it
 PAGE = 500  # evaluations read at once
 LOOK_EVERY_S = 2.0  # for changes without an event: progress, silence
 AT_MOST_EVERY_S = 0.3
@@ -141,7 +141,7 @@ class Page:
             "federation": self._federation,
             "reader": {"name": reader.name, "role": reader.role.value},
             "of": len(newest_first),
-            "after": first,
+            "page": MAX_RUNS,
             "runs": [row_for(reader, run_row(run)) for run in newest_first[first : first + MAX_RUNS]],
         }
         return json_answer(facts)

@@ -5,15 +5,16 @@
 const SYMBOL = { done: "✓", working: "▶", assigned: "◷", lost: "▲", idle: "·", away: "○", revoked: "✕" };
 const ORDER = ["lost", "assigned", "working", "away", "revoked", "idle", "done"];
 const ROLE = { train: "training", held_out: "held out" };
-const LIST_EVERY_MS = 30000, PAGE_OF_RUNS = 200;
+const LIST_EVERY_MS = 30000;
 const WAIT_FIRST_MS = 500, WAIT_LAST_MS = 10000;
 const SILENT_MS = 15000; // the coordinator sends a run's state every two seconds
-let source = null, turn = 0, next = 0, silence = 0, wait = WAIT_FIRST_MS, state = null, history_ = null, seen = "", chosen = "", skew = 0, older = 0, listed = 0;
+let source = null, turn = 0, next = 0, silence = 0, wait = WAIT_FIRST_MS, state = null, history_ = null, seen = "", chosen = "", skew = 0, older = 0, pageSize = 0, listed = 0;
 
 const clock = (seconds) => new Date(seconds * 1000).toLocaleTimeString();
 const short = (digest) => node("code", { title: digest }, digest ? digest.slice(0, 10) : "–");
 const score = (value) => value === null || value === undefined ? "–" : value.toFixed(3);
 const change = (value) => value === null ? "–" : (value >= 0 ? "+" : "−") + Math.abs(value).toFixed(3);
+const named = (run) => `${run.name} (${run.state})`;
 
 function amount(bytes) {
   const units = ["B", "kB", "MB", "GB", "TB"];
@@ -39,11 +40,11 @@ function drawState() {
   at("version").replaceChildren(`${state.version} `, short(state.version_digest));
   at("bytes").textContent = `${amount(state.received_bytes)}, ${amount(state.sent_bytes)}`;
   at("people").textContent = state.people;
-  const first = (client) => 2 * ORDER.indexOf(client.state) - (client.reason ? 100 : 0); // those with a reason first
+  const first = (client) => ORDER.indexOf(client.state) - (client.reason ? 100 : 0); // those with a reason first
   fill("clients", [...state.clients].sort((a, b) => first(a) - first(b)), clientRow, "nobody has connected yet");
   fill("refusals", state.refusals, (r) => row(clock(r.at_s), long(r.client), node("code", {}, r.code), long(r.message)), "none");
   const option = Array.from(at("run").options).find((one) => one.value === state.name);
-  if (option) option.textContent = `${state.name} (${state.state})`;
+  if (option) option.textContent = named(state);
   drawTime();
 }
 function clientRow(client) {
@@ -147,12 +148,14 @@ function showLink(kind, words) {
 }
 // Fills the list of runs, which has a page of them, and returns this page.
 async function listRuns() {
-  const { federation, reader, runs, of } = await get(`api/runs?after=${older}`);
+  const answer = await get(`api/runs?after=${older}`);
+  const { federation, reader, runs, of } = answer;
+  pageSize = answer.page ?? pageSize;
   const option = (value, words) => node("option", { value }, words);
-  const options = runs.map((r) => option(r.name, `${r.name} (${r.state})`));
+  const options = runs.map((r) => option(r.name, named(r)));
   if (older) options.unshift(option("<", "newer runs …"));
   if (older + runs.length < of) options.push(option(">", `${of - older - runs.length} older runs …`));
-  if (state && source && !runs.some((r) => r.name === state.name)) options.unshift(option(state.name, `${state.name} (${state.state})`));
+  if (state && source && !runs.some((r) => r.name === state.name)) options.unshift(option(state.name, named(state)));
   at("federation").textContent = federation;
   at("reader").textContent = reader ? `reads as ${reader.name} (${reader.role})` : "";
   at("run").replaceChildren(...options);
@@ -214,7 +217,7 @@ function again() {
 at("run").addEventListener("change", () => {
   const run = at("run").value;
   if (run !== "<" && run !== ">") { location.hash = run; return; }
-  older = Math.max(0, older + (run === ">" ? PAGE_OF_RUNS : -PAGE_OF_RUNS));
+  older = Math.max(0, older + (run === ">" ? pageSize : -pageSize));
   listRuns().catch(lose);
 });
 window.addEventListener("hashchange", () => { seen = ""; chosen = ""; connect(); });
