@@ -69,7 +69,7 @@ class Remote:
 
     A call raises the typed error that the coordinator answered with. If there is no answer, a diagnosis looks for the cause;
     the call raises the error that the diagnosis finds, or a subclass of NoAnswer. In every method that takes a run's name, `-`
-    means the newest run.
+    means the newest run that was not cancelled.
     """
 
     def __init__(self, address: str, channel: grpc.Channel, identity: Identity | None) -> None:
@@ -350,7 +350,10 @@ class Remote:
         return plain(self._call(method, request, MAX_MESSAGE_BYTES).run)  # with all its participants
 
     def _exact_name(self, run: str) -> str:
-        """Returns the resource name of a run, that of the newest run for `-`: a call that changes a run needs the run's own."""
+        """Returns the resource name of a run; for `-`, that of the newest run that was not cancelled.
+
+        A call that changes a run needs the run's own name.
+        """
         return str(self.get_run(run)["name"]) if run == NEWEST else _run_name(run)
 
     def _pages(
@@ -423,7 +426,7 @@ def checked_address(address: str) -> str:
 
 
 def _run_name(run: str) -> str:
-    """Returns the resource name of a run. `-` stands for the newest run. The coordinator checks the name."""
+    """Returns the resource name of a run, which the coordinator checks. `-` stands for the newest run that was not cancelled."""
     return str(RunName(RunId(run)))
 
 

@@ -231,7 +231,7 @@ class GetRunRequest(_message.Message):
     PARTICIPANTS_PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PARTICIPANTS_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """runs/{run}; runs/- means the newest run that was not cancelled."""
+    """runs/{run}; runs/- means the newest run that was not cancelled, or the newest one if all were cancelled."""
     participants_page_size: _builtins.int
     """Largest number of participants in the answer, at most 500. If it is 0 and the token is empty, the answer has all of them."""
     participants_page_token: _builtins.str

@@ -14,9 +14,8 @@ from pluralllm.server.members.access import Principal
 
 LINK_S = 60.0
 SESSION_S = 3600.0
-MAX_OF_MEMBER = (
-    4  # links of one member at the same time, and as many sessions; a further one takes the place of the oldest
-)
+# Largest number of links of one member at the same time, and as many sessions; a further one takes the place of the oldest.
+MAX_OF_MEMBER = 4
 
 
 @dataclass(frozen=True, slots=True)

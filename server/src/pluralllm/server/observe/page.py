@@ -1,6 +1,6 @@
-"""The read-only web page about the federation, served over HTTP on a loopback address, and over HTTPS on any other one.
+"""The read-only web page about the federation: HTTP at `page_listen` on loopback, HTTPS at `page_remote_listen`.
 
-On a loopback address everybody can read the page. On any other address the page has TLS, and page_door.py identifies each reader.
+Everybody on this machine can read the page at page_listen. At page_remote_listen page_door.py identifies each reader.
 In both cases the Host header of a request must name this machine. Otherwise a foreign web page could read the data through a
 visitor's browser (DNS rebinding).
 """

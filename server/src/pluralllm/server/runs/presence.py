@@ -27,9 +27,8 @@ class Presence:
         self._buckets: dict[ClientId, TokenBucket] = {}
         self._reported: set[ClientId] = set()  # clients that were logged since they last came
         self.kept_out: frozenset[ClientId] = frozenset()  # connected clients that came too often, as of the newest look
-        self.revoked: frozenset[ClientId] = (
-            frozenset()
-        )  # clients whose membership was revoked, and that have not joined again
+        # Clients whose membership was revoked, and that have not joined again.
+        self.revoked: frozenset[ClientId] = frozenset()
 
     def revoke(self, client: ClientId) -> None:
         """Notes that the client's membership was revoked."""
