@@ -84,7 +84,7 @@ class ClosedRound:
 
 
 class Kept:
-    """Everything that the coordinator, stopped by now, has kept: its state folder and its log."""
+    """Everything that the coordinator has kept: its state folder and its log. It may still run, as with `demo.py --keep`."""
 
     def __init__(self, state: Path, log: Path, run: str) -> None:
         self._state, self._log, self._run = state, log, run
@@ -211,11 +211,12 @@ def pieces_of(path: Path) -> list[bytes]:
 
 
 def occurring(pieces: set[bytes], files: Iterable[Path]) -> set[bytes]:
-    """Returns the pieces that are in at least one of the files."""
+    """Returns the pieces that are in at least one of the files. A file that is gone by now, such as a journal, is left out."""
     hits: set[bytes] = set()
     for path in files:
-        content = path.read_bytes()
-        hits |= {piece for piece in pieces - hits if piece in content}
+        with suppress(FileNotFoundError):
+            content = path.read_bytes()
+            hits |= {piece for piece in pieces - hits if piece in content}
     return hits
 
 

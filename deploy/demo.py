@@ -31,6 +31,7 @@ from demo_processes import (
     Partner,
     Person,
     connect,
+    need_alive,
     note_signal,
     pause,
     pin,
@@ -168,22 +169,37 @@ def play(federation: Federation, folder: Path, console: Console, *, keep: bool =
         person.does("model", "pull", RUN, str(folder / "model"))
         for client in clients:
             wait_for_end(client)  # the coordinator reports the end of the run to each daemon, which then exits
-        number, of_round = secrets.newest()
-        verified = training[0].does(folder, "verify", RUN, str(number))
-
-        def conclude() -> None:
-            summary(evaluations, last, folder, console)
-            console.print(f"\npluralllm-client verify, by {training[0].name}: {verified.strip()}\n", soft_wrap=True)
-            kept = Kept(state, folder / "coordinator.log", RUN)
-            show_sight(kept, number, of_round, [folder / partner.name for partner in partners], console)
-
+        number, _ = secrets.newest()
+        printed = training[0].does(folder, "verify", RUN, str(number))
+        verified = f"pluralllm-client verify, by {training[0].name}: {printed.strip()}"
         if keep:
-            conclude()
+            conclude(evaluations, last, verified, secrets, partners, folder, console)
             clients = [partner.start(children, folder, model_path, stays=True) for partner in partners]
             keep_up([server, *clients], folder, remote.address, console)
             return
-    conclude()
+    conclude(evaluations, last, verified, secrets, partners, folder, console)
     how_to_look_further(folder, console)
+
+
+def conclude(
+    evaluations: list[dict[str, Any]],
+    run: dict[str, Any],
+    verified: str,
+    secrets: WatchedSecrets,
+    partners: list[Partner],
+    folder: Path,
+    console: Console,
+) -> None:
+    """Prints the result: the groups' scores, what a partner has verified, and what the coordinator could see.
+
+    evaluations, run: as the coordinator reports them. verified: a line about the newest round of `secrets`. folder: the demo's.
+    Raises DemoFailed if the mean alignment did not rise, SightFailed if the coordinator could see more or less than is promised.
+    """
+    summary(evaluations, run, folder, console)
+    console.print(f"\n{verified}\n", soft_wrap=True)
+    kept = Kept(folder / "coordinator", folder / "coordinator.log", RUN)
+    number, of_round = secrets.newest()
+    show_sight(kept, number, of_round, [folder / partner.name for partner in partners], console)
 
 
 def keep_up(processes: list[Child], folder: Path, address: str, console: Console) -> None:
@@ -191,12 +207,10 @@ def keep_up(processes: list[Child], folder: Path, address: str, console: Console
 
     folder: the demo's folder. address: the coordinator's, host:port.
     """
-    programs = Path(sys.executable).parent
-    pluralllm = programs / "pluralllm"
+    pluralllm = Path(sys.executable).parent / "pluralllm"
     lines = (
         "\nEverything is still up. In another terminal:",
-        f"  export PLURALLLM_IDENTITY={folder / 'admin'} PLURALLLM_COORDINATOR={address}",
-        f"  {pluralllm} status {RUN}; {pluralllm} rounds {RUN}; {pluralllm} members; {pluralllm} audit",
+        *looking(folder, address, RUN),
         f"  {pluralllm} report {RUN} --out {folder / 'report'}",
         f"  {pluralllm} run create again {folder / 'run.toml'} --start; {pluralllm} status again --watch",
         f"In a browser: http://{(folder / 'coordinator' / 'page-address').read_text()}/",
@@ -206,9 +220,7 @@ def keep_up(processes: list[Child], folder: Path, address: str, console: Console
         console.print(line, soft_wrap=True)
     try:
         while True:
-            for child in processes:
-                if child.popen.poll() is not None:
-                    raise DemoFailed(f"a process ended (exit code {child.popen.returncode})\n{child.tail()}")
+            need_alive(processes)
             pause(LOOK_EVERY_S)
     except Interrupted:
         console.print("every process of the demo is being stopped")
@@ -237,9 +249,7 @@ def watch(remote: Remote, processes: list[Child], limit_s: float, console: Conso
                 if run["outcome"] != "completed":
                     raise DemoFailed(f"the run was {run['outcome']}: {run['outcome_reason']}")
                 return
-            for child in processes:
-                if child.popen.poll() is not None:
-                    raise DemoFailed(f"a process ended too early (exit code {child.popen.returncode})\n{child.tail()}")
+            need_alive(processes)
             if time.monotonic() > until_s:
                 raise DemoFailed(f"not done after {limit_s:.0f} s: {run['next']}")
             pause(LOOK_EVERY_S)
@@ -289,17 +299,28 @@ def summary(evaluations: list[dict[str, Any]], run: dict[str, Any], folder: Path
 
 def how_to_look_further(folder: Path, console: Console) -> None:
     """Prints the commands that look at what the demo has left in its folder."""
-    server = f"{Path(sys.executable).parent / 'pluralllm-server'}"
-    pluralllm = f"{Path(sys.executable).parent / 'pluralllm'}"
-    console.print(
-        "\nTo look further (the coordinator has been stopped; this starts it again on what it kept):", soft_wrap=True
+    server, address = Path(sys.executable).parent / "pluralllm-server", "127.0.0.1:7443"
+    lines = (
+        "\nTo look further (the coordinator has been stopped; this starts it again on what it kept):",
+        f"  {server} verify --state-dir {folder / 'coordinator'}",
+        f"  {server} serve --state-dir {folder / 'coordinator'} --listen {address} &",
+        *looking(folder, address),
     )
-    console.print(f"  {server} verify --state-dir {folder / 'coordinator'}", soft_wrap=True)
-    console.print(f"  {server} serve --state-dir {folder / 'coordinator'} --listen 127.0.0.1:7443 &", soft_wrap=True)
-    console.print(
-        f"  export PLURALLLM_IDENTITY={folder / 'admin'} PLURALLLM_COORDINATOR=127.0.0.1:7443", soft_wrap=True
-    )
-    console.print(f"  {pluralllm} status; {pluralllm} rounds; {pluralllm} members; {pluralllm} audit", soft_wrap=True)
+    for line in lines:
+        console.print(line, soft_wrap=True)
+
+
+def looking(folder: Path, address: str, run: str = "") -> list[str]:
+    """Returns the lines to type that look at the demo's federation.
+
+    folder: the demo's. address: the coordinator's, host:port. run: the run to show; "": the commands choose it.
+    """
+    pluralllm = Path(sys.executable).parent / "pluralllm"
+    shown = f" {run}" if run else ""
+    return [
+        f"  export PLURALLLM_IDENTITY={folder / 'admin'} PLURALLLM_COORDINATOR={address}",
+        f"  {pluralllm} status{shown}; {pluralllm} rounds{shown}; {pluralllm} members; {pluralllm} audit",
+    ]
 
 
 def _figures(evaluations: dict[str, dict[str, Any]]) -> str:

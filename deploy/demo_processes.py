@@ -105,6 +105,13 @@ class Children:
         return child
 
 
+def need_alive(processes: list[Child]) -> None:
+    """Raises DemoFailed, with the end of its log, if a process has ended."""
+    for child in processes:
+        if child.popen.poll() is not None:
+            raise DemoFailed(f"a process ended too early (exit code {child.popen.returncode})\n{child.tail()}")
+
+
 @dataclass(frozen=True)
 class Person:
     """Administrator of the demo's federation, who runs `pluralllm` commands."""
@@ -151,11 +158,11 @@ class Partner:
             "state_dir": str(home / "state"),
             "cache_dir": str(folder / "embedding-cache"),
             "embedding_model_path": str(model_path),
+            "exit_when_run_over": not stays,
+            "threads": 1,
         }
-        lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in config.items()]
-        (home / "client.toml").write_text(
-            "\n".join([*lines, f"exit_when_run_over = {json.dumps(not stays)}", "threads = 1"]) + "\n"
-        )
+        lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in config.items()]
+        (home / "client.toml").write_text("".join(lines))
         command = [sys.executable, "-m", "pluralllm.client", "run", "--config", str(home / "client.toml")]
         return children.start(command, folder / f"{self.name}.log")
 

@@ -10,7 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sqlalchemy as sa
-from coordinator_sight import Kept, Numbers, SightFailed, WatchedSecrets, less_revealed, own_numbers, show_sight
+from coordinator_sight import (
+    Kept,
+    Numbers,
+    SightFailed,
+    WatchedSecrets,
+    less_revealed,
+    occurring,
+    own_numbers,
+    show_sight,
+)
 from rich.console import Console
 from support.private_members import NAMES, Dealt, Played, dealt_round, digest, played_round
 
@@ -224,6 +233,12 @@ def test_a_search_that_does_not_find_the_pieces_at_their_owners_shows_nothing(
     monkeypatch.setattr("coordinator_sight.occurring", lambda _pieces, _files: set())
     with pytest.raises(SightFailed, match="answers"):
         scene.shown()
+
+
+def test_a_file_that_goes_while_the_coordinator_runs_is_left_out_of_the_search(tmp_path: Path) -> None:
+    (tmp_path / "coordinator.sqlite3").write_bytes(b"an answer")
+    files = [tmp_path / "coordinator.sqlite3-journal", tmp_path / "coordinator.sqlite3"]
+    assert occurring({b"answer", b"another"}, files) == {b"answer"}
 
 
 def test_a_run_without_a_score_shows_nothing_about_scores(scene: Scene) -> None:

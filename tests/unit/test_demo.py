@@ -115,6 +115,14 @@ def test_the_secrets_of_the_round_are_looked_at_while_the_run_is_watched() -> No
     assert looks == ["look"]
 
 
+def test_a_process_that_ends_before_the_run_does_is_a_failure(tmp_path: Path) -> None:
+    run = {"round": 1, "rounds": 2, "phase": "collecting", "evaluations": []}
+    (tmp_path / "log").write_text("no room")
+    ended = demo_processes.Child(SimpleNamespace(poll=lambda: 1, returncode=1), tmp_path / "log")
+    with pytest.raises(demo_processes.DemoFailed, match=r"exit code 1\)\nno room"):
+        DEMO.watch(SimpleNamespace(get_run=lambda _: run), [ended], 1.0, Console(file=io.StringIO()), lambda: None)
+
+
 def test_the_roster_is_complete_when_every_client_has_seen_its_own_key_there(tmp_path: Path) -> None:
     partners = [demo_processes.Partner(name, (), "train") for name in ("Northmark", "Foundry")]
     (tmp_path / "log").write_text("no certificate")
@@ -183,7 +191,8 @@ def test_a_demo_that_is_kept_up_says_how_to_look_at_it_until_a_signal_comes(
     text = out.getvalue()
     assert "In a browser: http://127.0.0.1:7/" in text
     assert f"export PLURALLLM_IDENTITY={tmp_path / 'admin'} PLURALLLM_COORDINATOR=127.0.0.1:5" in text
-    assert "pluralllm status demo" in text
+    assert "pluralllm status demo; " in text
+    assert "pluralllm rounds demo; " in text
     (tmp_path / "log").write_text("no room")
     ended = demo_processes.Child(SimpleNamespace(poll=lambda: 1, returncode=1), tmp_path / "log")
     with pytest.raises(demo_processes.DemoFailed, match="no room"):
@@ -197,3 +206,31 @@ def test_a_daemon_ends_with_the_run_unless_the_demo_is_kept_up(stays: bool, tmp_
     partner.start(SimpleNamespace(start=lambda command, log: (command, log)), tmp_path, tmp_path, stays=stays)
     config = load_config(ClientConfig, tmp_path / "northmark" / "client.toml", {})
     assert config.exit_when_run_over is not stays
+    assert config.threads == 1
+
+
+def test_a_demo_that_has_ended_says_how_to_start_its_coordinator_again(tmp_path: Path) -> None:
+    out = io.StringIO()
+    DEMO.how_to_look_further(tmp_path, Console(file=out, width=60))
+    text = out.getvalue()
+    assert f"pluralllm-server serve --state-dir {tmp_path / 'coordinator'} --listen 127.0.0.1:7443 &\n" in text
+    assert f"export PLURALLLM_IDENTITY={tmp_path / 'admin'} PLURALLLM_COORDINATOR=127.0.0.1:7443\n" in text
+    assert "pluralllm status; " in text
+
+
+def test_the_result_ends_with_what_the_coordinator_could_see_of_the_newest_round(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shown: list[Any] = []
+    monkeypatch.setattr(DEMO, "show_sight", lambda kept, *facts: shown.extend((kept.files(), *facts)))
+    secrets = SimpleNamespace(newest=lambda: (3, {"northmark": b"rk"}))
+    partners = [demo_processes.Partner("Northmark", (), "train")]
+    out = io.StringIO()
+    console = Console(file=out, width=200)
+    DEMO.conclude(
+        [score("Northmark", 0, 0.6), score("Northmark", 3, 0.7)], RUN, "verified", secrets, partners, tmp_path, console
+    )
+    assert out.getvalue().endswith("\n\nverified\n\n")
+    assert "all groups: mean 0.7000" in out.getvalue()
+    log = tmp_path / "coordinator.log"
+    assert shown == [[log], 3, {"northmark": b"rk"}, [tmp_path / "northmark"], console]
