@@ -5,7 +5,7 @@
 
 The model is made from a configuration: 384 numbers wide, one layer, random weights, MiniLM's tokenizer. There are 10,000 distinct
 questions, which are repeated; a vector has 768 numbers. The result alone has questions * options * 768 * 4 bytes.
-With --workers the cache is filled, as `pluralllm-client data embed` does: once by the workers, once by this process. The rows of
+The option --workers fills the cache as `pluralllm-client data embed` does: once by the workers, once by this process. The rows of
 both caches must be the same, bit by bit. The memory of this process and of the largest worker is printed.
 """
 

@@ -37,7 +37,7 @@ def table_rows(
 ) -> list[tuple[int, dict[str, Any]]]:
     """Reads a table. Returns its rows, each with its line number, or with its row number where a format has no lines.
 
-    Of SPSS and Stata files, a value with a label is its label. The rest is as in `checked_table`.
+    A value of an SPSS or Stata file that has a label is its label. The rest is as in `checked_table`.
     """
     table = checked_table(path, columns, encoding=encoding, delimiter=delimiter)
     return [(line, labelled(row, table.labels)) for line, row in table.rows] if table.labels else list(table.rows)

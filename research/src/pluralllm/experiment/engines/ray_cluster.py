@@ -1,6 +1,6 @@
 """Plays units on Ray: on the cores of this machine, or on a cluster whose workers need no shared disk and no embedding model.
 
-Whoever reaches the ports of a Ray without token authentication can run code there: see docs/experiments.md.
+A Ray without token authentication runs the code of everybody who reaches its ports: see docs/experiments.md.
 Ray's handles have no types, so they are Any here.
 """
 
