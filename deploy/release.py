@@ -14,9 +14,9 @@ import tarfile
 import tempfile
 import tomllib
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from packaging.metadata import Metadata, RawMetadata, parse_email
 
@@ -26,14 +26,23 @@ ROOT = Path(__file__).parents[1]
 PARTS = ("common", "server", "client", "research")
 SUMS = "SHA256SUMS"
 BUILT = ("*.whl", "*.tar.gz", SUMS)
+BUILD_LIMIT_S = 120.0
 SCRIPTS = {"server": {"pluralllm-server"}, "client": {"pluralllm", "pluralllm-client"}}
 
 
+def refuse(what: str, problems: Sequence[str]) -> NoReturn:
+    """Ends the program with an error and its problems, one on each line."""
+    raise SystemExit(f"error: {what}:\n" + "".join(f"  {line}\n" for line in problems))
+
+
 def build(project: Path, folder: Path, *targets: str) -> None:
-    """Builds the distributions of one project into a folder. targets: `sdist`, `wheel` or both."""
+    """Builds the distributions of one project into a folder. targets: `sdist`, `wheel` or both.
+
+    Raises SystemExit if the project cannot be built, TimeoutExpired after BUILD_LIMIT_S.
+    """
     words = [sys.executable, "-m", "hatchling", "build", "--directory", str(folder)]
     words += [word for target in targets for word in ("--target", target)]
-    done = subprocess.run(words, cwd=project, capture_output=True, text=True, check=False)
+    done = subprocess.run(words, cwd=project, capture_output=True, text=True, timeout=BUILD_LIMIT_S, check=False)
     if done.returncode != 0:
         raise SystemExit(f"error: {project} cannot be built:\n{done.stderr}")
 
@@ -118,9 +127,7 @@ def check(distribution: str, folder: Path) -> None:
     if wheel_from_archive(archive) != files:
         problems.append("the wheel from the source archive has other files")
     if problems:
-        raise SystemExit(
-            f"error: pluralllm-{distribution} cannot be released:\n" + "".join(f"  {line}\n" for line in problems)
-        )
+        refuse(f"pluralllm-{distribution} cannot be released", problems)
     print(f"{wheel.name}: {len(files)} files, {wheel.stat().st_size} bytes; {archive.name}: the same wheel")
 
 
@@ -137,7 +144,7 @@ def main() -> int:
     parser.add_argument("folder", type=Path, help="Folder for the files. Earlier wheels, archives and hashes in it go.")
     folder = Path(parser.parse_args().folder)
     if problems := list(problems_of_versions()):
-        raise SystemExit("error: a release has one version:\n" + "".join(f"  {line}\n" for line in problems))
+        refuse("a release has one version", problems)
     folder.mkdir(parents=True, exist_ok=True)
     for pattern in BUILT:
         for path in folder.glob(pattern):
@@ -145,8 +152,9 @@ def main() -> int:
     for distribution in PARTS:
         build(ROOT / distribution, folder.absolute(), "sdist", "wheel")
         check(distribution, folder)
-    (folder / SUMS).write_text(sums(folder))
-    print(f"{folder / SUMS}: {len(sums(folder).splitlines())} files")
+    lines = sums(folder)
+    (folder / SUMS).write_text(lines)
+    print(f"{folder / SUMS}: {len(lines.splitlines())} files")
     return 0
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.built_wheels import build_wheels
 
 REPOSITORY = Path(__file__).parents[2]
 HEAVY = ("torch", "transformers")
@@ -92,10 +93,7 @@ def test_the_clients_light_install_needs_no_torch() -> None:
 @pytest.fixture(scope="module")
 def client_wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     """The wheel that a partner installs, built here."""
-    folder = tmp_path_factory.mktemp("wheel")
-    build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(folder)]
-    subprocess.run(build, cwd=REPOSITORY / "client", capture_output=True, timeout=60, check=True)
-    (path,) = folder.iterdir()
+    (path,) = build_wheels(REPOSITORY, tmp_path_factory.mktemp("wheel"), ("client",)).iterdir()
     return zipfile.ZipFile(path)
 
 

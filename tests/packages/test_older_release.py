@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.built_wheels import PARTS, ROOT, build_wheels, commit_before, sources_of, unpacked
+from release import PARTS
+from support.built_wheels import ROOT, build_wheels, commit_before, sources_of, unpacked
 from support.process_harness import federation, free_port, process_spec, tiny_embedding_model, until
 
 from pluralllm.client.data.sample_survey import sample_groups

@@ -1,22 +1,21 @@
 """Wheels of this release and of the release before it, for tests that run what a user installs and not the clone."""
 
 import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
+import release
+
 ROOT = Path(__file__).parents[2]
-PARTS = ("common", "server", "client", "research")
 # Release 0.2.0: the tag, or where it is not pushed, the last commit before the version became 0.3.0. Its files still say 0.1.0.
 BEFORE_TAG = "v0.2.0"
 BEFORE_COMMIT = "31013d38fd832436f3cf34d6b61c84a9b6cb3b8f"
 
 
-def build_wheels(sources: Path, folder: Path, parts: tuple[str, ...] = PARTS) -> Path:
+def build_wheels(sources: Path, folder: Path, parts: tuple[str, ...] = release.PARTS) -> Path:
     """Builds the wheels of a tree of sources into a folder, and returns the folder."""
     for distribution in parts:
-        words = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(folder)]
-        subprocess.run(words, cwd=sources / distribution, capture_output=True, timeout=120, check=True)
+        release.build(sources / distribution, folder, "wheel")
     return folder
 
 
@@ -42,7 +41,7 @@ def sources_of(commit: str, folder: Path) -> Path:
     """Writes the four distributions of a commit into a folder, and returns the folder."""
     folder.mkdir(parents=True)
     archive = subprocess.run(
-        ["git", "archive", commit, *PARTS], cwd=ROOT, capture_output=True, timeout=60, check=True
+        ["git", "archive", commit, *release.PARTS], cwd=ROOT, capture_output=True, timeout=60, check=True
     ).stdout
     subprocess.run(["tar", "-x", "-C", str(folder)], input=archive, timeout=60, check=True)
     return folder

@@ -1,6 +1,7 @@
 """The files of a release: one version, license and description, and checks that find what is wrong."""
 
 import re
+import subprocess
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import release
 import yaml
 from packaging.metadata import parse_email
-from support.built_wheels import BEFORE_COMMIT, PARTS, ROOT
+from support.built_wheels import BEFORE_COMMIT, ROOT
 
 from pluralllm.common import __version__
 
@@ -59,7 +60,7 @@ def test_another_version_anywhere_is_a_problem(
 ) -> None:
     monkeypatch.setattr(release, "project_of", lambda _: project)
     problems = list(release.problems_of_versions())
-    assert len(problems) == len(PARTS)
+    assert len(problems) == len(release.PARTS)
     assert all(problem in line for line in problems)
 
 
@@ -75,7 +76,7 @@ def test_a_security_policy_supports_this_version() -> None:
     assert f"| {minor} | yes |" in (ROOT / "SECURITY.md").read_text()
 
 
-@pytest.mark.parametrize("distribution", PARTS)
+@pytest.mark.parametrize("distribution", release.PARTS)
 def test_each_distribution_has_the_license_and_what_an_index_shows(distribution: str) -> None:
     assert (ROOT / distribution / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
     project = tomllib.loads((ROOT / distribution / "pyproject.toml").read_text())["project"]
@@ -86,7 +87,7 @@ def test_each_distribution_has_the_license_and_what_an_index_shows(distribution:
     assert scripts == release.SCRIPTS.get(distribution, set())
 
 
-@pytest.mark.parametrize("distribution", PARTS)
+@pytest.mark.parametrize("distribution", release.PARTS)
 def test_each_room_of_a_distribution_is_typed(distribution: str) -> None:
     rooms = [path for path in (ROOT / distribution / "src" / "pluralllm").iterdir() if (path / "__init__.py").exists()]
     assert [room.name for room in rooms if not (room / "py.typed").exists()] == []
@@ -127,3 +128,41 @@ def test_the_hashes_are_those_that_sha256sum_reads(tmp_path: Path) -> None:
     lines = [line.split("  ") for line in release.sums(tmp_path).splitlines()]
     assert [name for _, name in lines] == ["a.cdx.json", "b.whl"]
     assert lines[0][0] == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+
+def test_a_build_that_takes_too_long_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(release, "BUILD_LIMIT_S", 0.001)
+    with pytest.raises(subprocess.TimeoutExpired):
+        release.build(ROOT / "client", tmp_path, "wheel")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_release_with_two_versions_is_refused_before_anything_is_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "old.whl").touch()
+    monkeypatch.setattr(release, "problems_of_versions", lambda: iter(("client has 9", "server has 8")))
+    monkeypatch.setattr("sys.argv", ["release.py", str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"^error: a release has one version:\n  client has 9\n  server has 8\n$"):
+        release.main()
+    assert [path.name for path in tmp_path.iterdir()] == ["old.whl"]
+
+
+def test_a_source_archive_that_makes_another_wheel_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(release, "contents", lambda _: wheel())
+    monkeypatch.setattr(release, "wheel_from_archive", lambda _: wheel(LICENSE="another"))
+    problem = r"^error: pluralllm-client cannot be released:\n  the wheel from the source archive has other files\n$"
+    with pytest.raises(SystemExit, match=problem):
+        release.check("client", Path("dist"))
+
+
+def test_the_hashes_are_of_all_files_of_the_release_and_of_none_from_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("old.whl", "old.tar.gz", "a.cdx.json"):
+        (tmp_path / name).touch()
+    monkeypatch.setattr(release, "PARTS", ())
+    monkeypatch.setattr("sys.argv", ["release.py", str(tmp_path)])
+    assert release.main() == 0
+    assert (tmp_path / "SHA256SUMS").read_text() == release.sums(tmp_path)
+    assert capsys.readouterr().out == f"{tmp_path / 'SHA256SUMS'}: 1 files\n"
