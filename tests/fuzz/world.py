@@ -6,16 +6,15 @@ import dataclasses
 import logging
 import shutil
 import sqlite3
-import threading
 from collections.abc import Coroutine, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import grpc
 import structlog
 from fuzz.good_requests import GUEST, RATER, SCORER, TRAINERS, Situation
-from support.coordinator_harness import BOOTSTRAP, HandClient, Served, serving, small_spec, write_delta
+from support.coordinator_harness import BOOTSTRAP, HandClient, small_spec, write_delta
+from support.coordinator_thread import InThread, serving_in_thread
 
 from pluralllm.common.private_rounds.peer_keys import PeerKeyClaim, endorsed, public_der
 from pluralllm.common.rewards.rollout_batch import Candidates, write_rollouts
@@ -57,8 +56,8 @@ Snapshot = dict[str, Any]
 class World:
     """One coordinator and its clients; the methods are for the thread of the test."""
 
-    def __init__(self, folder: Path, loop: asyncio.AbstractEventLoop, served: Served) -> None:
-        self._folder, self._loop, self._served = folder, loop, served
+    def __init__(self, folder: Path, coordinator: InThread) -> None:
+        self._folder, self._coordinator, self._served = folder, coordinator, coordinator.served
         self._state = folder / "state"
         self._database = sqlite3.connect(self._state / "coordinator.sqlite3", timeout=LIMIT_S)
         self._clients: dict[str, HandClient] = {}
@@ -79,7 +78,7 @@ class World:
 
     def call(self, work: Coroutine[Any, Any, T]) -> T:
         """Runs a coroutine in the coordinator's loop."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(LIMIT_S)
+        return self._coordinator.call(work)
 
     def channel(self, who: str) -> grpc.Channel:
         """Returns a channel to the main port for a member, or to the enrolment port for the stranger."""
@@ -270,34 +269,15 @@ class World:
 @contextlib.contextmanager
 def a_world(folder: Path) -> Iterator[World]:
     """Runs a coordinator in a thread until the block ends."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    thread.start()
-    up: Future[Served] = Future()
-    down = asyncio.Event()
-
-    async def serve() -> None:
-        async with serving(folder / "state", **SETTINGS) as served:
-            up.set_result(served)
-            await down.wait()
-
-    task = asyncio.run_coroutine_threadsafe(serve(), loop)
-    started: list[Future[Any]] = [up, task]
-    for done in wait(started, LIMIT_S, FIRST_COMPLETED).done:
-        done.result()
-    world = World(folder, loop, up.result(0))
-    # This hides thousands of refusals.
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
-    try:
-        yield world
-    finally:
-        structlog.reset_defaults()
-        world.close()
-        loop.call_soon_threadsafe(down.set)
-        task.result(LIMIT_S)
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(LIMIT_S)
-        loop.close()
+    with serving_in_thread(folder / "state", **SETTINGS) as coordinator:
+        world = World(folder, coordinator)
+        # This hides thousands of refusals.
+        structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+        try:
+            yield world
+        finally:
+            structlog.reset_defaults()
+            world.close()
 
 
 class Worlds:

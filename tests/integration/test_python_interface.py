@@ -1,13 +1,13 @@
 """The Python interface against a real coordinator in this process, over gRPC. All tests share it, each with its own runs."""
 
 import asyncio
-import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.coordinator_harness import evaluated, serving, small_spec
+from support.coordinator_harness import evaluated, small_spec
+from support.coordinator_thread import InThread, serving_in_thread
 
 from pluralllm.api import Event, Federation, Run, RunChanged, ScoreArrived
 from pluralllm.common.errors.membership import InviteForOtherCommand, NotJoined, RoleForbids
@@ -22,35 +22,10 @@ VALUES: dict[str, Any] = {
 }
 
 
-class InThread:
-    """A coordinator with an event loop of its own, so that a test calls the interface as a notebook does."""
-
-    def __init__(self, folder: Path) -> None:
-        self.loop, self._over = asyncio.new_event_loop(), asyncio.Event()
-        self._ready = threading.Event()
-        self._thread = threading.Thread(target=self.loop.run_until_complete, args=(self._serve(folder),), daemon=True)
-        self._thread.start()
-        assert self._ready.wait(30)
-
-    async def _serve(self, folder: Path) -> None:
-        async with serving(folder) as self.served:
-            self._ready.set()
-            await self._over.wait()
-
-    def play(self, part: Coroutine[Any, Any, None]) -> None:
-        """Plays a part of clients that the test drives by hand, to its end."""
-        asyncio.run_coroutine_threadsafe(part, self.loop).result(30)
-
-    def end(self) -> None:
-        self.loop.call_soon_threadsafe(self._over.set)
-        self._thread.join(30)
-
-
 @pytest.fixture(scope="module")
 def coordinator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InThread]:
-    started = InThread(tmp_path_factory.mktemp("interface") / "state")
-    yield started
-    started.end()
+    with serving_in_thread(tmp_path_factory.mktemp("interface") / "state") as started:
+        yield started
 
 
 @pytest.fixture
@@ -91,7 +66,7 @@ def test_values_get_the_private_rounds_that_the_command_gives_and_a_spec_is_sent
 
 
 def test_members_scores_models_and_events_are_typed(coordinator: InThread, federation: Federation) -> None:
-    coordinator.play(evaluated(coordinator.served, ann=0.5, bob=0.75))
+    coordinator.call(evaluated(coordinator.served, ann=0.5, bob=0.75))
     members = {one.name: one for one in federation.members()}
     assert (members["ann"].role, members["ann"].state, members["ann"].group) == ("client", "active", "group of ann")
     run = federation.run("r")
