@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 from support.coordinator_harness import HandClient, pass_first_evaluation
-from support.process_harness import WIDTH, free_port, tiny_embedding_model
-from support.python_blocks import blocks_of, executed
+from support.process_harness import free_port, tiny_embedding_model
+from support.python_blocks import REWARD, SENTENCES, SIMULATION, TINY, blocks_of, executed
 from support.session_folder import embeddings
 from support.synthetic_results import SMALL, write_results
 
@@ -27,17 +27,7 @@ from pluralllm.common.words.roles import GroupRole, MemberRole
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = ROOT / "docs" / "notebooks"
-SENTENCES = '"sentence-transformers/all-MiniLM-L6-v2", "dimension": 768'
-SURVEY_TO_PREDICTOR = {
-    '"rounds": 30,': '"rounds": 2, "predictor": {"features": 32}, "training": {"local_steps": 2}, "evaluation": {"draws": 1},',
-    SENTENCES: f'"tiny", "dimension": {2 * WIDTH}',
-    "every=10)": 'every=1, embedding_model_path="tiny", device="cpu", progress=False)',
-    'from_pretrained("model")': 'from_pretrained("model", embedding_model_path="tiny", device="cpu")',
-}
-
-
-TINY = f'"tiny", "dimension": {2 * WIDTH}'
-REWARD = {"accept_no_context_gain=True": 'accept_no_context_gain=True, embedding_model_path="tiny", device="cpu"'}
+SURVEY_TO_PREDICTOR = SIMULATION | {"every=10)": 'every=1, embedding_model_path="tiny", device="cpu", progress=False)'}
 SIGHT = {
     SENTENCES: TINY + '}, "predictor": {"features": 1024',
     '"Greenhill", spec)': '"Greenhill", spec, embedding_model_path="tiny", cache=cache)',

@@ -6,35 +6,29 @@ from typing import Any
 
 import pytest
 from support.coordinator_harness import Served, pass_first_evaluation, serving, until_phase
-from support.process_harness import WIDTH, tiny_embedding_model
-from support.python_blocks import blocks_of, executed
+from support.process_harness import tiny_embedding_model
+from support.python_blocks import REWARD, SIMULATION, blocks_of, executed
 from support.synthetic_results import SMALL, write_results
 
-from pluralllm.common.trust.identity import load_identity
-from pluralllm.common.words.roles import MemberRole
+from pluralllm.api import Federation
 from pluralllm.experiment import runner
-from pluralllm.operator.remote import Remote
 from pluralllm.v1 import operations_pb2, resources_pb2
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "python.md"
-SENTENCES = '"sentence-transformers/all-MiniLM-L6-v2", "dimension": 768'
 CHANGES = {
-    '"rounds": 30,': '"rounds": 2, "predictor": {"features": 32}, "training": {"local_steps": 2}, "evaluation": {"draws": 1},',
-    SENTENCES: f'"tiny", "dimension": {2 * WIDTH}',
+    **SIMULATION,
+    **REWARD,
     "every=10)": 'every=2, embedding_model_path="tiny", device="cpu")',
-    'from_pretrained("model")': 'from_pretrained("model", embedding_model_path="tiny", device="cpu")',
     "start=True)": "start=True, plain_rounds=True)",  # the clients that the test plays have no peer keys
-    "accept_no_context_gain=True": 'accept_no_context_gain=True, embedding_model_path="tiny", device="cpu"',
     '"paper.toml"': f'"{ROOT / "benchmarks" / "experiments" / "paper.toml"}"',
 }
 
 
 def invite(served: Served, file: Path) -> None:
     """Writes an administrator's invite."""
-    remote = Remote.of_member(load_identity(served.identities / "admin", "test").at(served.address))
-    invitation = remote.invite("me", MemberRole.ADMIN, "", None, 600, needs_approval=False)
-    remote.close()
+    with Federation.connect(served.identities / "admin", coordinator=served.address) as federation:
+        invitation = federation.invite("me", "admin", ttl_s=600)
     places = {"coordinator": served.address, "enrolment": served.enrolment_address}
     file.write_text(invitation.model_copy(update=places).to_json())
 

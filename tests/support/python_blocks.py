@@ -4,7 +4,20 @@ import json
 import re
 from pathlib import Path
 
+from support.process_harness import WIDTH
+
 Changes = dict[str, str]
+# Changes for a tiny model that lies in the folder of the test.
+SENTENCES = '"sentence-transformers/all-MiniLM-L6-v2", "dimension": 768'
+TINY = f'"tiny", "dimension": {2 * WIDTH}'
+SIMULATION: Changes = {
+    '"rounds": 30,': '"rounds": 2, "predictor": {"features": 32}, "training": {"local_steps": 2}, "evaluation": {"draws": 1},',
+    SENTENCES: TINY,
+    'from_pretrained("model")': 'from_pretrained("model", embedding_model_path="tiny", device="cpu")',
+}
+REWARD: Changes = {
+    "accept_no_context_gain=True": 'accept_no_context_gain=True, embedding_model_path="tiny", device="cpu"'
+}
 
 
 def blocks_of(page: Path) -> list[str]:
