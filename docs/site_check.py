@@ -15,7 +15,7 @@ OUTSIDE = re.compile(r"\s*(?:[a-z][a-z0-9+.-]*:)?//", re.IGNORECASE)
 LOADED = {"src", "srcset", "poster", "data", "background", "xlink:href"}
 NAMES_A_PAGE = {"canonical", "prev", "next", "author", "license", "help"}
 IN_STYLE = re.compile(r"(?:url\(\s*|@import\s+(?:url\()?\s*)[\"']?((?:[a-z]+:)?//[^\"')\s]+)", re.IGNORECASE)
-POLICY = "default-src 'self'"
+POLICY = "default-src 'self';"  # the whole list of sources: nothing stands before the semicolon
 
 
 class Page(HTMLParser):
@@ -56,10 +56,16 @@ def is_loaded(tag: str, name: str, values: dict[str, str]) -> bool:
     return name in LOADED
 
 
-def faults_of_page(text: str) -> list[str]:
-    """Returns what is wrong with a page."""
+def read_page(text: str) -> Page:
+    """Returns a page of HTML, or an SVG picture, after it has been read."""
     page = Page()
     page.feed(text)
+    return page
+
+
+def faults_of_page(text: str) -> list[str]:
+    """Returns what is wrong with a page."""
+    page = read_page(text)
     faults = [f"loads {address}" for address in page.loaded]
     if not any(POLICY in policy for policy in page.policies):
         faults.append("has no policy against other addresses (docs/site_theme/main.html)")
@@ -71,12 +77,20 @@ def faults_of_style(text: str) -> list[str]:
     return [f"loads {address}" for address in IN_STYLE.findall(text)]
 
 
+def faults_of_picture(text: str) -> list[str]:
+    """Returns what is wrong with an SVG picture, whose elements load as those of a page, and whose attributes may hold url()."""
+    loaded = [f"loads {address}" for address in read_page(text).loaded]
+    return list(dict.fromkeys(loaded + faults_of_style(text)))
+
+
+CHECKS = {".html": faults_of_page, ".css": faults_of_style, ".svg": faults_of_picture}
+
+
 def faults_of_site(folder: Path) -> Iterator[str]:
-    """Yields each fault of the pages and style sheets under a folder, with the file's name."""
+    """Yields each fault of the pages, style sheets and SVG pictures under a folder, with the file's name."""
     for path in sorted(folder.rglob("*")):
-        if path.suffix in {".html", ".css", ".svg"} and path.is_file():
-            text = path.read_text(encoding="utf-8")
-            found = faults_of_page(text) if path.suffix == ".html" else faults_of_style(text)
+        if path.suffix in CHECKS and path.is_file():
+            found = CHECKS[path.suffix](path.read_text(encoding="utf-8"))
             yield from (f"{path.relative_to(folder)} {fault}" for fault in found)
 
 

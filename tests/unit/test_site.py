@@ -201,6 +201,22 @@ def test_a_page_without_the_policy_and_a_style_sheet_with_a_font_from_elsewhere_
     assert site_check.main() == 0
 
 
+@pytest.mark.parametrize(
+    "element",
+    [
+        '<image href="https://cdn.example/a"/>',
+        '<use xlink:href="https://cdn.example/a"/>',
+        '<path fill="url(https://cdn.example/a)"/>',
+        '<path style="fill: url(https://cdn.example/a)"/>',
+        "<style>@import 'https://cdn.example/a';</style>",
+    ],
+)
+def test_what_a_picture_loads_from_elsewhere_is_found_once(element: str, tmp_path: Path) -> None:
+    picture = f'<svg xmlns="http://www.w3.org/2000/svg">{element}<a href="https://arxiv.org"><path d="M0 0"/></a></svg>'
+    (tmp_path / "a.svg").write_text(picture)
+    assert list(site_check.faults_of_site(tmp_path)) == ["a.svg loads https://cdn.example/a"]
+
+
 def test_a_folder_without_a_page_is_no_site(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,6 +227,19 @@ def test_a_folder_without_a_page_is_no_site(
 
 def test_the_policy_of_the_pages_lets_the_browser_load_from_the_site_only() -> None:
     assert POLICY is not None
-    sources = set(re.findall(r"(?<= )[^\s;\"]+(?=[;\"]| )", POLICY[0].partition("content=")[2].strip('">')))
-    allowed = {"'self'", "'none'", "'unsafe-inline'", "data:"}
-    assert {source for source in sources if not source.endswith(("-src", "-uri", "-action"))} <= allowed
+    content = re.search(r'content="([^"]*)"', POLICY[0])
+    assert content is not None
+    sources = {name: tuple(named) for name, *named in map(str.split, content[1].split(";"))}
+    assert sources["default-src"] == ("'self'",)
+    assert {source for named in sources.values() for source in named} <= {
+        "'self'",
+        "'none'",
+        "'unsafe-inline'",
+        "data:",
+    }
+
+
+def test_a_policy_with_another_source_is_no_policy() -> None:
+    assert POLICY is not None
+    wider = POLICY[0].replace("default-src 'self'", "default-src 'self' https:")
+    assert site_check.faults_of_page(wider) == ["has no policy against other addresses (docs/site_theme/main.html)"]
