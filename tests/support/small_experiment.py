@@ -47,8 +47,3 @@ def files_of(folder: Path) -> dict[str, list[dict[str, Any]]]:
         for record in records:
             record.pop("seconds", None)
     return read
-
-
-def changed(plan: Plan, **values: Any) -> Plan:
-    kept = {name: getattr(plan, name) for name in Plan.__slots__}
-    return Plan(**kept | values)

@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from support.small_experiment import changed, files_of, small_plan
+from support.small_experiment import files_of, small_plan
 
 from pluralllm.common.errors.tree import InvalidArgument, WorkerDied
 from pluralllm.experiment import runner, worker
@@ -54,7 +55,7 @@ def test_shards_put_together_have_the_files_of_the_whole(plan: Plan, monkeypatch
     monkeypatch.setattr(worker, "PIECE_CHARACTERS", 5000)
     shards = []
     for index in range(3):
-        part = changed(plan, out=plan.out.with_name(f"shard-{index}"), shard=Shard(index, 3))
+        part = replace(plan, out=plan.out.with_name(f"shard-{index}"), shard=Shard(index, 3))
         run_experiment(part, quiet)
         shards.append(files_of(part.out))
     assert [len(shard) for shard in shards] == [3 + 1 + 2, 2, 1], "the baselines are in the first shard"
@@ -62,11 +63,11 @@ def test_shards_put_together_have_the_files_of_the_whole(plan: Plan, monkeypatch
 
 
 def test_what_is_there_is_not_played_again(plan: Plan) -> None:
-    run_experiment(changed(plan, only=("one",), shard=Shard(1, 2)), quiet)
+    run_experiment(replace(plan, only=("one",), shard=Shard(1, 2)), quiet)
     kept = {path.name: path.stat().st_mtime_ns for path in plan.out.glob("*.jsonl")}
     assert list(kept) == ["one.seed1.jsonl"]
     played: list[str] = []
-    run_experiment(changed(plan, only=("one",)), lambda what, *_: played.append(what))
+    run_experiment(replace(plan, only=("one",)), lambda what, *_: played.append(what))
     assert not [what for what in played if "seed 1" in what]
     assert {name: (plan.out / name).stat().st_mtime_ns for name in kept} == kept
 
