@@ -83,6 +83,13 @@ class Laboratory:
         _, _, module, *words = self.command(out, *arguments, spec=spec)
         return typed(module, *words, limit_s=LIMIT_S)
 
+    def wait_for_two_results(self, out: str, process: "subprocess.Popen[Any]") -> None:
+        """Waits until an experiment has written two files more than the baselines, or has ended."""
+        end_s = time.monotonic() + LIMIT_S
+        while len(list((self.folder / out).glob("*seed?.jsonl"))) < len(BASELINES) + 2 and process.poll() is None:
+            assert time.monotonic() < end_s
+            time.sleep(0.05)
+
     def results(self, out: str) -> dict[tuple[str, int], list[dict[str, Any]]]:
         """Returns the records without their times, which differ between runs."""
         records_by_method = {}
@@ -201,12 +208,10 @@ def test_a_killed_experiment_resumes_and_gives_the_same_figures(
     process = subprocess.Popen(
         laboratory.command("killed", "--jobs", "1"), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
     )
-    folder, end_s = laboratory.folder / "killed", time.monotonic() + LIMIT_S
-    while len(list(folder.glob("*seed?.jsonl"))) < len(BASELINES) + 2 and process.poll() is None:
-        assert time.monotonic() < end_s
-        time.sleep(0.05)
+    laboratory.wait_for_two_results("killed", process)
     process.send_signal(signal.SIGKILL)
     process.wait(10)
+    folder = laboratory.folder / "killed"
     before = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.jsonl")}
     assert len(before) < len(whole)
     done = laboratory.run("killed", "--jobs", "1")
@@ -216,23 +221,32 @@ def test_a_killed_experiment_resumes_and_gives_the_same_figures(
 
 
 @pytest.mark.skipif(not ALL, reason=SAMPLE_ONLY)
-def test_one_process_a_killed_worker_and_shards_put_together_give_the_same_figures(
+def test_one_process_gives_the_same_figures(
     laboratory: Laboratory, whole: dict[tuple[str, int], list[dict[str, Any]]]
 ) -> None:
     done = laboratory.run("one", "--jobs", "1")
     assert done.returncode == 0, done.stderr
     assert laboratory.results("one") == whole
+
+
+@pytest.mark.skipif(not ALL, reason=SAMPLE_ONLY)
+def test_shards_put_together_give_the_same_figures(
+    laboratory: Laboratory, whole: dict[tuple[str, int], list[dict[str, Any]]]
+) -> None:
     for index in (2, 0, 1):
         done = laboratory.run("shards", "--jobs", "1", "--shard", f"{index}/3")
         assert done.returncode == 0, done.stderr
     assert laboratory.results("shards") == whole
+
+
+@pytest.mark.skipif(not ALL, reason=SAMPLE_ONLY)
+def test_an_experiment_whose_worker_is_killed_gives_the_same_figures(
+    laboratory: Laboratory, whole: dict[tuple[str, int], list[dict[str, Any]]]
+) -> None:
     process = subprocess.Popen(
         laboratory.command("worker-killed", "--jobs", "2"), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    folder, end_s = laboratory.folder / "worker-killed", time.monotonic() + LIMIT_S
-    while len(list(folder.glob("*seed?.jsonl"))) < len(BASELINES) + 2 and process.poll() is None:
-        assert time.monotonic() < end_s
-        time.sleep(0.05)
+    laboratory.wait_for_two_results("worker-killed", process)
     os.kill(_children(process.pid)[0], signal.SIGKILL)
     out, problems = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 0, problems
