@@ -1,4 +1,4 @@
-"""The demo's last table, from evaluations."""
+"""The demo: its lines for the reader, and its processes, which start, are watched and end."""
 
 import importlib.util
 import io
@@ -9,7 +9,7 @@ import sys
 import threading
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import demo_processes
 import pytest
@@ -43,6 +43,12 @@ def score(group: str, version: int, value: float | None, role: str = "train") ->
     facts = {"group": group, "version": version, "alignment_score": value, "role": role, "not_reported": reason}
     gain = None if value is None else 0.0125
     return {**facts, "questions": 0 if value is None else 40, "context_gain": gain}
+
+
+def ended_process(folder: Path, written: str) -> demo_processes.Child:
+    """Returns a process of the demo that has ended with an error. written: its log."""
+    (folder / "log").write_text(written)
+    return demo_processes.Child(cast("Any", SimpleNamespace(poll=lambda: 1, returncode=1)), folder / "log")
 
 
 def printed(*evaluations: dict[str, Any]) -> str:
@@ -82,7 +88,7 @@ def test_the_demo_runs_private_rounds_and_its_partners_demand_them(tmp_path: Pat
     assert spec.private_rounds is not None
     assert spec.private_rounds.clip_norm == spec.aggregation.max_delta_norm
     assert (spec.round.min_clients, spec.round.target_clients) == (4, 4)
-    questions = [with_counts(question, 1000) for question in sample_groups(2, 5, seed=0)[GroupName("Harbourland")]]
+    questions = tuple(with_counts(question, 1000) for question in sample_groups(2, 5, seed=0)[GroupName("Harbourland")])
     demo_processes._write_private_file(tmp_path, questions)
     policy = load_policy(tmp_path / "state" / "policy.toml")
     assert (policy.private_rounds.rounds, policy.private_rounds.trust) == ("required", "pinned")
@@ -117,16 +123,14 @@ def test_the_secrets_of_the_round_are_looked_at_while_the_run_is_watched() -> No
 
 def test_a_process_that_ends_before_the_run_does_is_a_failure(tmp_path: Path) -> None:
     run = {"round": 1, "rounds": 2, "phase": "collecting", "evaluations": []}
-    (tmp_path / "log").write_text("no room")
-    ended = demo_processes.Child(SimpleNamespace(poll=lambda: 1, returncode=1), tmp_path / "log")
+    ended = ended_process(tmp_path, "no room")
     with pytest.raises(demo_processes.DemoFailed, match=r"exit code 1\)\nno room"):
         DEMO.watch(SimpleNamespace(get_run=lambda _: run), [ended], 1.0, Console(file=io.StringIO()), lambda: None)
 
 
 def test_the_roster_is_complete_when_every_client_has_seen_its_own_key_there(tmp_path: Path) -> None:
     partners = [demo_processes.Partner(name, (), "train") for name in ("Northmark", "Foundry")]
-    (tmp_path / "log").write_text("no certificate")
-    ended = demo_processes.Child(SimpleNamespace(poll=lambda: 1), tmp_path / "log")
+    ended = ended_process(tmp_path, "no certificate")
     for partner in partners:
         with pytest.raises(demo_processes.DemoFailed, match="a client has not connected\nno certificate"):
             demo_processes.wait_for_peer_keys(partners, [ended, ended], tmp_path)
@@ -193,8 +197,7 @@ def test_a_demo_that_is_kept_up_says_how_to_look_at_it_until_a_signal_comes(
     assert f"export PLURALLLM_IDENTITY={tmp_path / 'admin'} PLURALLLM_COORDINATOR=127.0.0.1:5" in text
     assert "pluralllm status demo; " in text
     assert "pluralllm rounds demo; " in text
-    (tmp_path / "log").write_text("no room")
-    ended = demo_processes.Child(SimpleNamespace(poll=lambda: 1, returncode=1), tmp_path / "log")
+    ended = ended_process(tmp_path, "no room")
     with pytest.raises(demo_processes.DemoFailed, match="no room"):
         DEMO.keep_up([ended], tmp_path, "127.0.0.1:5", Console(file=out))
 
@@ -203,7 +206,8 @@ def test_a_demo_that_is_kept_up_says_how_to_look_at_it_until_a_signal_comes(
 def test_a_daemon_ends_with_the_run_unless_the_demo_is_kept_up(stays: bool, tmp_path: Path) -> None:
     partner = demo_processes.Partner("Northmark", (), "train")
     (tmp_path / "northmark").mkdir()
-    partner.start(SimpleNamespace(start=lambda command, log: (command, log)), tmp_path, tmp_path, stays=stays)
+    children = cast("Any", SimpleNamespace(start=lambda command, log: (command, log)))
+    partner.start(children, tmp_path, tmp_path, stays=stays)
     config = load_config(ClientConfig, tmp_path / "northmark" / "client.toml", {})
     assert config.exit_when_run_over is not stays
     assert config.threads == 1
