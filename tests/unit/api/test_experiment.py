@@ -1,5 +1,6 @@
 """An experiment's results as tables, and how its plan is read and run."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,19 @@ def test_other_groups_and_contexts_are_chosen_by_name(results: Results) -> None:
         results.lines("exam")
     with pytest.raises(InvalidArgument, match="contexts of 1, 5, 10, 20, 40"):
         results.lines(context=7)
+
+
+def test_a_context_that_only_other_groups_were_scored_with_is_refused(results: Results) -> None:
+    few = Results(
+        tuple(
+            replace(one, scores=tuple(score for score in one.scores if score.part != "train" or score.context < 10))
+            for one in results.results
+        )
+    )
+    with pytest.raises(InvalidArgument, match="context: is 20; scored were contexts of 1, 5 questions"):
+        few.lines("train", 20)
+    assert [line.groups for line in few.lines("train")] == [line.groups for line in few.lines("train", 5)] != []
+    assert set(few.groups_frame("test").group) == set(TEST)
 
 
 def test_the_curve_has_every_moment_of_every_seed(results: Results) -> None:

@@ -39,15 +39,15 @@ class Results:
         """Returns one line for each method, best mean alignment first, with its interval, worst group, fairness and costs.
 
         group_part: the groups that count: test, validation or train; None is the first of these with scores.
-        context: number of context questions; None is 20, or the only or nearest number that was scored.
+        context: number of context questions; None is 20, or the only or nearest number that these groups were scored with.
         Raises InvalidArgument if nothing was scored so.
         """
         parts = [one for one in PARTS if any(score.part == one for result in self.results for score in result.scores)]
-        sizes = contexts_of(self.results)
         group_part = parts[0] if group_part is None else group_part
-        context = min(sizes, key=lambda size: (abs(size - 20), size)) if context is None else context
         if group_part not in parts:
             raise InvalidArgument(field="group_part", problem=f"is {group_part!r}; scored were: {', '.join(parts)}")
+        sizes = contexts_of(self.results, group_part)
+        context = min(sizes, key=lambda size: (abs(size - 20), size)) if context is None else context
         if context not in sizes:
             scored = ", ".join(map(str, sizes))
             raise InvalidArgument(field="context", problem=f"is {context}; scored were contexts of {scored} questions")

@@ -109,9 +109,13 @@ def methods_of(results: Sequence[Result]) -> dict[str, list[Result]]:
     return by_method
 
 
-def contexts_of(results: Sequence[Result]) -> tuple[int, ...]:
-    """Returns the numbers of context questions for which the results have scores, in rising order."""
-    return tuple(sorted({scores.context for result in results for scores in result.scores}))
+def contexts_of(results: Sequence[Result], group_part: str | None = None) -> tuple[int, ...]:
+    """Returns the numbers of context questions for which the results have scores, in rising order.
+
+    group_part: the groups whose scores count: train, validation or test; None is all groups.
+    """
+    scores = (scores for result in results for scores in result.scores)
+    return tuple(sorted({one.context for one in scores if group_part in (None, one.part)}))
 
 
 def left_out(results: Sequence[Result], group_part: str, context: int) -> tuple[str, ...]:
