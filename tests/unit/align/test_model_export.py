@@ -46,7 +46,7 @@ class BreakingRemote:
     def get_run(self, _: str) -> dict[str, Any]:
         return dict(self._answer({"participants": []}))
 
-    def rounds(self, _: str, __: int) -> list[dict[str, Any]]:
+    def rounds(self, _: str) -> list[dict[str, Any]]:
         return list(self._answer([]))
 
     def pull_model(self, name: ModelName, folder: Path, _: Callable[[int, int], None]) -> None:

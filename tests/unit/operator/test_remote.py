@@ -16,7 +16,8 @@ from pluralllm.common.words.ids import ClientId
 from pluralllm.common.words.names import ModelName
 from pluralllm.common.words.not_reported import NotReported, not_reported_text
 from pluralllm.common.words.roles import MemberRole
-from pluralllm.operator.remote import CALL_DEADLINE_S, Remote, plain
+from pluralllm.common.words.spec import RunSpec
+from pluralllm.operator.remote import CALL_DEADLINE_S, MOST_ROUNDS, Remote, plain
 from pluralllm.server.members.authority import create_authority
 from pluralllm.v1 import operations_pb2
 from pluralllm.v1 import resources_pb2 as pb
@@ -159,3 +160,26 @@ def test_a_run_with_pages_without_end_is_refused(monkeypatch: pytest.MonkeyPatch
     remote._operations = PagedRun(100)
     with pytest.raises(OverLimit):
         remote.get_run("-")
+
+
+class PagedRounds:
+    """A coordinator whose run has some rounds, in pages as large as they are asked for."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def ListRounds(  # noqa: N802
+        self, request: operations_pb2.ListRoundsRequest, timeout: float
+    ) -> operations_pb2.ListRoundsResponse:
+        left = int(request.page_token or self.number)
+        after = max(0, left - request.page_size)
+        page = [pb.Round(name=f"runs/r/rounds/{number}") for number in range(left, after, -1)]
+        return operations_pb2.ListRoundsResponse(rounds=page, next_page_token=str(after or ""))
+
+
+def test_all_rounds_of_a_run_are_read_unless_a_limit_is_given() -> None:
+    remote = Remote.in_plain_text("127.0.0.1:1")
+    remote._operations = PagedRounds(450)
+    assert [row["name"] for row in remote.rounds("r")] == [f"runs/r/rounds/{number}" for number in range(450, 0, -1)]
+    assert [row["name"] for row in remote.rounds("r", 2)] == ["runs/r/rounds/450", "runs/r/rounds/449"]
+    assert RunSpec.model_json_schema()["properties"]["rounds"]["maximum"] == MOST_ROUNDS

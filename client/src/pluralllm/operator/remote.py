@@ -56,6 +56,7 @@ CALL_DEADLINE_S = 15.0
 REWARDS_HOLD_S = 10.0
 WATCH_DEADLINE_S = 5.0  # no event reports progress and ages, so they are read again after this time
 PAGE_SIZE = 200
+MOST_ROUNDS = 100_000  # of a run, as RunSpec.rounds allows
 AUDIT_PAGE_SIZE = 500
 MAX_PAGES = 1_000
 MAX_RESTS = 5  # for one call
@@ -162,8 +163,8 @@ class Remote:
             "runs",
         )
 
-    def rounds(self, run: str, limit: int) -> list[Values]:
-        """Returns the newest rounds of a run, newest first. limit: largest number of rounds to return."""
+    def rounds(self, run: str, limit: int = MOST_ROUNDS) -> list[Values]:
+        """Returns the newest rounds of a run, newest first. limit: largest number of rounds to return; the default is all."""
         size = min(limit, PAGE_SIZE)
         return self._pages(
             "ListRounds",

@@ -13,8 +13,6 @@ from pluralllm.common.words.names import ModelName
 from pluralllm.common.words.spec import parse_spec
 from pluralllm.operator.remote import Remote
 
-MAX_ROUNDS = 100_000
-
 
 def export_model(
     connection: Remote, model: ModelName, folder: Path, on_bytes: Callable[[int, int], None]
@@ -31,7 +29,7 @@ def export_model(
     lineage = [connection.model_record(version)[0] for version in versions]
     scores = [score for score in connection.evaluations(run) if score["version"] == record["version"]]
     people = connection.get_run(run)["participants"]
-    origin = provenance(spec, record, lineage, connection.rounds(run, MAX_ROUNDS), scores, people)
+    origin = provenance(spec, record, lineage, connection.rounds(run), scores, people)
     # The weights come after all other answers: if the connection breaks, a model that was in the folder is still whole.
     connection.pull_model(exact, folder, on_bytes)
     write_durably(folder / PROVENANCE, write_json(origin))

@@ -18,8 +18,6 @@ from pluralllm.common.words.names import ModelName, RunName
 if TYPE_CHECKING:
     from pluralllm.operator.remote import Remote
 
-MOST_ROUNDS = 100_000
-
 
 def report(
     run: Annotated[str, typer.Argument(help="The run's name; - is the newest.")] = "-",
@@ -42,7 +40,7 @@ def report(
     if folder.is_file():
         raise InvalidArgument(field="--out", problem=f"{folder} is a file, must be a folder")
     with showing_progress("reading rounds and scores") as report_progress:
-        rounds, evaluations = connection.rounds(name, MOST_ROUNDS), connection.evaluations(name)
+        rounds, evaluations = connection.rounds(name), connection.evaluations(name)
         facts = Answers(run_facts, rounds, evaluations, _members(connection), *_current_model(connection, name))
         report_progress("drawing", 0, 0)
         page = write_page(live_page(facts, f"{now():%Y-%m-%d %H:%M} UTC"), folder)
