@@ -24,6 +24,7 @@ from pluralllm.api.surveys import Answers, Spec, answers_of, path_of
 from pluralllm.client.work.sums import GroupTerms
 from pluralllm.common.errors.tree import InvalidArgument
 from pluralllm.common.predictor.data import GroupData, make_points
+from pluralllm.common.predictor.fourier_kernel import SHARE_FLOOR
 from pluralllm.common.predictor.metrics import js_distances
 from pluralllm.common.predictor.model import new_predictor
 from pluralllm.common.private_rounds.masks import Numbers, add_masks
@@ -33,7 +34,6 @@ from pluralllm.common.words.spec import RunSpec
 from pluralllm.experiment.groups import embed_groups
 
 CPU = torch.device("cpu")
-SHIFT = 0.01  # the method adds it to a share before it takes the logarithm
 LEAST = 1e-9  # singular values below this part of the largest one are rounding
 EXACT = 0.01  # a guess that is nearer to the answer counts as recovered
 KEY_BYTES = 32
@@ -205,7 +205,7 @@ def _shares_of(logs: Exact, sizes: NDArray[np.int64]) -> Exact:
     starts = np.cumsum([0, *sizes[:-1]])
     logs = logs - np.repeat(np.maximum.reduceat(logs, starts), sizes)  # a masked update's logarithms are huge
     raised = np.exp(logs)
-    shifted = raised / np.repeat(np.add.reduceat(raised, starts), sizes) * np.repeat(1 + SHIFT * sizes, sizes)
-    shares = np.maximum(shifted - SHIFT, 0) + 1e-9
+    shifted = raised / np.repeat(np.add.reduceat(raised, starts), sizes) * np.repeat(1 + SHARE_FLOOR * sizes, sizes)
+    shares = np.maximum(shifted - SHARE_FLOOR, 0) + 1e-9
     normalized: Exact = shares / np.repeat(np.add.reduceat(shares, starts), sizes)
     return normalized
