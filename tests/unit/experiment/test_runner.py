@@ -4,13 +4,15 @@ import json
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from support.small_experiment import files_of, small_plan
+from support.small_survey import DIMENSION
 
 from pluralllm.common.errors.tree import InvalidArgument, WorkerDied
+from pluralllm.common.words.spec import Embedding
 from pluralllm.experiment import runner, worker
 from pluralllm.experiment.engines.units import Results, Shard, Tell, Unit
 from pluralllm.experiment.orders import Fetch, Play
@@ -70,6 +72,23 @@ def test_what_is_there_is_not_played_again(plan: Plan) -> None:
     run_experiment(replace(plan, only=("one",)), lambda what, *_: played.append(what))
     assert not [what for what in played if "seed 1" in what]
     assert {name: (plan.out / name).stat().st_mtime_ns for name in kept} == kept
+
+
+@pytest.mark.parametrize(("templates", "times"), [(["{option}"], 2), (["{question}"], 1)])
+def test_the_cache_is_filled_once_for_each_embedding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, templates: list[str], times: int
+) -> None:
+    embedding = {"dimension": DIMENSION, "templates": ["{question}"]}
+    method = {"preset": "paper", "spec": {"embedding": embedding}}
+    second = {"preset": "paper", "spec": {"embedding": {**embedding, "templates": templates}}}
+    methods = [{"name": "one", **method}, {"name": "two", **second}, {"name": "three", **method}]
+    plan = replace(small_plan(tmp_path, monkeypatch, {"methods": methods}), embedding=cast(Any, object()))
+    filled: list[Embedding] = []
+    monkeypatch.setattr(runner, "fill_cache", lambda contract, *_: filled.append(contract))
+    monkeypatch.setattr(runner, "is_done", lambda *_: True)
+    monkeypatch.setattr(runner, "_engine", lambda plan, *_: InThisProcess(plan, {}))
+    run_experiment(plan, quiet)
+    assert len(filled) == len(set(filled)) == times
 
 
 def test_records_of_other_data_are_not_written(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from pluralllm.client.work.embedding_pool import Workers
 from pluralllm.client.work.train import pick_device
 from pluralllm.common.errors.tree import InvalidArgument
 from pluralllm.common.process.files import make_folder
+from pluralllm.common.words.spec import Embedding
 from pluralllm.experiment.baselines import (
     NEAREST,
     TRAINING_MEAN,
@@ -87,18 +88,19 @@ def run_experiment(plan: Plan, tell: Tell) -> None:
     make_folder(plan.out, 0o755)
     player = Player(Setting(experiment, questions, provenance, plan.model_path, plan.cache, device))
     methods = {unit.method.name: unit.method for unit in units}
+    filled: set[Embedding] = set()
     for method in methods.values():  # fills the cache once, so that the workers do not all compute the same vectors
-        if plan.embedding is not None:
+        spec = experiment.run_spec(method, experiment.seeds[0])
+        if plan.embedding is not None and spec.embedding not in filled:
+            filled.add(spec.embedding)
             fill_cache(
-                experiment.run_spec(method, experiment.seeds[0]).embedding,
+                spec.embedding,
                 questions,
                 (plan.model_path, plan.cache, device),
                 plan.embedding,
                 lambda done, of: tell("embedding", done, of),
             )
-        groups = player.groups(
-            experiment.run_spec(method, experiment.seeds[0]), lambda done, of: tell("embedding", done, of)
-        )
+        groups = player.groups(spec, lambda done, of: tell("embedding", done, of))
         if plan.shard.index == 0:
             _guess(plan, provenance, groups)
     engine = _engine(plan, provenance, player)
