@@ -32,8 +32,7 @@ from pluralllm.common.words.ids import ClientId
 from pluralllm.common.words.spec import RunSpec
 from pluralllm.experiment.federated import federate
 from pluralllm.experiment.groups import Groups, embed_groups, read_groups
-from pluralllm.experiment.play import OTHER_GROUPS
-from pluralllm.experiment.scoring import Scorer, episode_of, gain_of, own_episode
+from pluralllm.experiment.scoring import Scorer, episode_of, gain_of, next_groups, own_episode
 from pluralllm.experiment.spec import Experiment, Virtual, load_experiment
 
 EXPERIMENT = Path(__file__).parent / "experiments" / "groups.toml"
@@ -69,15 +68,13 @@ def scores(spec: RunSpec, experiment: Experiment, values: Any, validation: Mappi
     """Returns the alignment of the validation countries, with their own context and with another country's."""
     scoring, cpu = experiment.scoring, torch.device("cpu")
     own, another = {}, {}
-    names = sorted(validation)
-    for at, name in enumerate(names):
-        data, others = validation[name], [validation[other] for other in (names * 2)[at + 1 : at + len(names)]]
-        size = scoring.main_context
+    for name in sorted(validation):
+        data, size = validation[name], scoring.main_context
         episodes = [own_episode(spec, data, "validation", size, draw) for draw in range(scoring.draws)]
         own[name], another[name] = gain_of(
             Scorer(spec, values, data, cpu),
             episodes,
-            others[:OTHER_GROUPS],
+            [validation[other] for other in next_groups(name, validation)],
             lambda other, draw: episode_of(spec, other, "validation", scoring.main_context, draw).context,
         )
     worst = min(own, key=lambda name: own[name])

@@ -11,12 +11,15 @@ import torch
 from support.process_harness import WIDTH, tiny_embedding_model
 
 from pluralllm.api import Federation, PreferencePredictor, Question, Simulation, sample_groups
+from pluralllm.api import simulation as simulation_module
 from pluralllm.client.data.private_data import write_group
 from pluralllm.common.errors.tree import ExtraMissing, InvalidArgument, InvalidSpec, TooFewQuestions
+from pluralllm.common.predictor.data import Episode, GroupData
 from pluralllm.common.predictor.metrics import js_distances
+from pluralllm.common.words.spec import RunSpec
 from pluralllm.experiment.federated import federate
 from pluralllm.experiment.groups import embed_groups
-from pluralllm.experiment.scoring import context_episode, predictor_of
+from pluralllm.experiment.scoring import Scorer, alignment, context_episode, gain_of, own_episode, predictor_of
 
 GROUPS: dict[str, tuple[Question, ...]] = {str(name): given for name, given in sample_groups(5, 60, 0).items()}
 NAMES = list(GROUPS)
@@ -47,8 +50,25 @@ def options(folder: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def simulation(folder: Path) -> Simulation:
-    return Federation.simulate(GROUPS, SPEC, held_out=NAMES[3:], every=2, **options(folder))
+def drawn() -> list[tuple[str, int]]:
+    """The group and the number of each draw that the simulation has made, in their order."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def simulation(folder: Path, drawn: list[tuple[str, int]]) -> Simulation:
+    def noted(spec: RunSpec, data: GroupData, group_part: str, size: int, draw: int) -> Episode:
+        drawn.append((data.group, draw))
+        return own_episode(spec, data, group_part, size, draw)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(simulation_module, "own_episode", noted)
+        return Federation.simulate(GROUPS, SPEC, held_out=NAMES[3:], every=2, **options(folder))
+
+
+def test_a_context_is_drawn_once_and_serves_every_round(simulation: Simulation, drawn: list[tuple[str, int]]) -> None:
+    assert len(simulation.curve) == 3
+    assert sorted(drawn) == sorted((name, draw) for name in NAMES for draw in range(2))
 
 
 def test_the_groups_that_are_not_held_out_train(simulation: Simulation) -> None:
@@ -73,6 +93,14 @@ def test_it_trains_the_bits_of_the_experiments_federation(simulation: Simulation
     expected = predictor_of(spec, last.values).state_dict()
     trained = simulation.predictor.model.predictor.state_dict()
     assert all(torch.equal(trained[name], weight) for name, weight in expected.items())
+    for group_part, names in (("train", NAMES[:3]), ("test", NAMES[3:])):
+        for name in names:
+            scorer = Scorer(spec, last.values, data[name], CPU)
+            episodes = {one: [own_episode(spec, data[one], group_part, 8, draw) for draw in range(2)] for one in names}
+            others = [data[other] for other in names if other != name]
+            own, another = gain_of(scorer, episodes[name], others, lambda one, n: episodes[one.group][n].context)  # noqa: B023
+            assert simulation.alignment[name] == alignment(map(scorer.score, episodes[name])) == own
+            assert simulation.context_gains[name] == own - another
 
 
 def test_the_predictor_answers_questions_and_keeps_its_answers_in_a_folder(

@@ -8,10 +8,11 @@ import pytest
 import torch
 from support.small_survey import KERNEL, small_group, small_spec
 
-from pluralllm.common.predictor.data import Episode, log_softmax_by_question, make_batch
+from pluralllm.common.predictor.data import Episode, GroupData, log_softmax_by_question, make_batch
 from pluralllm.common.predictor.metrics import js_distance
+from pluralllm.common.words.questions import HoldOut
 from pluralllm.experiment.federated import first_values
-from pluralllm.experiment.scoring import Scorer, alignment, episode_of, gain_of, own_episode
+from pluralllm.experiment.scoring import Scorer, alignment, episode_of, gain_of, next_groups, own_episode
 from pluralllm.experiment.stacked import StackedPredictors
 
 CPU = torch.device("cpu")
@@ -67,6 +68,13 @@ def test_the_context_gain_compares_the_mean_over_other_groups_and_draws_for_the_
     assert foreign == pytest.approx(alignment(scores))
 
 
+def test_the_next_groups_in_alphabetical_order_lend_their_contexts_at_most_five() -> None:
+    assert next_groups("c", {"d": 0, "a": 0, "c": 0, "b": 0}) == ["d", "a", "b"]
+    assert next_groups("b", "hgfedcba") == list("cdefg")
+    assert next_groups("h", "hgfedcba") == list("abcde")
+    assert next_groups("a", ["a"]) == []
+
+
 def test_shares_are_by_question_and_sum_to_one() -> None:
     spec, data = small_spec(), small_group()
     found = Scorer(spec, first_values(spec), data, CPU).shares(Episode((0, 3, 5), (7, 1, 2)))
@@ -86,3 +94,19 @@ def test_a_groups_own_episode_has_the_same_context_and_no_withheld_targets_unles
     trained = own_episode(spec, data, "train", 3, 0)
     assert set(trained.targets) == withheld
     assert not set(trained.context) & withheld
+
+
+def test_only_a_training_groups_questions_are_split_for_its_episode(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, data = small_spec(), small_group()
+    expected = {group_part: episode_of(spec, data, group_part, 3, 0) for group_part in ("test", "train")}
+    split, asked = GroupData.split, list[str]()
+
+    def counted(self: GroupData, held_out: HoldOut) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        asked.append(self.group)
+        return split(self, held_out)
+
+    monkeypatch.setattr(GroupData, "split", counted)
+    assert episode_of(spec, data, "test", 3, 0) == expected["test"]
+    assert asked == []
+    assert episode_of(spec, data, "train", 3, 0) == expected["train"]
+    assert len(asked) == 1

@@ -17,10 +17,9 @@ from pluralllm.common.predictor.data import group_data
 from pluralllm.common.predictor.embedding import Embedder
 from pluralllm.common.predictor.group_predictor import GroupPredictor
 from pluralllm.common.words.questions import Question
-from pluralllm.experiment.scoring import Scorer, context_episode, gain_of
+from pluralllm.experiment.scoring import Scorer, context_episode, gain_of, next_groups
 
 DRAWS = 3
-OTHER_GROUPS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,18 +107,18 @@ class PreferencePredictor:
             name: group_data(name, given, self._embedder.embed_questions(given, lambda _done, _all: None))
             for name, given in answers.items()
         }
+        everything = {name: range(len(own.questions)) for name, own in data.items()}
+        episodes = {
+            name: [context_episode(own, size, draw, everything[name], everything[name]) for draw in range(draws)]
+            for name, own in data.items()
+        }
         gains = {}
         for name, own in data.items():
-            everything = range(len(own.questions))
-            episodes = [context_episode(own, size, draw, everything, everything) for draw in range(draws)]
-            following = (sorted(data) * 2)[sorted(data).index(name) + 1 :][: min(OTHER_GROUPS, len(data) - 1)]
             with_own, with_another = gain_of(
                 Scorer.of_model(self._full, own, self._device),
-                episodes,
-                [data[other] for other in following],
-                lambda other, draw: (
-                    context_episode(other, size, draw, range(len(other.questions)), range(len(other.questions))).context
-                ),
+                episodes[name],
+                [data[other] for other in next_groups(name, data)],
+                lambda other, draw: episodes[other.group][draw].context,
             )
             gains[name] = with_own - with_another
         return gains

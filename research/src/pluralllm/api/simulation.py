@@ -21,7 +21,7 @@ from pluralllm.api.predictor import PreferencePredictor
 from pluralllm.api.surveys import Answers, Spec, answers_of, path_of, values_of
 from pluralllm.client.work.train import pick_device
 from pluralllm.common.errors.tree import InvalidArgument, InvalidSpec, TooFewQuestions
-from pluralllm.common.predictor.data import GroupData, check_enough
+from pluralllm.common.predictor.data import Episode, GroupData, check_enough
 from pluralllm.common.predictor.embedding import Embedder
 from pluralllm.common.words.context_gain import mean_gain
 from pluralllm.common.words.problems import explain
@@ -29,13 +29,13 @@ from pluralllm.common.words.questions import Question
 from pluralllm.common.words.spec import RunSpec, merge, spec_from_values
 from pluralllm.experiment.federated import Point, federate
 from pluralllm.experiment.groups import embed_groups
-from pluralllm.experiment.scoring import Scorer, alignment, episode_of, gain_of, own_episode, predictor_of
+from pluralllm.experiment.scoring import Scorer, alignment, gain_of, next_groups, own_episode, predictor_of
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-OTHER_GROUPS = 5  # at most, whose contexts are tried in the place of a group's own
 SIMULATION = "simulation"
+Episodes = Mapping[str, Sequence[Episode]]  # by group
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +119,9 @@ def simulate(
             chosen,
             lambda done, total: tell("embedding", done, total),
         )
-        curve, last = _train(checked, data, chosen, every, tell)
-    gains = _gains(checked, last, data, chosen)
+        episodes = _episodes(checked, data)
+        curve, last = _train(checked, data, episodes, chosen, every, tell)
+    gains = _gains(checked, last, data, episodes, chosen)
     gain = mean_gain(gains.values())
     config = PluralConfig(**model_config(checked, SIMULATION, last.rounds, "", gain))
     model = PluralPredictor(config).eval()
@@ -129,38 +130,44 @@ def simulate(
     return Simulation(checked, PreferencePredictor(model, embedder, device), tuple(curve), gains)
 
 
+def _episodes(spec: RunSpec, data: Mapping[str, GroupData]) -> Episodes:
+    """Returns the episodes that each group is scored on in every round, one for each draw of the context."""
+    draws, size = range(spec.evaluation.draws), _context(spec)
+    return {
+        name: [own_episode(spec, group, _part(spec, name), size, draw) for draw in draws]
+        for name, group in data.items()
+    }
+
+
 def _train(
-    spec: RunSpec, data: Mapping[str, GroupData], device: torch.device, every: int, tell: Tell
+    spec: RunSpec, data: Mapping[str, GroupData], episodes: Episodes, device: torch.device, every: int, tell: Tell
 ) -> tuple[list[Moment], Point]:
     """Returns the scores of some rounds, always of the first and the last, and the last model."""
     curve: list[Moment] = []
     for point in federate(spec, dict(data), device):
         tell("training", point.rounds, spec.rounds)
         if point.rounds % every == 0 or point.rounds == spec.rounds:
-            scores = {name: _alignment(spec, point, group, device) for name, group in data.items()}
+            scores = {
+                name: alignment(map(Scorer(spec, point.values, group, device).score, episodes[name]))
+                for name, group in data.items()
+            }
             curve.append(Moment(point.rounds, point.moved_bytes, scores))
     return curve, point
 
 
-def _alignment(spec: RunSpec, point: Point, data: GroupData, device: torch.device) -> float:
-    scorer, part, size = Scorer(spec, point.values, data, device), _part(spec, data.group), _context(spec)
-    draws = range(spec.evaluation.draws)
-    return alignment(scorer.score(own_episode(spec, data, part, size, draw)) for draw in draws)
-
-
-def _gains(spec: RunSpec, last: Point, data: Mapping[str, GroupData], device: torch.device) -> dict[str, float]:
+def _gains(
+    spec: RunSpec, last: Point, data: Mapping[str, GroupData], episodes: Episodes, device: torch.device
+) -> dict[str, float]:
     """Returns each group's gain over the contexts of the next groups of its kind, in alphabetical order."""
-    gains, size = {}, _context(spec)
+    gains = {}
     for name, group in data.items():
-        group_part = _part(spec, name)
-        kind = sorted(other for other in data if _part(spec, other) == group_part)
-        following = (kind * 2)[kind.index(name) + 1 : kind.index(name) + len(kind)][:OTHER_GROUPS]
-        if following:
+        kind = [other for other in data if _part(spec, other) == _part(spec, name)]
+        if others := [data[other] for other in next_groups(name, kind)]:
             own, another = gain_of(
                 Scorer(spec, last.values, group, device),
-                [own_episode(spec, group, group_part, size, draw) for draw in range(spec.evaluation.draws)],
-                [data[other] for other in following],
-                lambda other, draw, group_part=group_part: episode_of(spec, other, group_part, size, draw).context,  # type: ignore[misc]
+                episodes[name],
+                others,
+                lambda other, draw: episodes[other.group][draw].context,
             )
             gains[name] = own - another
     return gains

@@ -25,12 +25,19 @@ from pluralllm.experiment.records import (
     gain_record,
     options_record,
 )
-from pluralllm.experiment.scoring import Scorer, alignment, chosen_questions, episode_of, gain_of, own_episode
+from pluralllm.experiment.scoring import (
+    Scorer,
+    alignment,
+    chosen_questions,
+    episode_of,
+    gain_of,
+    next_groups,
+    own_episode,
+)
 from pluralllm.experiment.spec import Experiment, Method
 from pluralllm.experiment.stacked import Flat
 from pluralllm.experiment.virtual import groups_of_clients
 
-OTHER_GROUPS = 5  # at most, whose contexts are tried in the place of a group's own
 Models = dict[str, Flat]  # by group: the values of the predictor that is scored for it
 
 
@@ -134,16 +141,11 @@ class Player:
             yield from self._gain(spec, groups, name, scorer)
 
     def _gain(self, spec: RunSpec, groups: Groups, name: str, scorer: Scorer) -> Iterator[Record]:
-        """Yields a group's scores with its own context and with those of other groups of its part, if there are any.
-
-        At most OTHER_GROUPS groups are taken, the next ones in alphabetical order.
-        """
+        """Yields a group's scores with its own context and with those of the next groups of its part, if there are any."""
         scoring, data = self._setting.experiment.scoring, self._setting.experiment.data
         group_part, size = data.part_of(name), scoring.main_context
-        names = sorted(group for group in groups if data.part_of(group) == group_part)
-        following = (names * 2)[names.index(name) + 1 : names.index(name) + len(names)]
-        others = [groups[other] for other in following[:OTHER_GROUPS]]
-        if others:
+        names = [group for group in groups if data.part_of(group) == group_part]
+        if others := [groups[other] for other in next_groups(name, names)]:
             episodes = [own_episode(spec, groups[name], group_part, size, draw) for draw in range(scoring.draws)]
             own, another = gain_of(
                 scorer, episodes, others, lambda other, draw: episode_of(spec, other, group_part, size, draw).context

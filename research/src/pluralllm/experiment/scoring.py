@@ -30,6 +30,8 @@ from pluralllm.common.predictor.model import load_weights, new_predictor
 from pluralllm.common.words.spec import RunSpec
 from pluralllm.experiment.stacked import Flat
 
+OTHER_GROUPS = 5  # at most, whose contexts are tried in the place of a group's own
+
 
 @dataclass(frozen=True, slots=True)
 class Scored:
@@ -60,8 +62,8 @@ def episode_of(spec: RunSpec, data: GroupData, group_part: str, size: int, draw:
     A training group gets its context from the questions that it trains on; its targets are the withheld questions. Any other
     group gets its context from all its questions; its targets are the questions outside the context.
     """
-    usable, withheld = data.split(spec.held_out)
     if group_part == "train":
+        usable, withheld = data.split(spec.held_out)
         return context_episode(data, size, draw, usable, withheld)
     everything = range(len(data.questions))
     return context_episode(data, size, draw, everything, everything)
@@ -154,6 +156,16 @@ def gain_of(
         for other in others
     )
     return own, alignment(foreign)
+
+
+def next_groups(name: str, names: Iterable[str]) -> list[str]:
+    """Returns the other groups whose contexts are tried in the place of a group's own: the next ones in alphabetical order.
+
+    names: all groups that may lend their context, and the group itself. After the last one comes the first.
+    """
+    ordered = sorted(names)
+    at = ordered.index(name)
+    return [*ordered[at + 1 :], *ordered[:at]][:OTHER_GROUPS]
 
 
 def predictor_of(spec: RunSpec, values: Flat) -> PreferencePredictor:
