@@ -1,6 +1,6 @@
 """A federation in one process limits weights and lengths of updates exactly as the service does."""
 
-from collections.abc import MutableMapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -67,7 +67,7 @@ def test_only_the_cohort_trains_and_every_group_gets_a_turn(monkeypatch: pytest.
 
     def watched(
         self: LocalTraining, base: Flat, number: RoundNumber, cohort: tuple[ClientId, ...]
-    ) -> tuple[MutableMapping[ClientId, Flat], dict[ClientId, float | None]]:
+    ) -> tuple[Mapping[ClientId, Flat], dict[ClientId, float | None]]:
         cohorts.append(cohort)
         deltas, distances = train_round(self, base, number, cohort)
         assert tuple(deltas) == tuple(distances) == cohort

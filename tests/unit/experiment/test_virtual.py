@@ -3,6 +3,7 @@
 import contextlib
 import re
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from pluralllm.common.errors.tree import InvalidSpec, StorageFull
 from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber
 from pluralllm.common.words.spec import RunSpec
 from pluralllm.experiment import federated
-from pluralllm.experiment.federated import LocalTraining, federate, first_values
+from pluralllm.experiment.federated import LocalTraining, federate, first_values, training_questions
 from pluralllm.experiment.spec import Experiment, Virtual
 from pluralllm.experiment.stacked import Learners
 from pluralllm.experiment.virtual import WaitingUpdates, groups_of_clients
@@ -45,14 +46,13 @@ def test_every_group_gets_clients_by_even_or_drawn_shares() -> None:
 def test_updates_that_wait_in_a_file_are_read_as_they_were_written() -> None:
     updates = WaitingUpdates(5)
     rows = {ClientId(name): np.arange(5, dtype=np.float32) + number for number, name in enumerate("xyz")}
-    updates.update(rows)
+    for client, row in rows.items():
+        updates[client] = row
     updates[ClientId("y")] = rows[ClientId("y")] = np.full(5, 7, np.float32)
     assert list(updates) == list(rows)
     assert all(np.array_equal(updates[name], row) for name, row in rows.items())
     assert updates.read(ClientId("z"), 1, 3).tolist() == [3.0, 4.0]
-    del updates[ClientId("x")]
-    assert ClientId("x") not in updates
-    assert len(updates) == 2
+    assert len(updates) == 3
     updates[ClientId("w")] = np.zeros(5, np.float32)
     assert np.array_equal(updates[ClientId("z")], rows[ClientId("z")]), "a new update takes the place of no other one"
 
@@ -129,6 +129,14 @@ def test_passes_without_a_state_share_their_learners_and_keep_their_bits(monkeyp
     assert made == [2, 2, 1]
 
 
+def test_clients_with_the_same_questions_share_the_numbers_of_those_that_they_train_on() -> None:
+    spec, one = spec_of(), small_group("a", questions=20)
+    other, elsewhere = replace(one, group="b", shares=one.shares[::-1].copy()), small_group("a", questions=30)
+    usable = training_questions(spec, {ClientId(str(n)): data for n, data in enumerate((one, other, elsewhere))})
+    assert usable[ClientId("0")] is usable[ClientId("1")]
+    assert usable == {ClientId(str(n)): data.split(spec.held_out)[0] for n, data in enumerate((one, one, elsewhere))}
+
+
 def experiment_of(spec: dict[str, Any], clients: int = 50, **method: Any) -> Experiment:
     data = {"files": "none", "train": NAMES, "test": ("d",), "virtual": {"clients": clients}}
     methods = [{"name": "one", "spec": {"training": {"keep_optimizer_state": False}} | spec, **method}]
@@ -165,7 +173,8 @@ def test_updates_that_wait_in_a_file_are_shortened_as_those_in_memory() -> None:
     spec = spec_of()
     base, updates = np.zeros(4, np.float32), WaitingUpdates(4)
     in_memory = {ClientId(name): np.full(4, step, np.float32) for name, step in (("x", 1.0), ("y", 8.0))}
-    updates.update(in_memory)
+    for client, delta in in_memory.items():
+        updates[client] = delta
     receipts = tuple(ev.Receipt(client, Digest(client), 10, None, 1.0) for client in in_memory)
     average = ev.Average(RoundNumber(1), ModelVersion(0), receipts, scales=(1.0, 0.25))
     moments = np.zeros((0, 4), np.float32)

@@ -1,6 +1,6 @@
 """FedAvg in one process: the service's round machine and aggregation, with clients that train in batched passes."""
 
-from collections.abc import Collection, Iterator, Mapping, MutableMapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -30,7 +30,7 @@ from pluralllm.server.rounds.state import Phase, Run
 from pluralllm.server.rounds.weighting import weights_of
 
 VALUES_AT_ONCE = 16 * 1024 * 1024  # of the updates that wait in a file: 64 MiB
-Updates = MutableMapping[ClientId, Flat]
+Updates = Mapping[ClientId, Flat]
 MOST_ON_A_GPU = 512  # clients of one pass: their values, gradients and moments are 12 GB with the largest preset
 QUESTIONS_PER_PASS = 500  # on a CPU; measured by benchmarks/batched_round.py
 
@@ -183,7 +183,7 @@ class LocalTraining:
         same task seed. cohort: the clients of the round; None: all clients.
         """
         training = self._spec.training
-        deltas: Updates = WaitingUpdates(base.size) if self._updates_wait else {}
+        deltas: WaitingUpdates | dict[ClientId, Flat] = WaitingUpdates(base.size) if self._updates_wait else {}
         distances: dict[ClientId, float | None] = {}
         for trainers, learners in self._passes(sorted(self._trainers if cohort is None else cohort), base):
             learners.restart(base)
@@ -202,8 +202,8 @@ class LocalTraining:
                     if step_number == first_step:
                         measured = base_distances(learnt.predicted, learnt.batch, len(trainers))
                         distances |= dict(zip(trainers, measured, strict=True))
-            after = zip(trainers, learners.stack.flat(), strict=True)
-            deltas.update((client, self._travelled(client, values - base, number)) for client, values in after)
+            for client, values in zip(trainers, learners.stack.flat(), strict=True):
+                deltas[client] = self._travelled(client, values - base, number)
         return deltas, distances
 
     def _passes(self, clients: list[ClientId], base: Flat) -> Iterator[tuple[dict[ClientId, GroupData], Learners]]:
@@ -230,10 +230,10 @@ class LocalTraining:
 
 
 def training_questions(spec: RunSpec, trainers: Mapping[ClientId, GroupData]) -> dict[ClientId, tuple[int, ...]]:
-    """Returns the numbers of the questions that each client trains on. Clients with the same data share one tuple."""
-    distinct = {id(data): data for data in trainers.values()}
+    """Returns the numbers of the questions that each client trains on. Clients with the same questions share one tuple."""
+    distinct = {id(data.questions): data for data in trainers.values()}
     split = {key: data.split(spec.held_out)[0] for key, data in distinct.items()}
-    return {client: split[id(data)] for client, data in trainers.items()}
+    return {client: split[id(data.questions)] for client, data in trainers.items()}
 
 
 def clients_per_pass(spec: RunSpec, device: torch.device, clients: int) -> int:

@@ -1,6 +1,6 @@
 """The rounds of an experiment whose updates are terms of sums: the clients' answers, and the service's solver."""
 
-from collections.abc import Collection, MutableMapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ class SumsRounds:
 
     def train_round(
         self, base: Flat, number: RoundNumber, cohort: Collection[ClientId] | None = None
-    ) -> tuple[MutableMapping[ClientId, Flat], dict[ClientId, float | None]]:
+    ) -> tuple[Mapping[ClientId, Flat], dict[ClientId, float | None]]:
         """Returns each client's answer to the version `base`, and no distances.
 
         number: the round's number. cohort: the clients of the round; None: all clients.
@@ -45,7 +45,7 @@ class SumsRounds:
             answers = {client: terms.of_prior(prior)[0] for client, terms in members.items()}
         return answers, dict.fromkeys(answers)
 
-    def next_version(self, base: Flat, average: ev.Average, deltas: MutableMapping[ClientId, Flat]) -> Flat:
+    def next_version(self, base: Flat, average: ev.Average, deltas: Mapping[ClientId, Flat]) -> Flat:
         """Returns the values of the next model version, and keeps the solver's state."""
         values = base[-version_layout(self._spec, self._version).values :]
         if self._ring is not None:

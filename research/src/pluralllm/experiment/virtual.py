@@ -6,7 +6,7 @@ memory grows with the model and one pass, and not with the number of clients or 
 
 import errno
 import tempfile
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -35,19 +35,17 @@ def groups_of_clients(virtual: Virtual, groups: Sequence[str], seed: int) -> dic
     return {ClientId(f"client-{number}"): name for number, name in enumerate(of_all)}
 
 
-class WaitingUpdates(MutableMapping[ClientId, Flat]):
+class WaitingUpdates(Mapping[ClientId, Flat]):
     """The updates of a round by client, in a file without a name in the folder for temporary files. The last user closes it."""
 
     def __init__(self, values: int) -> None:
-        """values: number of values of each update."""
+        """Opens the file. values: number of values of each update."""
         self._values = values
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as this object
         self._rows: dict[ClientId, int] = {}
-        self._next_row = 0  # a row that was given up is not used again
 
     def __setitem__(self, client: ClientId, delta: Flat) -> None:
-        row = self._rows.setdefault(client, self._next_row)
-        self._next_row = max(self._next_row, row + 1)
+        row = self._rows.setdefault(client, len(self._rows))
         try:
             self._file.seek(row * self._values * FLOAT_BYTES)
             self._file.write(np.ascontiguousarray(delta, dtype=np.float32).data)
@@ -60,9 +58,6 @@ class WaitingUpdates(MutableMapping[ClientId, Flat]):
 
     def __getitem__(self, client: ClientId) -> Flat:
         return self.read(client, 0, self._values)
-
-    def __delitem__(self, client: ClientId) -> None:
-        del self._rows[client]
 
     def __iter__(self) -> Iterator[ClientId]:
         return iter(self._rows)
