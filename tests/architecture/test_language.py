@@ -4,6 +4,7 @@
 """
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ FOLDERS = ("common", "server", "client", "research", "benchmarks", "deploy", "do
 GENERATED = REPOSITORY / "common" / "src" / "pluralllm" / "v1"
 # A noun with its verb or its object comes first; these words open a piece of a sentence.
 OPENERS = {"of", "what", "whoever", "whose", "that", "where", "which", "with"}
+# The name of an argument, or several: the sentence about it follows the one that says what the function does.
+ARGUMENT = re.compile(r"[a-z_][a-z_0-9]*(, [a-z_][a-z_0-9]*)*:")
 # Names that say how a value came here, not what it is. Within three lines the lines themselves say it.
 VAGUE = {"found", "mine", "told", "given", "each", "wanted", "known", "got", "said", "part"}
 LONGEST_LIFE = 3
@@ -65,6 +68,8 @@ def complaints(text: str, kind: str) -> Iterator[str]:
         return
     if words[0].strip("`\"'(,").lower() in OPENERS:
         yield f"opens with {words[0]}"
+    if kind == "docstring" and (argument := ARGUMENT.match(text)):
+        yield f"opens with the argument {argument[0]}"
     if not text.rstrip().endswith("."):
         yield "does not end with a full stop"
     if kind == "help" and len(words) < 3:
@@ -118,6 +123,8 @@ def test_texts_and_names_are_plain(folder: str) -> None:
         ('"""Of a round\'s tasks."""', "opens with Of"),
         ('"""Returns a round\'s tasks"""', "does not end with a full stop"),
         ('"""Returns a round\'s tasks, as their\nnames have it."""', "does not end with a full stop"),
+        ('def f(a):\n    """names: the groups that train."""', "opens with the argument names:"),
+        ('def f(a):\n    """width, height: of the page."""', "opens with the argument width, height:"),
         ('typer.Option("--a", help="Which group answers.")', "opens with Which"),
         ('typer.Option("--a", help="A group.")', "is shorter than three words"),
         ('typer.Option("--a", help=f"{NAME} says which group answers")', "does not end with a full stop"),

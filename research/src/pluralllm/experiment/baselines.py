@@ -46,7 +46,7 @@ class TrainingMean:
     """
 
     def __init__(self, spec: RunSpec, groups: dict[str, GroupData], training: Sequence[str]) -> None:
-        """training: names of the training groups."""
+        """Keeps the answers to the questions that training may use. training: names of the training groups."""
         self._known: dict[str, list[dict[str, float]]] = {}  # by question: each training group's share of each option
         self._held_out = spec.held_out
         for name in training:

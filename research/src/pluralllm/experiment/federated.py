@@ -145,7 +145,10 @@ class LocalTraining:
         *,
         updates_wait: bool = False,
     ) -> None:
-        """updates_wait: whether the updates of a round wait in a file, so that memory does not grow with the cohort."""
+        """Prepares the clients and what they keep from round to round, with the first `values`.
+
+        updates_wait: whether the updates of a round wait in a file, so that memory does not grow with the cohort.
+        """
         self._spec, self._device, self.steps_of_round = spec, device, spec.training.local_steps
         self._moments = np.repeat(np.array(first_moments(spec.aggregation), np.float32)[:, None], values.size, axis=1)
         self._model_bytes = values.nbytes

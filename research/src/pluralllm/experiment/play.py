@@ -60,7 +60,7 @@ class Player:
     """
 
     def __init__(self, setting: Setting, embedded: dict[Embedding, Groups] | None = None) -> None:
-        """embedded: the groups as they are embedded already, if they are."""
+        """Makes a player. embedded: the groups as they are embedded already, if they are."""
         self._setting = setting
         self._embedded = embedded or {}
 

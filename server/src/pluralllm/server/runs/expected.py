@@ -19,7 +19,7 @@ class Expected:
     """The clients that a run may still expect."""
 
     def __init__(self, possible: Possible | None) -> None:
-        """possible: returns the clients that can come; None if nobody knows them, as in plain text."""
+        """Keeps whom to ask. possible: returns the clients that can come; None if nobody knows them, as in plain text."""
         self._possible = possible
 
     def nobody_but(self, run: LiveRun, trainers: int, idle: Collection[ClientId]) -> bool:
