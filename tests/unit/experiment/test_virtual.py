@@ -84,7 +84,6 @@ def test_a_cohort_of_virtual_clients_has_the_bits_of_clients_in_memory(
     monkeypatch.setattr(federated, "QUESTIONS_PER_PASS", 24)  # two clients in a pass
     monkeypatch.setattr(federated, "VALUES_AT_ONCE", 1)  # the narrowest slices
     monkeypatch.setattr(federated, "COLUMNS", 1000)
-    monkeypatch.setattr(federated, "_pass_evaluation", None)  # virtual clients do not evaluate
     waiting = [point.values for point in federate(spec, groups, CPU, drawn)]
     monkeypatch.setattr(federated, "WaitingUpdates", InMemory)
     monkeypatch.setattr(federated, "VALUES_AT_ONCE", 10**8)  # one slice

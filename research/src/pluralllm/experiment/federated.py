@@ -14,8 +14,8 @@ from pluralllm.common.predictor.architecture import initial_values, layout_for, 
 from pluralllm.common.predictor.data import GroupData
 from pluralllm.common.weights.server_optimizer import first_moments, server_optimizer
 from pluralllm.common.weights.update_format import as_read, update_format
-from pluralllm.common.words.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber, RunId
-from pluralllm.common.words.spec import GroupRole, RunSpec
+from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber, RunId
+from pluralllm.common.words.spec import RunSpec
 from pluralllm.experiment.ring_sums import RingSums
 from pluralllm.experiment.stacked import Flat, Learners
 from pluralllm.experiment.sums import SumsRounds, without_projection
@@ -64,8 +64,8 @@ def federate(
 ) -> Iterator[Point]:
     """Runs a federation to its end; yields model version 0, then the model version of each round.
 
-    virtual: the group of each virtual client; None: each training group of the spec is one client. Virtual clients do not
-    evaluate, because that would be one report for each client.
+    virtual: the group of each virtual client; None: each training group of the spec is one client. No client evaluates, because
+    the caller scores the models itself.
     The round machine gets the time 0 in every step. Time plays no role here, because every client answers at once.
     """
     named = {ClientId(f"client-{number}"): name for number, name in enumerate(sorted(spec.groups.train))}
@@ -77,7 +77,7 @@ def federate(
         clients = LocalTraining(spec, trainers, values, device, updates_wait=virtual is not None)
     else:
         clients, values = SumsRounds(spec, trainers, device), without_projection(spec, values)
-    policy = spec.round if virtual is None else spec.round.model_copy(update={"evaluate_every": spec.rounds + 1})
+    policy = spec.round.model_copy(update={"evaluate_every": spec.rounds + 1})
     run = Run(RunId("experiment"), spec.seed, spec.rounds, policy, 0, Digest("0"), evaluated=ModelVersion(0))
     run = replace(run, aggregation=spec.aggregation, limits_members=spec.limits_members)
     run, _ = step(run, ev.RunStarted(0.0))
@@ -100,7 +100,6 @@ def federate(
         assert average is not None  # every client of the cohort has delivered its update
         values = clients.next_version(values, average, deltas)
         run, effects = step(run, ev.ModelAveraged(0.0, number, Digest(f"version-{number}")))
-        run = _pass_evaluation(run, everybody) if virtual is None else run
         episodes += len(cohort) * clients.steps_of_round * spec.training.batch_episodes
         moved += len(cohort) * clients.moved_bytes(number)
         yield Point(values, number, number * clients.steps_of_round, episodes, moved, longest)
@@ -275,16 +274,3 @@ def aggregate(
         shorten(stacked, average.scales)
         mean[start:stop] = rule.whole(stacked, weights)
     return server_optimizer(spec.aggregation)(base, mean, moments)
-
-
-def _pass_evaluation(run: Run, clients: tuple[ClientId, ...]) -> Run:
-    """Returns the run after its evaluation, in which each client sends an empty evaluation to the waiting round machine.
-
-    The evaluations are empty because the experiment itself scores the models.
-    """
-    if run.phase is Phase.EVALUATING:
-        run, _ = step(run, ev.ClientsSeen(0.0, clients, ()))
-        for client in clients:
-            score = ev.Score(client, GroupName(client), GroupRole.TRAIN, run.version, 0.0, 0.0, None, 1)
-            run, _ = step(run, ev.EvaluationArrived(0.0, score))
-    return run
