@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # Containers often set it. Then each process compiles every module anew, which is a third of the CPU time of the tests.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo check test ray faults mutants lint protos docs notebooks site bench experiment locks sbom release packages compatibility clean setup
+.PHONY: demo check test ray faults mutants lint protos docs notebooks site manifests containers bench experiment locks sbom release packages compatibility clean setup
 
 # KEEP=1 keeps the federation up after the result, to be looked at, until Ctrl-C.
 demo: .stamps/run
@@ -64,6 +64,19 @@ docs: .stamps/dev
 site: .stamps/site
 	NO_MKDOCS_2_WARNING=1 .stamps/site/bin/mkdocs build --strict --quiet
 	.stamps/site/bin/python docs/site_check.py site
+
+# Validates the manifests of Kubernetes and the compose files, that of `pluralllm quickstart` as well, against their schemas.
+manifests: .stamps/manifests .stamps/run
+	@rm -rf .stamps/quickstart && $(BIN)/pluralllm quickstart .stamps/quickstart > .stamps/quickstart.log
+	.stamps/manifests/bin/python deploy/manifests.py .stamps/quickstart/compose.yaml
+
+# Builds the images of deploy/docker with podman, and runs a federation in them. It takes some minutes and 5 GB, and fails if no image can
+# be built here. BASE names another base image, PIP_CONF pip's settings for the build, MOUNTS folders with packages that the build reads,
+# TORCH_INDEX another index of torch without CUDA.
+containers: .stamps/dev
+	$(BIN)/python deploy/containers.py $(if $(BASE),--base "$(BASE)") $(if $(PIP_CONF),--pip-conf "$(PIP_CONF)") \
+	  $(foreach mount,$(MOUNTS),--mount "$(mount)") $(if $(TORCH_INDEX),--torch-index "$(TORCH_INDEX)")
+	PLURALLLM_CONTAINERS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/containers $(ARGS)
 
 # Executes the code of docs/notebooks and docs/python.md; `make test` does so, too.
 notebooks: .stamps/dev
@@ -120,7 +133,7 @@ packages: .stamps/dev
 compatibility: .stamps/dev
 	PLURALLLM_COMPATIBILITY=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/packages/test_older_release.py $(ARGS)
 
-.stamps/build .stamps/site: .stamps/%: deploy/locks/%.txt
+.stamps/build .stamps/site .stamps/manifests: .stamps/%: deploy/locks/%.txt
 	@mkdir -p .stamps && rm -rf $@
 	$(PYTHON) -m venv $@
 	$@/bin/python -m pip install --quiet --require-hashes -r deploy/locks/$*.txt

@@ -47,6 +47,7 @@ WANTED = {
     "build": Lock(("hatchling", "cyclonedx-bom"), "building the distributions and listing an image's packages"),
     # pymdown-extensions needs 3.11.5.
     "site": Lock(("mkdocs-material", "mkdocstrings[python]", "ruff"), "building the site of docs/", python="3.11.5"),
+    "manifests": Lock(("kubernetes-validate", "check-jsonschema"), "validating the manifests of deploy/"),
 }
 
 

@@ -1,19 +1,22 @@
 # The coordinator, without torch, pluralllm-client and pluralllm-research. docs/operate.md, "Containers", has the commands.
 # The base image has a digest and every package has a hash; a build without them stops.
 ARG PYTHON_DIGEST
-FROM python:3.11-slim-bookworm@${PYTHON_DIGEST} AS build
+# Another base with Python 3.11, named with its own digest, where the registry of this one cannot be reached: `make containers`
+ARG BASE=python:3.11-slim-bookworm@${PYTHON_DIGEST}
+FROM ${BASE} AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
+# pip's settings of the building machine, such as another index, come as a secret: --secret id=pip,src=pip.conf. No image holds them.
 COPY deploy/locks ./deploy/locks
-RUN python -m venv /opt/build && /opt/build/bin/pip install --require-hashes -r deploy/locks/build.txt
-RUN python -m venv /opt/pluralllm && /opt/pluralllm/bin/pip install --require-hashes -r deploy/locks/server.txt
+RUN --mount=type=secret,id=pip,target=/etc/pip.conf python -m venv /opt/build && /opt/build/bin/pip install --require-hashes -r deploy/locks/build.txt
+RUN --mount=type=secret,id=pip,target=/etc/pip.conf python -m venv /opt/pluralllm && /opt/pluralllm/bin/pip install --require-hashes -r deploy/locks/server.txt
 COPY common ./common
 COPY server ./server
 RUN /opt/build/bin/pip wheel --no-index --no-deps --no-build-isolation --wheel-dir wheels ./common ./server
 RUN /opt/pluralllm/bin/pip install --no-index --no-deps --find-links wheels pluralllm-common pluralllm-server
 RUN /opt/build/bin/cyclonedx-py environment --pyproject server/pyproject.toml -o /opt/pluralllm/sbom.cdx.json /opt/pluralllm/bin/python
 
-FROM python:3.11-slim-bookworm@${PYTHON_DIGEST}
+FROM ${BASE}
 RUN useradd --system --uid 10001 --home-dir /var/lib/pluralllm --create-home pluralllm
 COPY --from=build /opt/pluralllm /opt/pluralllm
 ENV PATH=/opt/pluralllm/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PLURALLLM_SERVER_STATE_DIR=/var/lib/pluralllm

@@ -110,7 +110,9 @@ def test_overlays_add_a_gpu_and_the_stores() -> None:
 @pytest.mark.parametrize("name", ["server", "client"])
 def test_an_image_runs_as_nobody_and_asks_its_own_command_for_its_health(name: str) -> None:
     text = (DEPLOY / "docker" / f"{name}.Dockerfile").read_text()
-    assert re.findall(r"^FROM (\S+)", text, re.MULTILINE) == 2 * ["python:3.11-slim-bookworm@${PYTHON_DIGEST}"]
+    assert re.findall(r"^FROM (\S+)", text, re.MULTILINE) == 2 * ["${BASE}"]
+    before, _, _ = text.partition("FROM ")
+    assert "ARG BASE=python:3.11-slim-bookworm@${PYTHON_DIGEST}\n" in before, "another base is asked for by its name"
     assert "ARG PYTHON_DIGEST\n" in text, "a default would be a digest that grows old unnoticed"
     assert re.search(r"^USER 10001:10001$", text, re.MULTILINE)
     assert f'CMD ["pluralllm-{name}", "healthy"]' in text

@@ -22,7 +22,7 @@ LINUX = {name: str(value) for name, value in default_environment().items()} | {
     "platform_system": "Linux",
     "platform_machine": "x86_64",
 }
-BUILD_ONLY = {"build", "site"}
+BUILD_ONLY = {"build", "site", "manifests"}
 CUDA = re.compile(r"(nvidia|cuda)-|triton$")
 TRACING = ("pluralllm-common", {"tracing"})
 CONTENTS = {
@@ -54,7 +54,7 @@ def pins() -> dict[str, str]:
 @pytest.mark.parametrize("name", sorted(path.stem for path in LOCKS.glob("*.txt")))
 def test_every_locked_package_has_one_version_and_hashes(name: str) -> None:
     entries = locked(name)
-    assert len(entries) > 30
+    assert len(entries) > (15 if name in BUILD_ONLY else 30)
     for package, (requirement, hashes) in entries.items():
         (specifier,) = requirement.specifier
         assert specifier.operator == "==", package
