@@ -193,10 +193,68 @@ def test_help_and_version_load_no_library_that_takes_its_time(module: str, asked
     assert done.stdout.endswith("\nloaded for nothing: none\n"), done.stdout + done.stderr
 
 
+LOG, TABLES, MODELS = ("structlog",), ("rich",), ("pydantic", "typer._adapters")
+KEYS, CALLS, NUMBERS = ("cryptography",), ("grpc", "google"), ("numpy", "torch", "pyarrow")
+OTHERS = ("sqlalchemy", "stamina", "prometheus_client", "opentelemetry", "importlib.metadata")
+ALL = (*LOG, *TABLES, *MODELS, *KEYS, *CALLS, *NUMBERS, *OTHERS)
+TYPED = """
+import contextlib, runpy, sys
+for command in COMMANDS:
+    sys.argv = ["command", *command.split()[1:]]
+    with contextlib.suppress(SystemExit):
+        runpy.run_module(command.split()[0], run_name="__main__")
+sys.stdout.write("loaded for nothing: " + (", ".join(name for name in UNUSED if name in sys.modules) or "none"))
+sys.stdout.flush()
+"""
+
+
+@pytest.mark.parametrize(
+    ("commands", "unused"),
+    [
+        (["pluralllm.cli status --help", "pluralllm.cli invite --help", "pluralllm.cli join --help"], ALL),
+        (["pluralllm.client join --help", "pluralllm.client run --help", "pluralllm.client peers --help"], ALL),
+        # without an identity and without a state, so that no coordinator is needed
+        (["pluralllm.client status --state-dir none"], (*LOG, *TABLES, *KEYS, *CALLS, *NUMBERS, *OTHERS[:-1])),
+        (["pluralllm.client healthy --state-dir none"], (*LOG, *TABLES, *KEYS, *CALLS, *NUMBERS, *OTHERS[:-1])),
+        (["pluralllm.client peers pin --state-dir none --roster x --names y"], (*CALLS, "numpy", *OTHERS[:-1])),
+        (["pluralllm.client join no-such-invite"], (*LOG, *TABLES, *NUMBERS[:2], *OTHERS[:-1])),
+        (["pluralllm.server init --host localhost --help"], (*LOG, *TABLES, *CALLS, *NUMBERS, *OTHERS[:-1])),
+    ],
+)
+def test_a_command_loads_no_library_that_it_does_not_use(
+    commands: list[str], unused: tuple[str, ...], tmp_path: Path
+) -> None:
+    code = TYPED.replace("COMMANDS", repr(commands)).replace("UNUSED", repr(unused))
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout.endswith("loaded for nothing: none"), done.stdout + done.stderr
+
+
 STATUS = """
 import sys
-import pluralllm.cli.__main__, pluralllm.cli.view_commands, pluralllm.operator.remote, pluralllm.cli.status_screen
-slow = ("torch", "numpy", "pyarrow", "structlog", "rich.live", "rich.markdown", "pluralllm.common.words.spec")
+from pathlib import Path
+from typer.main import get_command
+import pluralllm.cli.connection as connection
+from pluralllm.cli.__main__ import app
+from pluralllm.common.errors.root import PluralError
+from pluralllm.common.errors.tree import NotFound
+
+class Remote:
+    def get_run(self, run):
+        raise NotFound(what="the run", name=run)
+
+def remote(coordinator):
+    import pluralllm.operator.opening, pluralllm.operator.remote, pluralllm.cli.status_screen
+    return Remote()
+
+connection.remote = remote
+try:
+    get_command(app)(["--identity", "x", "status", "first", "--coordinator", "localhost:1"], standalone_mode=False)
+except NotFound:
+    pass
+slow = ("torch", "numpy", "pyarrow", "structlog", "rich.live", "rich.markdown", "importlib.metadata", "pydantic",
+        "typer._adapters", "google.protobuf.json_format", "pluralllm.client.joining.diagnosis")
 sys.exit(", ".join(name for name in slow if name in sys.modules) or 0)
 """
 

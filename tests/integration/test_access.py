@@ -5,6 +5,7 @@ import contextlib
 import datetime
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +215,7 @@ async def test_a_wrong_certificate_never_gets_through_and_its_owner_is_told_why(
                 check_membership, served.enrolment_address, identity.authority_pem, identity.chain_pem
             )
         assert [line["reason"] for line in logs if line["event"] == "standing.refused"] == [reason_of(reason)]
-        found = identity.membership.model_copy(update={"enrolment": served.enrolment_address})
+        found = replace(identity.membership, enrolment=served.enrolment_address)
         cause = await asyncio.to_thread(diagnose, Identity(*_with(identity, found)))
         assert cause is not None
         assert isinstance(cause.error, reason)
@@ -294,7 +295,7 @@ async def test_a_certificate_of_our_authority_that_is_not_on_the_list_is_refused
 async def test_a_role_in_a_certificate_gives_no_right_that_the_list_does_not(tmp_path: Path) -> None:
     async with serving(tmp_path / "state") as served:
         observer = await served.member("eve", OBSERVER)
-        claims = observer.membership.model_copy(update={"role": ADMIN})
+        claims = replace(observer.membership, role=ADMIN)
         identity = forge(Identity(*_with(observer, claims)), served).at(served.address)
         async with secure_channel(identity) as channel:
             with pytest.raises(CertificateUnknown):

@@ -61,9 +61,10 @@ class World:
 
     def at(self, main: str | None = None, enrolment: str | None = None, proxies: Proxies = DIRECT) -> Identity:
         member = self.identity.membership
-        changes = {"coordinator": main or member.coordinator, "enrolment": enrolment or member.enrolment}
-        changed = dataclasses.replace(self.identity, membership=member.model_copy(update=changes))
-        return changed.through(proxies)
+        membership = dataclasses.replace(
+            member, coordinator=main or member.coordinator, enrolment=enrolment or member.enrolment
+        )
+        return dataclasses.replace(self.identity, membership=membership).through(proxies)
 
     def named(self, url: str) -> Identity:
         """Returns the identity with the coordinator at the name that only a proxy knows."""
@@ -83,7 +84,7 @@ async def world(folder: Path) -> AsyncIterator[World]:
     other = create_authority(folder / "other", "other", ["127.0.0.1"], None, time.time())
     async with serving(folder / "state", SystemClock()) as served:
         member = await served.member("ann", MemberRole.CLIENT, GROUP)
-        membership = member.membership.model_copy(update={"enrolment": served.enrolment_address})
+        membership = dataclasses.replace(member.membership, enrolment=served.enrolment_address)
         identity = dataclasses.replace(member, membership=membership)
         with (
             nobody() as closed,

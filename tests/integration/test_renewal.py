@@ -286,7 +286,7 @@ async def cause_given_by_daemon(identity: Identity, refusal: PluralError | None 
 
 
 def with_enrolment(identity: Identity, served: Served) -> Identity:
-    membership = identity.membership.model_copy(update={"enrolment": served.enrolment_address})
+    membership = replace(identity.membership, enrolment=served.enrolment_address)
     return replace(identity, membership=membership)
 
 

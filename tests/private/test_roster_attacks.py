@@ -9,7 +9,7 @@ import pytest
 from support.coordinator_harness import Served, serving
 from typer.testing import CliRunner
 
-from pluralllm.client import peers_commands
+from pluralllm.client import peers_view
 from pluralllm.client.__main__ import app
 from pluralllm.client.link.tasks import Greeting, Introduction
 from pluralllm.client.link.transport import Transport
@@ -98,7 +98,7 @@ async def test_the_command_asks_the_coordinator_for_the_newest_roster(
     monkeypatch.setenv("PLURALLLM_CLIENT_IDENTITY", folder)
     monkeypatch.setenv("PLURALLLM_CLIENT_COORDINATOR", address)
     # A log that is configured for good would hide the lines that later tests of this process look for.
-    monkeypatch.setattr(peers_commands, "configure_logs", lambda **_: None)
+    monkeypatch.setattr(peers_view, "configure_logs", lambda **_: None)
     command = ["peers", "--state-dir", str(ann.state), "--json"]
     shown = await asyncio.to_thread(CliRunner().invoke, app, command)
     assert shown.exit_code == 0, shown.output

@@ -20,7 +20,7 @@ SERVER, CLIENT, CLI = "pluralllm.server", "pluralllm.client", "pluralllm.cli"
 # None of these starts a thread or opens a channel when it is imported, so a fork of the process is as good as a new one.
 LOADED = [
     *(f"{module}.__main__" for module in (SERVER, CLIENT, CLI)),
-    *(f"{SERVER}.serve_commands", f"{CLIENT}.daemon_commands", f"{CLI}.run_commands", "rich.live"),
+    *(f"{SERVER}.serve_commands", f"{CLIENT}.daemon_process", f"{CLI}.run_commands", "rich.live"),
     f"{SERVER}.composition",
     *("grpc", "sqlalchemy.ext.asyncio", "cryptography.x509", "pyarrow.parquet", "torch", "transformers"),
 ]

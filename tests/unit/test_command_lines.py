@@ -5,6 +5,7 @@ from types import ModuleType
 
 import pytest
 from support.command_tree import inner_commands
+from typer.core import TyperGroup
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -62,3 +63,8 @@ def test_a_command_of_another_package_stands_in_its_group_and_not_beside_it() ->
     whole = operators.command_line()
     assert "model.export" not in whole.commands
     assert {"export", "serve", "pull"} <= inner_commands(inner_commands(whole)["model"]).keys()
+
+
+@pytest.mark.parametrize(("line", "row"), ROWS, ids=[f"{name} {row.name}" for name, row in ROWS])
+def test_a_row_says_whether_commands_follow_it(line: str, row: Later) -> None:
+    assert isinstance(inner_commands(get_command(LINES[line].app))[row.name], TyperGroup) == row.is_group

@@ -10,7 +10,8 @@ from pluralllm.cli.new_spec import new_spec
 from pluralllm.client.disclosure.limits import check_private_rounds
 from pluralllm.client.disclosure.policy import Policy, RoundPrivacy, load_policy
 from pluralllm.common.errors.tree import InvalidSpec, PolicyForbids
-from pluralllm.common.words.private_rounds import READS_SINGLE, READS_SUMS, threshold
+from pluralllm.common.words.private_rounds import threshold
+from pluralllm.common.words.run_state import READS_SINGLE, READS_SUMS
 from pluralllm.common.words.spec import PRESETS, load_spec_values, spec_from_toml
 from pluralllm.operator.default_rounds import colluders_among, least_clients
 

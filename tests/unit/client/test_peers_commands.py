@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from pluralllm.client import peers_commands
+from pluralllm.client import peers_view
 from pluralllm.client.__main__ import app
 from pluralllm.client.doctor import PROBES
 from pluralllm.client.link.tasks import RosterPage
@@ -79,9 +79,9 @@ def test_a_client_that_has_not_looked_since_others_connected_looks_before_it_pin
         seen(state, SeenRoster(ENTRIES))
         return ""
 
-    monkeypatch.setattr(peers_commands, "_identity", lambda _paths: object())
-    monkeypatch.setattr(peers_commands, "_follow", look)
-    monkeypatch.setattr(peers_commands, "_check_own_key", lambda *_: None)
+    monkeypatch.setattr(peers_view, "_identity", lambda _paths: object())
+    monkeypatch.setattr(peers_view, "_follow", look)
+    monkeypatch.setattr(peers_view, "_check_own_key", lambda *_: None)
     seen(state, SeenRoster(ENTRIES[:1]))
     pinned = [peers(state, "pin", "--roster", spoken(DIGEST), "--names", "ann,ben") for _ in range(2)]
     assert [result.exit_code for result in pinned] == [0, 0]
@@ -115,10 +115,10 @@ def test_the_log_of_a_command_that_asks_the_coordinator_is_not_among_its_json(
         async def close(self) -> None: ...
 
     configured: list[tuple[str, str]] = []
-    monkeypatch.setattr(peers_commands, "configure_logs", lambda *, form, level: configured.append((form, level)))
+    monkeypatch.setattr(peers_view, "configure_logs", lambda *, form, level: configured.append((form, level)))
     monkeypatch.setattr(Transport, "of_member", lambda _: Silent())
     identity: Any = SimpleNamespace(membership=SimpleNamespace(name="ann"), folder=state)
-    assert "it is away" in asyncio.run(peers_commands._follow(identity, state))
+    assert "it is away" in asyncio.run(peers_view._follow(identity, state))
     assert configured == [("console", "WARNING")]
 
 

@@ -11,7 +11,8 @@ from pluralllm.cli import __main__ as command_line
 from pluralllm.cli import run_commands
 from pluralllm.cli.new_spec import new_spec
 from pluralllm.common.errors.tree import InvalidArgument, InvalidSpec
-from pluralllm.common.words.private_rounds import MAX_WEIGHT, READS_SINGLE, READS_SUMS
+from pluralllm.common.words.private_rounds import MAX_WEIGHT
+from pluralllm.common.words.run_state import READS_SINGLE, READS_SUMS
 from pluralllm.common.words.spec import RunSpec, merge, parse_spec, spec_from_values, spec_values
 from pluralllm.operator.default_rounds import NewRun, with_default_rounds
 

@@ -7,16 +7,13 @@ from pluralllm.common.process.lifetime import begin
 
 begin(__name__, "pluralllm", "serve")  # before all imports that take a moment
 
-from importlib.metadata import entry_points
-
 from typer.core import TyperGroup
 from typer.main import get_command
 
 from pluralllm.cli.connection import choose_access
-from pluralllm.cli.package_commands import ENTRY_POINTS, add_package_commands
 from pluralllm.common import __version__
 from pluralllm.common.process.exits import EXIT_CODES, run_command
-from pluralllm.common.process.later_commands import Later, application
+from pluralllm.common.process.later_commands import CommandTable, Later, application
 
 COMMANDS = (
     Later(
@@ -75,27 +72,43 @@ COMMANDS = (
         "members",
         "Lists the members: role, group, state, days until the certificate ends, key, and the time of the last call.",
         "pluralllm.cli.member_commands:members_app",
+        is_group=True,
     ),
-    Later("run", "Creates and steers runs.", "pluralllm.cli.run_commands:run_app"),
-    Later("model", "Published model versions.", "pluralllm.cli.model_commands:app"),
-    Later("spec", "Makes and checks run specs.", "pluralllm.cli.spec_commands:spec_app"),
+    Later("run", "Creates and steers runs.", "pluralllm.cli.run_commands:run_app", is_group=True),
+    Later("model", "Published model versions.", "pluralllm.cli.model_commands:app", is_group=True),
+    Later("spec", "Makes and checks run specs.", "pluralllm.cli.spec_commands:spec_app", is_group=True),
 )
+
+
+def _add_others(commands: TyperGroup) -> None:
+    from importlib.metadata import entry_points  # noqa: PLC0415 - the search takes a moment
+
+    from pluralllm.cli.package_commands import ENTRY_POINTS, add_package_commands  # noqa: PLC0415
+
+    add_package_commands(commands, entry_points(group=ENTRY_POINTS))
+
+
 app = application(
-    "pluralllm", __version__, "Operates and watches a PluralLLM federation.\n\n" + EXIT_CODES, COMMANDS, choose_access
+    "pluralllm",
+    __version__,
+    "Operates and watches a PluralLLM federation.\n\n" + EXIT_CODES,
+    COMMANDS,
+    choose_access,
+    _add_others,
 )
 
 
 def command_line() -> TyperGroup:
     """Returns the whole command line: the commands of this package and of other installed packages."""
     commands = get_command(app)
-    assert isinstance(commands, TyperGroup)
-    add_package_commands(commands, entry_points(group=ENTRY_POINTS))
+    assert isinstance(commands, CommandTable)
+    commands.complete()
     return commands
 
 
 def run() -> None:
     """Runs the command that was typed, and ends the process with the command's exit code."""
-    command_line()()
+    get_command(app)()
 
 
 def main() -> None:

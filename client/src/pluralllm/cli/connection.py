@@ -108,7 +108,7 @@ def remote(coordinator: str | None) -> "Remote":
     from pluralllm.operator.remote import Remote  # noqa: PLC0415
 
     if is_plain_text():
-        from pluralllm.common.words.addresses import PLAIN_TEXT_ADDRESS  # noqa: PLC0415 - brings pydantic
+        from pluralllm.common.words.addresses import PLAIN_TEXT_ADDRESS  # noqa: PLC0415
 
         connection = Remote.in_plain_text(coordinator or PLAIN_TEXT_ADDRESS)
         _opened.append(connection)

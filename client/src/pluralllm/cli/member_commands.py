@@ -21,7 +21,6 @@ from pluralllm.common.process.environment import proxies_of
 from pluralllm.common.process.files import write_durably
 from pluralllm.common.process.json_forms import AUDIT_LOG, INVITE, MEMBER, MEMBERS, PAGE_LINK, PEER_KEY_RESET
 from pluralllm.common.text.reading import read_json
-from pluralllm.common.trust.certificates import fingerprint_of_certificate
 from pluralllm.common.words.roles import GroupRole, MemberRole
 
 members_app = typer.Typer()
@@ -140,6 +139,7 @@ def members(
     if context.invoked_subcommand is not None:
         return
     from pluralllm.cli.status_screen import keys_table, members_table  # noqa: PLC0415
+    from pluralllm.common.trust.certificates import fingerprint_of_certificate  # noqa: PLC0415
 
     listed = remote(coordinator).members()
     authority = "" if is_plain_text() else fingerprint_of_certificate(my_identity().authority_pem)

@@ -17,8 +17,7 @@ from pluralllm.common.words.context_gain import gain_statement, ignores_context,
 from pluralllm.common.words.names import MemberName, RoundName, RunName
 from pluralllm.common.words.noise import declared_text
 from pluralllm.common.words.not_reported import not_reported_text
-from pluralllm.common.words.private_rounds import READS_SINGLE, READS_SUMS
-from pluralllm.common.words.run_state import run_state_text
+from pluralllm.common.words.run_state import READS_SINGLE, READS_SUMS, run_state_text
 from pluralllm.common.words.score_sums import clipped_text, scores_text
 
 MAX_REFUSALS = 3

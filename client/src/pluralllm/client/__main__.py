@@ -65,11 +65,12 @@ COMMANDS = (
         "Show the configuration that results from flags, environment, file and defaults.",
         "pluralllm.client.daemon_commands:show_config",
     ),
-    Later("data", "Import, check or embed the private file.", "pluralllm.client.data_commands:app"),
+    Later("data", "Import, check or embed the private file.", "pluralllm.client.data_commands:app", is_group=True),
     Later(
         "peers",
         "Show the roster of peer keys, which of them this partner has pinned, and the roster's digest.",
         "pluralllm.client.peers_commands:app",
+        is_group=True,
     ),
 )
 app = application(

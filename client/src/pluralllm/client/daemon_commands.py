@@ -1,38 +1,13 @@
-"""The commands `pluralllm-client join | run | healthy | config`, and the place where the daemon's objects are made and joined."""
+"""The commands `pluralllm-client join | run | healthy | config`. Each imports what it needs when it is typed."""
 
-import asyncio
-import contextlib
-import functools
 import shlex
 from pathlib import Path
 from typing import Annotated
 
-import stamina.instrumentation
-import structlog
 import typer
 
-from pluralllm.client import privacy_commands
-from pluralllm.client.answers_in_use import answers_in_use
-from pluralllm.client.data.answers import shows_respondents
-from pluralllm.client.data.private_file import PrivateFile
-from pluralllm.client.disclosure.missing_keys import report_missing_keys
-from pluralllm.client.disclosure.policy import load_policy, new_policy
-from pluralllm.client.joining.partner import COMMAND, load_partner
-from pluralllm.client.process.config import ClientConfig, JoinConfig
-from pluralllm.client.process.instruments import REGISTRY, RETRIES
-from pluralllm.common.errors.tree import InvalidArgument, ModelUnavailable
-from pluralllm.common.process.configuration import load_config, origins_of
 from pluralllm.common.process.console import Json, print_config, say
-from pluralllm.common.process.extras import need_torch
-from pluralllm.common.process.files import make_folder, write_durably
-from pluralllm.common.process.foreign_output import foreign_output_logged
-from pluralllm.common.process.lifetime import STOP_SIGNALS, ignore_stop_signals
-from pluralllm.common.process.lock import DirectoryLock
-from pluralllm.common.process.logs import LogFormatOption, configure_logs, log_form
-from pluralllm.common.process.model_folder import is_model_folder
-from pluralllm.common.process.scrape_port import scrape_port
-from pluralllm.common.process.supervisor import NotifySocket, Supervisor, WatchdogUsec, check_alive
-from pluralllm.common.words.roles import MemberRole
+from pluralllm.common.process.service_options import LogFormatOption, NotifySocket, WatchdogUsec
 
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", help="A TOML file; flags and PLURALLLM_CLIENT_* win over it.")
@@ -60,26 +35,38 @@ def join_federation(
 
     The command may be repeated; what is done stays done.
     """
+    from pluralllm.client.disclosure.policy import load_policy, new_policy  # noqa: PLC0415
     from pluralllm.client.joining.joining import certificate_in, join, joined_text, read_invite  # noqa: PLC0415 - gRPC takes a moment
-    from pluralllm.client.keeping.history import History  # noqa: PLC0415
+    from pluralllm.client.joining.partner import COMMAND  # noqa: PLC0415
+    from pluralllm.client.process.config import JoinConfig  # noqa: PLC0415
+    from pluralllm.common.errors.tree import InvalidArgument  # noqa: PLC0415
+    from pluralllm.common.process.configuration import load_config  # noqa: PLC0415
+    from pluralllm.common.process.files import make_folder, write_durably  # noqa: PLC0415
+    from pluralllm.common.words.roles import MemberRole  # noqa: PLC0415
 
     paths = load_config(JoinConfig, config, {"state_dir": state_dir})
     policy = paths.policy or paths.state_dir / "policy.toml"
     if without_noise and policy.exists() and load_policy(policy).privacy is not None:
         raise InvalidArgument(field="--without-noise", problem=f"{policy} asks for noise; remove its table [privacy]")
     if data is not None:
+        from pluralllm.client.data.answers import shows_respondents  # noqa: PLC0415
+
         shows_respondents(data)  # a file with problems is refused before the invite is used
     folder = paths.identity or paths.state_dir / "identity"
     before = certificate_in(folder)
     identity, waits = join(read_invite(invite), folder, COMMAND, frozenset({MemberRole.CLIENT}), paths.proxies)
     if certificate_in(folder) != before:
+        from pluralllm.client.keeping.history import History  # noqa: PLC0415 - brings the log
+
         History(paths.state_dir.absolute() / "history").forget_receipts()
     if not policy.exists():
         make_folder(policy.parent)
         write_durably(policy, new_policy(noise=not without_noise).encode())
     say(joined_text(identity, awaiting_approval=waits))
     if data is not None:
-        privacy_commands.first_release(data, paths.state_dir, policy)
+        from pluralllm.client.privacy_commands import first_release  # noqa: PLC0415 - noise needs numpy
+
+        first_release(data, paths.state_dir, policy)
     say(f"What you allow is in {policy}. Next: {_next_command(config, state_dir, data)}")
 
 
@@ -106,6 +93,11 @@ def run(
     watchdog_usec: WatchdogUsec = None,
 ) -> None:
     """Take part in a federation until SIGTERM or Ctrl-C."""
+    from pluralllm.client.daemon_process import run_daemon  # noqa: PLC0415 - all rooms come with it; help needs none
+    from pluralllm.client.process.config import ClientConfig  # noqa: PLC0415
+    from pluralllm.common.process.configuration import load_config  # noqa: PLC0415
+    from pluralllm.common.process.supervisor import Supervisor  # noqa: PLC0415
+
     flags = {
         "coordinator": coordinator,
         "data": data,
@@ -116,63 +108,22 @@ def run(
         "log_format": log_format,
     }
     settings = load_config(ClientConfig, config, flags)
-    form = log_form(settings.log_format, settings.log_file)
-    configure_logs(form=form, level=settings.log_level, file=settings.log_file)
-    with foreign_output_logged() if form == "json" else contextlib.nullcontext():
-        asyncio.run(_run(settings, Supervisor(settings.state_dir, notify_socket, watchdog_usec)))
-
-
-async def _run(config: ClientConfig, supervisor: Supervisor) -> None:
-    from pluralllm.client.daemon.daemon import Daemon  # noqa: PLC0415 - gRPC takes a moment; help does not need it
-    from pluralllm.client.link.transport import Transport  # noqa: PLC0415
-    from pluralllm.client.work.worker_process import WorkerProcess  # noqa: PLC0415
-    from pluralllm.common.process.tracing import tracing  # noqa: PLC0415
-
-    need_torch()
-    partner = load_partner(config)
-    policy = load_policy(config.policy_file)
-    folder = config.embedding_model_path
-    if folder is not None and not is_model_folder(folder):
-        raise ModelUnavailable(model=str(folder), problem="it is not a folder with a config.json")
-    stop = asyncio.Event()
-    for number in STOP_SIGNALS:
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    structlog.contextvars.bind_contextvars(client=partner.name)
-    with contextlib.ExitStack() as stack:
-        stack.callback(ignore_stop_signals, asyncio.get_running_loop())
-        stack.enter_context(DirectoryLock(config.state_dir.absolute()))
-        data = PrivateFile(config.data, config.state_dir.absolute(), functools.partial(answers_in_use, config, policy))
-        if config.policy_file is not None:
-            report_missing_keys(policy, config.policy_file, config.state_dir)
-        stack.enter_context(tracing(config.traces_endpoint, "pluralllm-client", partner.name))
-        if config.metrics_listen is not None:
-            address = stack.enter_context(scrape_port(config.metrics_listen, REGISTRY))
-            write_durably(config.state_dir / "metrics-address", address.encode())
-        stamina.instrumentation.set_on_retry_hooks([stamina.instrumentation.StructlogOnRetryHook, _count_retry])
-        if partner.identity is None:
-            transport = Transport.in_plain_text(partner.coordinator, partner.name, config.standby)
-        else:
-            transport = Transport.of_member(partner.identity, config.standby)
-        daemon = Daemon(config, partner, policy, data, transport, WorkerProcess())
-        daemon.tasks.keep("the signs of life", functools.partial(supervisor.reassure, daemon.pulse))
-        supervisor.tell("READY=1", f"STATUS={partner.name}")
-        try:
-            await daemon.run(stop)
-        finally:
-            supervisor.tell("STOPPING=1")
-            await transport.close()
+    run_daemon(settings, Supervisor(settings.state_dir, notify_socket, watchdog_usec))
 
 
 def healthy(config: ConfigFile = None, state_dir: StateDir = None) -> None:
     """Check that the daemon of this state directory is alive; a container can use the command as its health check."""
+    from pluralllm.client.process.config import JoinConfig  # noqa: PLC0415
+    from pluralllm.common.process.configuration import load_config  # noqa: PLC0415
+    from pluralllm.common.process.supervisor import check_alive  # noqa: PLC0415
+
     check_alive(load_config(JoinConfig, config, {"state_dir": state_dir}).state_dir)
-
-
-def _count_retry(details: stamina.instrumentation.RetryDetails) -> None:  # noqa: ARG001 - the hook's signature
-    RETRIES.inc()
 
 
 def show_config(config: ConfigFile = None, origin: Origin = False, as_json: Json = False) -> None:
     """Show the configuration that results from flags, environment, file and defaults."""
+    from pluralllm.client.process.config import ClientConfig  # noqa: PLC0415
+    from pluralllm.common.process.configuration import load_config, origins_of  # noqa: PLC0415
+
     values = load_config(ClientConfig, config, {}).model_dump(mode="json")
     print_config(values, origins_of(ClientConfig, config) if origin else None, as_json=as_json)

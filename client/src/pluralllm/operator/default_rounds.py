@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pluralllm.common.errors.tree import InvalidArgument, InvalidSpec
-from pluralllm.common.words.private_rounds import MAX_WEIGHT, READS_SINGLE, READS_SUMS, threshold
+from pluralllm.common.words.private_rounds import MAX_WEIGHT, threshold
+from pluralllm.common.words.run_state import READS_SINGLE, READS_SUMS
 from pluralllm.common.words.spec import RunSpec, merge, spec_from_values
 
 FEWEST_CLIENTS = 3  # in each published model; from two, each of them can compute the update of the other

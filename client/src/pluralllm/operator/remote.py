@@ -9,32 +9,25 @@ import itertools
 import time
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import grpc
-from google.protobuf import json_format
 from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from pluralllm.client.joining.cached_diagnosis import CachedDiagnosis
-from pluralllm.client.joining.diagnosis import explained
-from pluralllm.client.joining.present_addresses import keep_addresses
 from pluralllm.client.link.link_speed import measured
-from pluralllm.client.link.model_download import MAX_MODEL_BYTES, ModelDownload, stream_deadline_s
 from pluralllm.client.link.rests import rest_s
 from pluralllm.common.errors.grpc_status import from_rpc_error
 from pluralllm.common.errors.membership import TooManyCalls
 from pluralllm.common.errors.tree import InvalidArgument, NoAnswer, OverLimit, PluralError, Unreachable
 from pluralllm.common.process.files import make_folder, storage_errors
 from pluralllm.common.text.printable import printable, printable_values
-from pluralllm.common.trust.certificates import make_request
 from pluralllm.common.trust.identity import Identity, next_key, save_renewal
-from pluralllm.common.trust.invite import Invite
 from pluralllm.common.weights.chunks import Manifest
 from pluralllm.common.weights.pieces import PIECE_BYTES, transfer_s
 from pluralllm.common.wire.channels import blocking_channel, blocking_plain_channel
-from pluralllm.common.wire.checked_answers import checked_answer
 from pluralllm.common.wire.messages import (
     MAX_MESSAGE_BYTES,
     MEMBER_ROLES,
@@ -52,6 +45,11 @@ from pluralllm.v1 import enrolment_pb2, enrolment_pb2_grpc, federation_pb2, fede
 from pluralllm.v1 import operations_pb2 as pb
 from pluralllm.v1.resources_pb2 import NOT_REPORTED_UNSPECIFIED, AuditEvent, GroupEvaluation, ModelVersion
 
+if TYPE_CHECKING:
+    from pluralllm.client.link.model_download import ModelDownload
+    from pluralllm.common.trust.invite import Invite
+
+# What only one call needs is imported by that call, because `pluralllm status` must start at once.
 CALL_DEADLINE_S = 15.0
 REWARDS_HOLD_S = 10.0
 WATCH_DEADLINE_S = 5.0  # no event reports progress and ages, so they are read again after this time
@@ -198,7 +196,7 @@ class Remote:
         needs_approval: bool,
         runs: Sequence[str] = (),
         max_examples: int = 0,
-    ) -> Invite:
+    ) -> "Invite":
         """Invites a member, and returns the invite, which is secret.
 
         ttl_s: time for which the invite is valid, in seconds. group_role: train or held_out (evaluated, never trained); None
@@ -206,6 +204,8 @@ class Remote:
         the runs that an observer may read; * is every run. max_examples: largest number of questions that a client may state; 0
         for the coordinator's default.
         """
+        from pluralllm.common.trust.invite import Invite  # noqa: PLC0415 - brings pydantic
+
         request = pb.CreateInviteRequest(
             name=name, role=MEMBER_ROLES[role], group=group, needs_approval=needs_approval, runs=runs
         )
@@ -242,6 +242,8 @@ class Remote:
 
     def page_link(self) -> str:
         """Returns a link to the coordinator's web page, which works once, within a minute. The token stands behind the #."""
+        from pluralllm.common.wire.checked_answers import checked_answer  # noqa: PLC0415
+
         request = pb.CreatePageLinkRequest()
         response: pb.CreatePageLinkResponse = self._call("CreatePageLink", request)
         checked_answer("CreatePageLink", request, response, None)
@@ -264,6 +266,10 @@ class Remote:
         Raises a subclass of NoAnswer, StorageFull, AnswerInvalid if the answer breaks the protocol, or an error that the proto
         file lists for EnrolmentService.Renew.
         """
+        from pluralllm.client.joining.present_addresses import keep_addresses  # noqa: PLC0415
+        from pluralllm.common.trust.certificates import make_request  # noqa: PLC0415
+        from pluralllm.common.wire.checked_answers import checked_answer  # noqa: PLC0415
+
         assert self._identity is not None  # nothing to renew in plain text
         key = next_key(self._identity.folder)
         request_der = make_request(key, self._identity.membership.name)
@@ -317,6 +323,8 @@ class Remote:
         A download that breaks off leaves a partial file in the folder, and the next call continues from this file. Raises
         Corrupt if a chunk is wrong; StorageFull if the disk is full.
         """
+        from pluralllm.client.link.model_download import MAX_MODEL_BYTES, ModelDownload  # noqa: PLC0415
+
         answer: pb.GetModelResponse = self._call("GetModel", pb.GetModelRequest(name=str(model)), MAX_MESSAGE_BYTES)
         manifest = manifest_from(answer.manifest, MAX_MODEL_BYTES)
         with storage_errors("the model"):
@@ -328,8 +336,10 @@ class Remote:
         return plain(answer.model), answer.spec_json
 
     def _fetch_chunks(
-        self, model: ModelVersion, manifest: Manifest, download: ModelDownload, on_bytes: Callable[[int, int], None]
+        self, model: ModelVersion, manifest: Manifest, download: "ModelDownload", on_bytes: Callable[[int, int], None]
     ) -> None:
+        from pluralllm.client.link.model_download import stream_deadline_s  # noqa: PLC0415
+
         request = federation_pb2.GetChunksRequest(
             run=ModelName.parse(model.name).run,
             version=model.version,
@@ -414,6 +424,8 @@ class Remote:
         failure = from_rpc_error(error, self.address)
         if self._identity is None or not isinstance(failure, NoAnswer):
             return failure
+        from pluralllm.client.joining.diagnosis import explained  # noqa: PLC0415 - most calls are answered
+
         explanation = explained(failure, self._diagnosis.cause(self._identity))
         return self._identity.proxies.explained(failure) if explanation is failure else explanation
 
@@ -465,6 +477,8 @@ def _plain(field: Any, value: Any, *, keeps_texts: bool) -> Any:
     if isinstance(value, Timestamp):
         return value.ToJsonString()
     if isinstance(value, Struct):
+        from google.protobuf import json_format  # noqa: PLC0415 - few answers have a struct
+
         return printable_values(json_format.MessageToDict(value))
     if isinstance(value, str) and not keeps_texts:
         return printable(value, lines=True)

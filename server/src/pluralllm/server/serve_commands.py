@@ -9,10 +9,9 @@ import typer
 
 from pluralllm.common.process.configuration import load_config, origins_of
 from pluralllm.common.process.console import Json, print_config
-from pluralllm.common.process.foreign_output import foreign_output_logged
 from pluralllm.common.process.imports import without_collecting
-from pluralllm.common.process.logs import LogFormatOption, configure_logs, log_form
-from pluralllm.common.process.supervisor import NotifySocket, Supervisor, WatchdogUsec, check_alive
+from pluralllm.common.process.service_options import LogFormatOption, NotifySocket, WatchdogUsec
+from pluralllm.common.process.supervisor import Supervisor, check_alive
 from pluralllm.server.process.config import ServerConfig
 
 ConfigFile = Annotated[
@@ -44,6 +43,8 @@ def serve(
     """Run the coordinator until SIGTERM or Ctrl-C."""
     with without_collecting():
         from pluralllm.server import composition  # noqa: PLC0415 - all rooms come with it; help needs none
+    from pluralllm.common.process.foreign_output import foreign_output_logged  # noqa: PLC0415
+    from pluralllm.common.process.logs import configure_logs, log_form  # noqa: PLC0415
     from pluralllm.server.process.allocator import use_one_arena  # noqa: PLC0415
     from pluralllm.server.process.instruments import LOG_LINES_LOST  # noqa: PLC0415
     from pluralllm.server.process.open_files import raise_limit  # noqa: PLC0415

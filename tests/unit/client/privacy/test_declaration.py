@@ -12,7 +12,8 @@ from pluralllm.client.privacy.entries import Charge, Released, question_name
 from pluralllm.client.privacy.ledger import FILE, Ledger
 from pluralllm.common.errors.tree import LedgerDiverged, NoiseDemanded
 from pluralllm.common.words.ids import RunId
-from pluralllm.common.words.noise import NoiseStatement, PrivacyDemand
+from pluralllm.common.words.noise import NoiseStatement
+from pluralllm.common.words.privacy_demand import PrivacyDemand
 from pluralllm.common.words.questions import Question
 
 R, DELTA = RunId("r"), 1e-6

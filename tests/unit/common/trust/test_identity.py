@@ -1,5 +1,6 @@
 """An identity on disk: only its owner can read the key, it is complete or absent, and an error names the damaged file."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -136,6 +137,36 @@ def test_a_damaged_file_is_named(tmp_path: Path, authority: Authority, file: str
     (tmp_path / "me" / file).write_bytes(b"garbage")
     with pytest.raises(InvalidConfig, match=file):
         load_identity(tmp_path / "me", "pluralllm")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "problem"),
+    [
+        ('"name"', '"nome"', "the key name is missing"),
+        ('"name": "ann"', '"name": "ann", "pet": "cat"', "the key pet is unknown"),
+        ('"ann"', "7", "the value of name is no text"),
+        ('"observer"', '"king"', "role: 'king' is not a valid MemberRole"),
+        ("127.0.0.1:7443", "127.0.0.1", "coordinator: must be host:port"),
+        ("127.0.0.1:7444", "http://a:1", "enrolment: must be host:port without http://"),
+        ('"name"', '"record_key": "AAAA", "name"', "record_key: it is no P-256 key"),
+        ("{", "[{", "."),
+    ],
+)
+def test_what_is_wrong_with_a_membership_is_told(
+    tmp_path: Path, authority: Authority, before: str, after: str, problem: str
+) -> None:
+    file = saved(tmp_path / "me", authority).folder / "identity.json"
+    text = file.read_text()
+    assert before in text
+    file.write_text(text.replace(before, after, 1))
+    with pytest.raises(InvalidConfig, match=re.escape(problem)):
+        load_identity(file.parent, "pluralllm")
+
+
+def test_a_membership_of_an_earlier_release_is_read(tmp_path: Path, authority: Authority) -> None:
+    file = saved(tmp_path / "me", authority).folder / "identity.json"
+    file.write_text(file.read_text().replace("{", '{"group_role": null, "record_key": null, ', 1))
+    assert load_identity(file.parent, "pluralllm").membership == MEMBERSHIP
 
 
 def test_a_folder_is_free_taken_by_this_member_or_by_another(tmp_path: Path, authority: Authority) -> None:

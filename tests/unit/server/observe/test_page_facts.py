@@ -11,8 +11,9 @@ from pluralllm.common.words.ids import ClientId, Digest, GroupName, ModelVersion
 from pluralllm.common.words.names import ModelName
 from pluralllm.common.words.noise import NoiseStatement
 from pluralllm.common.words.not_reported import NotReported
-from pluralllm.common.words.private_rounds import READS_SINGLE, READS_SUMS, PrivateRounds
+from pluralllm.common.words.private_rounds import PrivateRounds
 from pluralllm.common.words.reward_weights import RewardOptions
+from pluralllm.common.words.run_state import READS_SINGLE, READS_SUMS
 from pluralllm.common.words.spec import GroupRole
 from pluralllm.server.observe.page_facts import (
     LEAST_POINTS,

@@ -5,9 +5,17 @@ A diagnosis finds out why the coordinator does not answer.
 
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from pluralllm.client.joining.diagnosis import Cause, diagnose
-from pluralllm.common.trust.identity import Identity
+if TYPE_CHECKING:
+    from pluralllm.client.joining.diagnosis import Cause
+    from pluralllm.common.trust.identity import Identity
+
+
+def _diagnose(identity: "Identity") -> "Cause | None":
+    from pluralllm.client.joining.diagnosis import diagnose  # noqa: PLC0415 - most members never need one
+
+    return diagnose(identity)
 
 
 class CachedDiagnosis:
@@ -16,14 +24,14 @@ class CachedDiagnosis:
     def __init__(
         self,
         keep_s: float,
-        diagnose_member: Callable[[Identity], Cause | None] = diagnose,
+        diagnose_member: "Callable[[Identity], Cause | None]" = _diagnose,
         monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._keep_s, self._diagnose_member, self._monotonic_s = keep_s, diagnose_member, monotonic_s
         self._cause: Cause | None = None
         self._ends_s = -1.0  # monotonic time at which the kept answer becomes too old; negative before the first answer
 
-    def cause(self, identity: Identity) -> Cause | None:
+    def cause(self, identity: "Identity") -> "Cause | None":
         """Returns the cause that keeps this member from reaching its coordinator; None if no cause was found.
 
         The call may block for some seconds.

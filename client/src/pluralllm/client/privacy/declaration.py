@@ -16,7 +16,8 @@ from pluralllm.client.privacy.ledger import FILE, Ledger
 from pluralllm.client.privacy.release import ROUNDING
 from pluralllm.common.errors.tree import NoiseDemanded, PluralError
 from pluralllm.common.words.ids import RunId
-from pluralllm.common.words.noise import RESPONDENT, NoiseStatement, PrivacyDemand
+from pluralllm.common.words.noise import RESPONDENT, NoiseStatement
+from pluralllm.common.words.privacy_demand import PrivacyDemand
 
 log = structlog.get_logger()
 

@@ -13,7 +13,7 @@ from pluralllm.common.process.configuration import LogFormat, ProcessConfig
 from pluralllm.common.process.environment import proxies_of
 from pluralllm.common.process.proxies import Proxies, names_a_proxy, parse_proxy
 from pluralllm.common.text.printable import check_group_name
-from pluralllm.common.words.addresses import Address, ListenAddress
+from pluralllm.common.words.address_fields import Address, ListenAddress
 from pluralllm.common.words.ids import ID_HELP, is_id
 from pluralllm.common.words.spec import GroupRole
 

@@ -54,7 +54,7 @@ def checked(name: str, probe: Callable[[], Check]) -> Check:
     except (OSError, Unreadable) as error:
         if isinstance(error, OSError) and error.filename is None:
             raise  # not about a file; `run_command` knows more
-        from pluralllm.common.process.files import owner_hint  # noqa: PLC0415 - brings pydantic
+        from pluralllm.common.process.files import owner_hint  # noqa: PLC0415 - brings all errors
 
         hint = (
             owner_hint(Path(os.fsdecode(error.filename)))

@@ -100,7 +100,7 @@ def _run(command: Callable[[], object]) -> None:
                 sys.stderr.write(f"error: {printable(f'{error.strerror}. {OF_THE_MACHINE[error.errno]}')}\n")
                 sys.exit(REFUSED)
             _end_unexpected(error)
-        from pluralllm.common.process.files import owner_hint  # noqa: PLC0415 - brings pydantic
+        from pluralllm.common.process.files import owner_hint  # noqa: PLC0415 - brings all errors
 
         hint = owner_hint(Path(os.fsdecode(error.filename))) if isinstance(error, PermissionError) else ""
         fix = hint or "Look at that path: what it is, and who may read and write it."

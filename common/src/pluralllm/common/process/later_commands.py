@@ -5,10 +5,12 @@ is a copy of the first line of the command's docstring; a test compares the two.
 longer to load than a page of help may take.
 """
 
+import os
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import typer
@@ -28,6 +30,7 @@ class Later:
     summary: str
     place: str  # module:function or module:application, as in an entry point
     hidden: bool = False
+    is_group: bool = False  # whether commands follow it, among them perhaps commands of other packages
     settings: Mapping[str, Any] = field(default_factory=dict)  # click's context settings
 
 
@@ -65,11 +68,14 @@ def command_of(name: str, value: object, settings: Mapping[str, Any] | None = No
     """
     if isinstance(value, typer.Typer):
         value.rich_markup_mode = None
-        return _with_whole_lines(get_group(value))
+        group = get_group(value)
+        _spare_pydantic(group)
+        return _with_whole_lines(group)
     application = typer.Typer(add_completion=False, rich_markup_mode=None)
     application.command(name, context_settings=dict(settings or {}))(value)  # type: ignore[type-var]
     command = get_command(application)
     assert isinstance(command, TyperCommand)
+    _spare_pydantic(command)
     return command
 
 
@@ -82,6 +88,62 @@ def _with_whole_lines(group: TyperGroup) -> TyperGroup:
     return group
 
 
+def _spare_pydantic(command: Any) -> None:
+    """Lets a command take the texts, paths and absent values of its parameters as they are. Also the commands of a group.
+
+    Typer converts the values of all parameters by pydantic, which takes longer to load than `pluralllm status` may take. Other
+    values stay with Typer; with a release of Typer that has no such place to intervene, all values do.
+    """
+    usual = command.get_params
+
+    def get_params(context: typer.Context) -> Any:
+        return [_plainly(parameter) for parameter in usual(context)]
+
+    command.get_params = get_params
+    for inner in command.commands.values() if isinstance(command, TyperGroup) else ():
+        _spare_pydantic(inner)
+
+
+def _plainly(parameter: Any) -> Any:
+    """Returns a parameter whose plain values are taken as they are; --help and Typer's own options are among them."""
+    usual, descriptor = getattr(parameter, "get_runtime_param", None), getattr(parameter, "type_descriptor", None)
+    is_list = parameter.multiple or parameter.nargs == -1
+    if usual is not None and descriptor is not None and not is_list and "get_runtime_param" not in vars(parameter):
+        taken = _PlainValue(usual, _plain_kind(descriptor))
+        parameter.get_runtime_param = lambda: taken
+    return parameter
+
+
+def _plain_kind(descriptor: Any) -> Callable[[str], object] | None:
+    """Returns what turns a typed word into the value of a parameter, if Typer would check nothing about it."""
+    info = descriptor.parameter_info
+    checks = ("exists", "writable", "resolve_path", "allow_dash", "path_type")
+    is_checked = info.parser is not None or any(getattr(info, name) for name in checks)
+    if is_checked or not (info.file_okay and info.dir_okay):
+        return None
+    kinds: dict[Any, Callable[[str], object]] = {str: str, Path: _readable_path}
+    return kinds.get(descriptor.annotation)
+
+
+def _readable_path(word: str) -> Path | None:
+    path = Path(word)
+    return path if os.access(path, os.R_OK) or not os.path.lexists(path) else None
+
+
+@dataclass(frozen=True, slots=True)
+class _PlainValue:
+    """Stands in the place of Typer's converter of one parameter."""
+
+    usual: Callable[[], Any]  # returns Typer's own converter
+    kind: Callable[[str], object] | None
+
+    def coerce(self, value: Any, *, param: Any, ctx: Any) -> Any:
+        if value is None:
+            return None
+        taken = self.kind(value) if isinstance(value, str) and self.kind is not None else None
+        return self.usual().coerce(value, param=param, ctx=ctx) if taken is None else taken
+
+
 def _loaded(row: Later) -> TyperCommand | TyperGroup:
     command = command_of(row.name, pkgutil.resolve_name(row.place), row.settings)
     command.hidden = row.hidden
@@ -89,15 +151,42 @@ def _loaded(row: Later) -> TyperCommand | TyperGroup:
 
 
 class CommandTable(TyperGroup):
-    """A whole command line, made of the rows of a table. A subclass has the rows and the version."""
+    """A whole command line, made of the rows of a table. A subclass has the rows and the version.
+
+    The commands of other packages are looked for only if one of them may be meant, because the search takes a moment.
+    """
 
     version: ClassVar[str]
     rows: ClassVar[tuple[Later, ...]]
+    add_others: ClassVar[
+        tuple[Callable[[TyperGroup], object], ...]
+    ]  # not yet called; a function alone would be a method
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         for row in self.rows:
             self.commands[row.name] = LaterCommand(row.name, row.summary, partial(_loaded, row), hidden=row.hidden)
+        self._waiting = list(self.add_others)
+
+    def get_params(self, ctx: Any) -> Any:
+        """Returns the options before the command's name."""
+        return [_plainly(parameter) for parameter in super().get_params(ctx)]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Returns the command of this name; None if there is none."""
+        if not any(row.name == cmd_name and not row.is_group for row in self.rows):
+            self.complete()
+        return super().get_command(ctx, cmd_name)
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Returns the names of all commands."""
+        self.complete()
+        return super().list_commands(ctx)
+
+    def complete(self) -> None:
+        """Adds the commands of other packages, the first time."""
+        while self._waiting:
+            self._waiting.pop()(self)
 
 
 def _show_version(context: typer.Context, asked: bool) -> None:
@@ -113,17 +202,23 @@ VersionOption = Annotated[
 
 
 def application(
-    name: str, version: str, summary: str, rows: Iterable[Later], options: Callable[..., None] | None = None
+    name: str,
+    version: str,
+    summary: str,
+    rows: Iterable[Later],
+    options: Callable[..., None] | None = None,
+    others: Callable[[TyperGroup], object] | None = None,
 ) -> typer.Typer:
     """Returns the Typer application of a command line, with --version and with -h and --help for each command.
 
     name: the command as a person types it. version: the text that --version shows. summary: the first text of its help.
     options: the function that gets the options before a command's name; it has the parameter `version` of the type VersionOption.
-    By default there are no such options.
+    By default there are no such options. others: adds the commands of other packages to the command line.
     """
+    add_others = () if others is None else (others,)
     made = typer.Typer(
         name=name,
-        cls=type("ThisTable", (CommandTable,), {"version": version, "rows": tuple(rows)}),
+        cls=type("ThisTable", (CommandTable,), {"version": version, "rows": tuple(rows), "add_others": add_others}),
         help=summary,
         no_args_is_help=True,
         pretty_exceptions_enable=False,

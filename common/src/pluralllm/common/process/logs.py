@@ -10,10 +10,9 @@ import select
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, TextIO, cast
+from typing import Any, Literal, TextIO, cast
 
 import structlog
-import typer
 from structlog.tracebacks import ExceptionDictTransformer
 
 from pluralllm.common.errors.tree import InvalidConfig
@@ -24,10 +23,6 @@ from pluralllm.common.process.lifetime import on_hangup
 from pluralllm.common.text.printable import printable, printable_values
 
 LogForm = Literal["json", "console"]
-LogFormatOption = Annotated[
-    str | None,
-    typer.Option(help="The format of the log: json, console, or auto (console on a terminal, json elsewhere)."),
-]
 # By default structlog prints the local variables of every frame of a stack: tokens, keys, private questions.
 TRACEBACKS = structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False))
 

@@ -11,19 +11,16 @@ import os
 import socket
 import time
 from pathlib import Path
-from typing import Annotated
 
-import structlog
 import typer
 
 from pluralllm.common.process.console import say
 from pluralllm.common.process.files import create_file
+from pluralllm.common.process.light_log import LightLog
 from pluralllm.common.process.pulse import SILENT_FOR_S, Pulse
 
-log = structlog.get_logger()
+log = LightLog()
 
-NotifySocket = Annotated[str | None, typer.Option("--notify-socket", envvar="NOTIFY_SOCKET", hidden=True)]
-WatchdogUsec = Annotated[int | None, typer.Option("--watchdog-usec", envvar="WATCHDOG_USEC", hidden=True)]
 SIGNS_A_LIFETIME = 3  # signs of life within systemd's watchdog time, after which systemd would act
 SIGN_EVERY_S = 5.0
 SIGN = "alive"  # name of the file

@@ -11,21 +11,19 @@ peer-key.pem      private key for statements in private rounds; mode 0600, made 
 import base64
 import contextlib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from pluralllm.common.errors.membership import AlreadyJoined, CertificateInvalid, NotJoined
 from pluralllm.common.errors.tree import InvalidConfig
 from pluralllm.common.process.environment import proxies_of
 from pluralllm.common.process.files import hide_from_git, make_folder, owner_hint, storage_errors, write_durably
 from pluralllm.common.process.proxies import DIRECT, Proxies
-from pluralllm.common.text.reading import read_bytes, read_text
+from pluralllm.common.text.reading import json_value, read_bytes, read_text
 from pluralllm.common.trust.certificates import (
     CertificateFacts,
     PrivateKey,
@@ -35,31 +33,64 @@ from pluralllm.common.trust.certificates import (
     new_key,
     read_certificate,
 )
-from pluralllm.common.trust.invite import check_record_key
-from pluralllm.common.trust.record_signatures import RecordVerifier
-from pluralllm.common.words.addresses import Addresses, ListenAddress
+from pluralllm.common.trust.record_signatures import RecordVerifier, check_record_key
+from pluralllm.common.words.addresses import Addresses, check_listen
 from pluralllm.common.words.ids import ClientId
 from pluralllm.common.words.roles import GroupRole, MemberRole
 
 SECRET = 0o600  # file mode
 PREVIOUS, MEMBERSHIP, PEER_KEY = "previous.pem", "identity.json", "peer-key.pem"
+OPTIONAL = frozenset({"group", "group_role", "record_key"})  # keys of identity.json
+CHECKS_OF: Mapping[str, Callable[[str], str]] = {
+    "role": MemberRole,
+    "group_role": GroupRole,
+    "coordinator": check_listen,
+    "enrolment": check_listen,
+    "record_key": check_record_key,
+}
 
 
-class Membership(BaseModel):
-    """The content of identity.json: the member's federation, name, role and group, and the addresses of its coordinator."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Membership:
+    """The content of identity.json: the member's federation, name, role and group, and the addresses of its coordinator.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    It is no model of pydantic, which takes longer to load than `pluralllm status` may take.
+    """
 
     federation: str
-    name: Annotated[ClientId, str]
+    name: ClientId
     role: MemberRole
     group: str = ""  # only for a client
     group_role: GroupRole | None = None
     # An administrator made by `init` may have port 0 here, if the coordinator takes a free port; a command is given the address.
-    coordinator: ListenAddress
-    enrolment: ListenAddress
+    coordinator: str
+    enrolment: str
     # Public key that signs version records and the audit log's head, DER, base64; None if the invite had none.
-    record_key: Annotated[str, AfterValidator(check_record_key)] | None = None
+    record_key: str | None = None
+
+    @classmethod
+    def from_json(cls, text: str) -> "Membership":
+        """Reads the content of identity.json. Raises ValueError, which names the key, if the content has another form."""
+        values = json_value(text)
+        if not isinstance(values, dict):
+            raise ValueError("it is no JSON object")  # noqa: TRY004 - as for all other damage
+        values = {key: value for key, value in values.items() if value is not None or key not in OPTIONAL}
+        needed = {one.name for one in fields(cls)} - OPTIONAL
+        if wrong := sorted((values.keys() - needed - OPTIONAL) | (needed - values.keys())):
+            raise ValueError(f"the key {wrong[0]} {'is missing' if wrong[0] in needed else 'is unknown'}")
+        for key, value in values.items():
+            if not isinstance(value, str):
+                raise ValueError(f"the value of {key} is no text")  # noqa: TRY004
+            try:
+                values[key] = CHECKS_OF.get(key, str)(value)
+            except ValueError as error:
+                raise ValueError(f"{key}: {error}") from error
+        return cls(**values)
+
+    def to_json(self) -> str:
+        """Returns the content of identity.json."""
+        values = {key: value for key, value in asdict(self).items() if value is not None}
+        return json.dumps(values, indent=2, ensure_ascii=False)
 
     @property
     def record_verifier(self) -> RecordVerifier | None:
@@ -86,9 +117,14 @@ class Identity:
 
     def at(self, coordinator: str | None = None, enrolment: str | None = None) -> "Identity":
         """Returns this identity with other addresses (host:port) of the coordinator. None leaves an address unchanged."""
-        given = {"coordinator": coordinator, "enrolment": enrolment}
-        changes = {key: address for key, address in given.items() if address is not None}
-        return replace(self, membership=self.membership.model_copy(update=changes)) if changes else self
+        if coordinator is None and enrolment is None:
+            return self
+        membership = replace(
+            self.membership,
+            coordinator=self.membership.coordinator if coordinator is None else coordinator,
+            enrolment=self.membership.enrolment if enrolment is None else enrolment,
+        )
+        return replace(self, membership=membership)
 
     def through(self, proxies: Proxies) -> "Identity":
         """Returns a copy of this identity that reaches its coordinator as `proxies` says."""
@@ -108,13 +144,13 @@ def load_identity(folder: Path, command: str) -> Identity:
         raise NotJoined(folder=str(folder), command=command)
     name = "identity.json"
     try:
-        membership = Membership.model_validate_json(read_text(folder / name))
+        membership = Membership.from_json(read_text(folder / name))
         name = "authority.pem"
         authority_pem = read_bytes(folder / name)
         x509.load_pem_x509_certificate(authority_pem)
         name = "credentials.pem"
         key_pem, chain_pem, facts = _read_credentials(folder / name)
-    except (OSError, ValueError, ValidationError, CertificateInvalid) as error:
+    except (OSError, ValueError, CertificateInvalid) as error:
         forbidden = isinstance(error, PermissionError) or isinstance(error.__cause__, PermissionError)
         fix = owner_hint(folder / name) if forbidden else "Move the folder away and join with a new invite."
         problem = f"  {str(error).splitlines()[0].rstrip('.')}. {fix}".rstrip()
@@ -219,8 +255,8 @@ def save_addresses(folder: Path, addresses: Addresses) -> None:
 
     Raises InvalidConfig if the file cannot be read or written; StorageFull if the disk is full.
     """
-    changes = {"coordinator": addresses.coordinator, "enrolment": addresses.enrolment}
-    membership = _read_membership(folder).model_copy(update=changes)
+    before = _read_membership(folder)
+    membership = replace(before, coordinator=addresses.coordinator, enrolment=addresses.enrolment)
     with _writing(folder):
         _write_membership(folder, membership)
 
@@ -287,14 +323,13 @@ def _read_credentials(path: Path) -> tuple[bytes, bytes, CertificateFacts]:
 def _read_membership(folder: Path) -> Membership:
     path = folder / MEMBERSHIP
     try:
-        return Membership.model_validate_json(read_text(path))
+        return Membership.from_json(read_text(path))
     except (OSError, ValueError) as error:
         raise InvalidConfig(file=str(path), problems=f"  {str(error).splitlines()[0]}") from error
 
 
 def _write_membership(folder: Path, membership: Membership) -> None:
-    about = json.dumps(membership.model_dump(mode="json", exclude_none=True), indent=2, ensure_ascii=False)
-    write_durably(folder / MEMBERSHIP, about.encode())
+    write_durably(folder / MEMBERSHIP, membership.to_json().encode())
 
 
 def _write_credentials(folder: Path, key: PrivateKey, chain_pem: bytes) -> None:

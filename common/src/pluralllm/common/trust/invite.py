@@ -15,26 +15,17 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from pluralllm.common.errors.membership import CertificateInvalid, InviteInvalid
+from pluralllm.common.errors.membership import InviteInvalid
 from pluralllm.common.text.printable import check_group_name
 from pluralllm.common.text.reading import Unreadable, read_text
-from pluralllm.common.trust.record_signatures import read_record_key
-from pluralllm.common.words.addresses import Address
+from pluralllm.common.trust.record_signatures import check_record_key
+from pluralllm.common.words.address_fields import Address
 from pluralllm.common.words.ids import ID_PATTERN
 from pluralllm.common.words.roles import GroupRole, MemberRole
 
 LINE_PREFIX = "pluralllm-invite:"
 MAX_INVITE_BYTES = 8 * 1024
 TOKEN_BYTES = 32
-
-
-def check_record_key(text: str) -> str:
-    """Returns the text unchanged if it is a record key (DER, base64). Raises ValueError otherwise."""
-    try:
-        read_record_key(base64.b64decode(text, validate=True))
-    except (binascii.Error, CertificateInvalid) as error:
-        raise ValueError("it is no P-256 key in base64") from error
-    return text
 
 
 class Invite(BaseModel):

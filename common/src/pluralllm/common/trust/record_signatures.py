@@ -4,6 +4,8 @@ The coordinator signs with its record key. The public half of the key is in the 
 connects for the first time. Two signed records of one model version prove that the coordinator has presented two histories.
 """
 
+import base64
+import binascii
 import functools
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -83,3 +85,12 @@ def _version_text(federation: str, run: RunId, record_sha256: str) -> bytes:
 
 def _head_text(federation: str, sequence: int, sha256: str) -> bytes:
     return f"{AUDIT_HEAD}\n{federation}\n{sequence}\n{sha256}".encode()
+
+
+def check_record_key(text: str) -> str:
+    """Returns the text unchanged if it is a record key (DER, base64). Raises ValueError otherwise."""
+    try:
+        read_record_key(base64.b64decode(text, validate=True))
+    except (binascii.Error, CertificateInvalid) as error:
+        raise ValueError("it is no P-256 key in base64") from error
+    return text

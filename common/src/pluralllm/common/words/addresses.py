@@ -7,9 +7,6 @@ ValueError from a validator.
 
 import ipaddress
 from dataclasses import dataclass
-from typing import Annotated
-
-from pydantic import AfterValidator
 
 from pluralllm.common.errors.tree import NotLoopback
 
@@ -108,10 +105,6 @@ def is_loopback(host: str) -> bool:
     address = ipaddress.ip_address(name)
     mapped = getattr(address, "ipv4_mapped", None)
     return address.is_loopback if mapped is None else bool(mapped.is_loopback)
-
-
-ListenAddress = Annotated[str, AfterValidator(check_listen)]
-Address = Annotated[str, AfterValidator(check_address)]
 
 
 def _check_characters(address: str) -> None:

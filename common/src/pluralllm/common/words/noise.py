@@ -1,4 +1,4 @@
-"""The statements of members about the noise in their answers, and the bound that a run spec may demand.
+"""The statements of members about the noise in their answers.
 
 Nobody but the partner can check a declaration: it is shown as declared, never as verified.
 """
@@ -7,28 +7,10 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
-
-from pydantic import Field
-
-from pluralllm.common.words.spec_part import SpecPart
+from typing import Any
 
 RESPONDENT = "respondent"  # the unit: one person, with everything that this person has answered
 UNIT = "[a-z][a-z-]{0,39}"  # a later release may know other units
-
-
-class PrivacyDemand(SpecPart):
-    """The bound on what may be told about one respondent. A client takes part only if its answers were released within it.
-
-    The client compares the bound with its own ledger. The coordinator cannot check what the client says.
-    """
-
-    # The most that all releases of the client together may tell about one respondent.
-    respondents_epsilon: Annotated[float, Field(gt=0, le=1000)]
-    # The client's loss is computed at this delta.
-    delta: Annotated[float, Field(gt=0, le=0.1)]
-    # The bound is about one person, with everything that this person has answered.
-    unit: Literal["respondent"]
 
 
 @dataclass(frozen=True, slots=True)

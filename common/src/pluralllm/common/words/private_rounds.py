@@ -12,9 +12,6 @@ MAX_WEIGHT = 16_384  # largest aggregation.max_examples of a run with private ro
 # Largest length of all terms of a sum together: a step of their numbers modulo 2^32 is then at most 1/512. With steps of 1/64 the
 # solution for three small groups was off by 2 % and their scores by 0.003, with steps of 1/512 by 0.2 % and 0.0001.
 MAX_LENGTH_OF_TERMS = 2**22 - 1
-# What people are told about a run, wherever its rounds are shown.
-READS_SINGLE = "the coordinator reads single updates"
-READS_SUMS = "the coordinator reads sums of updates, no single one"
 
 
 class PrivateRounds(SpecPart):

@@ -1,4 +1,8 @@
-"""The state of a run in words for people. Status, page and report all show this text."""
+"""The state of a run in words for people. Status, page and report all show these texts."""
+
+# What the coordinator reads of the updates in a run, wherever its rounds are shown.
+READS_SINGLE = "the coordinator reads single updates"
+READS_SUMS = "the coordinator reads sums of updates, no single one"
 
 
 def run_state_text(phase: str, outcome: str, *, paused: bool) -> str:

@@ -17,7 +17,6 @@ from pluralllm.common.text.reading import Unreadable, read_text
 from pluralllm.common.words.aggregation import Aggregation
 from pluralllm.common.words.ids import Digest
 from pluralllm.common.words.names import ModelName
-from pluralllm.common.words.noise import PrivacyDemand
 from pluralllm.common.words.predictors import (
     KERNEL_SUMS,
     NEURAL_PROCESS,
@@ -26,6 +25,7 @@ from pluralllm.common.words.predictors import (
     Predictor,
     architecture_of,
 )
+from pluralllm.common.words.privacy_demand import PrivacyDemand
 from pluralllm.common.words.private_rounds import PrivateRounds
 from pluralllm.common.words.problems import MAX_PROBLEMS, explain, shown_part
 from pluralllm.common.words.questions import HoldOut

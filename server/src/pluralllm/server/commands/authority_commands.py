@@ -13,7 +13,6 @@ from pluralllm.common.errors.tree import InvalidArgument, InvalidConfig
 from pluralllm.common.process.configuration import load_config
 from pluralllm.common.process.console import say
 from pluralllm.common.process.environment import identity_of_person
-from pluralllm.common.process.logs import configure_logs
 from pluralllm.common.text.reading import Unreadable, read_text
 from pluralllm.common.trust.certificates import PrivateKey, fingerprint_of_certificate, spoken
 from pluralllm.common.trust.identity import next_key
@@ -67,7 +66,7 @@ def init(
     name, hosts = ca.check_names(federation or (host or ["-"])[0].replace(":", "-"), host or [])
     ca.check_reachable(hosts)
     key = _admin_key(admin_name, folder)
-    configure_logs(form="console", level="WARNING")
+    _warnings_for_people()
     passphrase = _passphrase(root_passphrase_file, confirm=True)
     with StateDirectory(settings.state_dir) as state:
         made = ca.create_authority(state.authority, name, hosts, passphrase, time.time())
@@ -98,7 +97,7 @@ def admin(
     settings = load_config(ServerConfig, config, flags)
     folder = identity_of_person("--admin-identity", admin_identity)
     key = _admin_key(name, folder)
-    configure_logs(form="console", level="WARNING")
+    _warnings_for_people()
     with StateDirectory(settings.state_dir) as state:
         asyncio.run(make_admin(settings, state, ca.load_authority(state.authority), name, folder, key))
     say(f"administrator {name}: {folder}")
@@ -159,3 +158,9 @@ def _passphrase(file: Path | None, *, confirm: bool) -> bytes | None:
     if not text:
         raise InvalidArgument(field="--root-passphrase-file", problem="the passphrase is empty")
     return text.encode("utf-8", "surrogateescape")  # an ASCII terminal gives the typed bytes as surrogates
+
+
+def _warnings_for_people() -> None:
+    from pluralllm.common.process.logs import configure_logs  # noqa: PLC0415 - help and errors need no log
+
+    configure_logs(form="console", level="WARNING")

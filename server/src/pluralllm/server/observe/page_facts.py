@@ -15,8 +15,7 @@ from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.words.context_gain import LEAST_CONTEXT_GAIN, gain_statement, mean_gain
 from pluralllm.common.words.noise import declared_text
 from pluralllm.common.words.not_reported import NotReported, not_reported_text
-from pluralllm.common.words.private_rounds import READS_SINGLE, READS_SUMS
-from pluralllm.common.words.run_state import run_state_text
+from pluralllm.common.words.run_state import READS_SINGLE, READS_SUMS, run_state_text
 from pluralllm.common.words.score_sums import clipped_text, scores_text
 from pluralllm.common.words.spec import GroupRole
 from pluralllm.common.words.thinning import thinned

@@ -8,7 +8,8 @@ from pydantic import AfterValidator, Field, PositiveInt, SecretStr, field_valida
 
 from pluralllm.common.process.configuration import LogFormat, ProcessConfig
 from pluralllm.common.weights.pieces import PIECE_BYTES, SLOWEST_LINK_BYTES_S, transfer_s
-from pluralllm.common.words.addresses import PLAIN_TEXT_ADDRESS, Address, ListenAddress, overlap
+from pluralllm.common.words.address_fields import Address, ListenAddress
+from pluralllm.common.words.addresses import PLAIN_TEXT_ADDRESS, overlap
 
 
 def check_database_url(secret: SecretStr) -> SecretStr:
