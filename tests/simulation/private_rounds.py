@@ -19,7 +19,7 @@ from pluralllm.common.words.private_rounds import threshold
 from pluralllm.common.words.spec import RunSpec
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.looking import needs_look, sightings
-from pluralllm.server.rounds.state import Phase
+from pluralllm.server.rounds.state import Outcome, Phase
 
 ROUNDS = 12  # of one run
 MAX_TURNS = 4000  # of one round, on average: a run that needs more goes no further
@@ -50,12 +50,14 @@ class World:
         count, colluders = draw.randint(3, 7), draw.choice((0, 1, 1, 1, 2))
         colluders = min(colluders, (count - 1) // 2)
         least = max(3, threshold(count, colluders))
-        spec = private_spec(rounds, draw.randint(least, count), count, colluders, **_policy(draw))
+        self.closes = random.Random(f"{seed}/closes").random() < 0.5  # a draw of its own: it changes no other
+        spec = private_spec(rounds, draw.randint(least, count), count, colluders, closes=self.closes, **_policy(draw))
         self.weather = CALM if draw.random() < 0.1 else _weather(draw)
         self.coordinator = SimulatedCoordinator(spec)
         spares = draw.randint(0, 2)
         names = [ClientId(f"m{number}") for number in range(count + spares)]
-        self.members = {name: Member(name, random.Random(f"{seed}/{name}")) for name in names}
+        self.held_out = tuple(ClientId(f"m{number}") for number in range(90, 92 if self.closes else 90))
+        self.members = {name: Member(name, random.Random(f"{seed}/{name}")) for name in (*names, *self.held_out)}
         self._liars = draw.sample(names, colluders)
         self._away_until: dict[ClientId, float] = {}
         self._bag: list[Message] = []
@@ -70,6 +72,16 @@ class World:
                 return
             self._turn()
         raise AssertionError(f"the run goes no further: {self.coordinator.state}")
+
+    def check_end(self, rounds: int) -> None:
+        """Checks that a run whose closing round has begun is complete, however that round ended, unless it was cancelled."""
+        state = self.coordinator.state
+        assert state.round <= rounds + self.closes
+        if state.round > rounds:
+            assert state.outcome in (Outcome.COMPLETED, Outcome.CANCELLED), state.reason
+            assert (state.outcome is Outcome.CANCELLED) or (
+                ("without closing scores" in state.reason) != (self.coordinator.rounds[state.round].end == "published")
+            )
 
     def _turn(self) -> None:
         draw, weather = self._draw, self.weather
@@ -127,7 +139,9 @@ class World:
         if needs_look(state):
             idle = [name for name in sorted(self.members) if not state.is_active(name)]
             present = [name for name in idle if self._away_until.get(name, 0.0) <= self._now_s]
-            for event in sightings(state, self._now_s, present, (), f"h{state.round}"):
+            trainers = [name for name in present if name not in self.held_out]
+            held_out = [name for name in present if name in self.held_out]
+            for event in sightings(state, self._now_s, trainers, held_out, f"h{state.round}"):
                 self._feed(event)
 
     def _act(self, member: Member) -> None:
@@ -193,8 +207,13 @@ class World:
             pass  # late
 
 
-def private_spec(rounds: int, least: int, count: int, colluders: int, **policy: Any) -> RunSpec:
-    """Returns the spec of a run of private rounds. least: the minimum of updates; count: of members."""
+def private_spec(
+    rounds: int, least: int, count: int, colluders: int, *, closes: bool = False, **policy: Any
+) -> RunSpec:
+    """Returns the spec of a run of private rounds. least: the minimum of updates; count: of members.
+
+    closes: whether a closing round follows the last one.
+    """
     values: dict[str, Any] = {
         "rounds": rounds,
         "round": {
@@ -209,7 +228,7 @@ def private_spec(rounds: int, least: int, count: int, colluders: int, **policy: 
         "predictor": {"d_model": 1, "layers": 1, "heads": 1, "feedforward": 1, "embedder_layers": 2},
         "embedding": {"model": "none", "dimension": 1, "templates": ["{question}"]},
         "aggregation": {"max_examples": 1024, "weighting": "uniform"},
-        "format": "pluralllm.run/2",
+        "format": "pluralllm.run/4" if closes else "pluralllm.run/2",
         "private_rounds": {"colluders": colluders, "step_s": 40.0},
     }
     return RunSpec.model_validate(values)
@@ -241,24 +260,27 @@ class PrivateRoundsFailed(AssertionError):
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class Played:
     """The ends of a run's rounds, and the lies that were told in them."""
 
     ends: Counter[str]
     lies: Counter[Lie]
     log_sha256: str
+    closed: str = ""  # how the closing round ended; "" if there was none
 
 
-def simulate_private(seed: int, rounds: int = ROUNDS) -> Outcome:
+def simulate_private(seed: int, rounds: int = ROUNDS) -> Played:
     """Plays one run. Raises PrivateRoundsFailed if something does not hold."""
     world = World(seed, rounds)
     try:
         world.run()
+        world.check_end(rounds)
     except (AssertionError, PluralError, ArithmeticError, LookupError) as error:
         again = f"PYTHONPATH=tests python -m simulation.private_rounds --seed {seed} --rounds {rounds}"
         raise PrivateRoundsFailed(f"{error!r}\nagain: {again}") from error
     log_sha256 = hashlib.sha256(repr(world.coordinator.log).encode()).hexdigest()
-    return Outcome(world.coordinator.outcomes, world.lies, log_sha256)
+    closing = world.coordinator.rounds.get(rounds + 1)
+    return Played(world.coordinator.outcomes, world.lies, log_sha256, "" if closing is None else closing.end)
 
 
 def main() -> int:

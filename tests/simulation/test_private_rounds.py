@@ -28,6 +28,7 @@ from pluralllm.server.rounds.state import Phase, Run
 
 ALL = os.environ.get("PLURALLLM_FAULTS") == "all"
 SEEDS = range(25)
+CLOSING = range(40)
 STEPS = {
     Phase.KEYING: ev.RoundStep.KEYS,
     Phase.SHARING: ev.RoundStep.SHARES,
@@ -45,6 +46,12 @@ def test_some_hundred_private_rounds_have_exact_sums_or_are_abandoned_with_a_rea
     assert len(ends) > 6, "rounds ended in few ways"
     lies = sum((outcome.lies for outcome in outcomes), Counter[Lie]())
     assert set(lies) == set(Lie), f"never told: {set(Lie) - set(lies)}"
+
+
+def test_simulated_closing_rounds_have_a_sum_or_none_and_their_runs_are_complete() -> None:
+    closed = Counter(end for seed in CLOSING if (end := simulate_private(seed, 1).closed))
+    assert closed["published"] >= 8
+    assert any("without closing scores" in end for end in closed)
 
 
 @pytest.mark.faults

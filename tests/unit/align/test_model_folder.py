@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 
 from pluralllm.align import PluralConfig, PluralPredictor
 from pluralllm.align.model_card import _table, model_card
-from pluralllm.align.model_folder import CONFIG, PROVENANCE, WEIGHTS, provenance
+from pluralllm.align.model_folder import CONFIG, PROVENANCE, WEIGHTS, provenance, scores_of
 from pluralllm.common.errors.tree import InvalidModel
 from pluralllm.common.predictor.model import load_weights, new_predictor
 from pluralllm.common.weights.layout import tensors_of
@@ -115,6 +115,27 @@ def test_the_card_says_what_the_participants_have_declared_about_noise(folder: P
     assert "declare it, and nobody has checked it.\n\n" in card
     assert "| Ann's | epsilon 4, delta 1e-06, unit respondent |\n| Gold\\|crest | not stated |\n" in card
     assert "has sent no update" not in card
+
+
+def test_the_version_of_a_closing_round_has_the_scores_of_its_model_and_no_more_participants(folder: Path) -> None:
+    origin = json.loads((folder / PROVENANCE).read_text())
+    spec = RunSpec.model_validate(origin["run_spec"] | {"rounds": 1})
+    first = origin["record"]
+    made = {**first, "version": 1, "round": 1, "digest": "e" * 64}
+    closed = {**made, "name": "runs/r/models/2", "version": 2, "round": 2}
+    lineage = [first, made, closed]
+    evaluations = [{"version": version, "alignment_score": 0.5 + version / 10} for version in (0, 1)]
+    assert scores_of(closed, lineage, evaluations) == scores_of(made, lineage, evaluations) == evaluations[1:]
+    assert scores_of(first, lineage[:1], evaluations) == evaluations[:1]
+    assert scores_of(closed, lineage, []) == []
+    receipts = [{"client": "ann"}, {"client": "ben"}]
+    rounds: list[dict[str, Any]] = [
+        {"version": 1, "receipts": receipts},
+        {"version": 2, "receipts": [*receipts, {"client": "eve"}]},
+        {"version": None, "receipts": receipts},
+    ]
+    facts = provenance(spec, closed, lineage, rounds, [])
+    assert (facts["participants"], facts["updates"]) == (2, 2), "a group that is held out has not made the model"
 
 
 def test_it_is_pushed_to_the_hub_as_people_expect(

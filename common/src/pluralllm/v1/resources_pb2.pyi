@@ -679,6 +679,7 @@ class Run(_message.Message):
     outcome_reason: _builtins.str
     round: _builtins.int
     rounds: _builtins.int
+    """The closing round included, if the run has one."""
     version: _builtins.int
     version_digest: _builtins.str
     next: _builtins.str

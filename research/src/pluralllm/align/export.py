@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pluralllm.align.model_card import model_card
-from pluralllm.align.model_folder import CARD, CONFIG, PROVENANCE, model_config, provenance, write_json
+from pluralllm.align.model_folder import CARD, CONFIG, PROVENANCE, model_config, provenance, scores_of, write_json
 from pluralllm.common.process.files import write_durably
 from pluralllm.common.words.context_gain import mean_gain
 from pluralllm.common.words.ids import ModelVersion
@@ -27,7 +27,7 @@ def export_model(
     run, spec = exact.run, parse_spec(spec_json, f"of run {exact.run}")
     versions = (ModelName(run, ModelVersion(number)) for number in range(record["version"] + 1))
     lineage = [connection.model_record(version)[0] for version in versions]
-    scores = [score for score in connection.evaluations(run) if score["version"] == record["version"]]
+    scores = scores_of(record, lineage, connection.evaluations(run))
     people = connection.get_run(run)["participants"]
     origin = provenance(spec, record, lineage, connection.rounds(run), scores, people)
     # The weights come after all other answers: if the connection breaks, a model that was in the folder is still whole.

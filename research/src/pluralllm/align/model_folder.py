@@ -69,7 +69,10 @@ def provenance(
     """
     from pluralllm.common.predictor.metrics import coefficient_of_variation, fairness_index  # noqa: PLC0415 - numpy, only here
 
-    counted = [one for one in rounds if one["version"] is not None and one["version"] <= record["version"]]
+    trained = {
+        one["version"] for one in lineage if one["round"] <= spec.rounds
+    }  # all but the version of a closing round
+    counted = [one for one in rounds if one["version"] in trained and one["version"] <= record["version"]]
     clients = {receipt["client"] for one in counted for receipt in one["receipts"]}
     values = [score["alignment_score"] for score in scores if score["alignment_score"] is not None]
     return {
@@ -97,6 +100,17 @@ def provenance(
         "fairness_index": fairness_index(values) if values else None,
         "coefficient_of_variation": coefficient_of_variation(values) if values else None,
     }
+
+
+def scores_of(record: Values, lineage: Sequence[Values], evaluations: Sequence[Values]) -> list[Values]:
+    """Returns the evaluations of a model version. The version of a closing round is the model of the version before, unchanged.
+
+    record, lineage: as for `provenance`. evaluations: of all versions of the run.
+    """
+    same = {one["version"] for one in lineage if one["digest"] == record["digest"]}
+    found = [score for score in evaluations if score["version"] in same]
+    newest = max((score["version"] for score in found), default=None)
+    return [score for score in found if score["version"] == newest]
 
 
 def write_json(value: Values) -> bytes:

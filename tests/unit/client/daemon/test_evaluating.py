@@ -111,6 +111,16 @@ async def test_a_base_version_is_scored_when_the_spec_asks_for_its_evaluation(
     assert await client.score(version, number) == (0.712 if is_due else None)
 
 
+@pytest.mark.parametrize(("spec_format", "is_due"), [("pluralllm.run/4", True), ("pluralllm.run/3", False)])
+async def test_the_last_version_is_scored_in_the_closing_round(tmp_path: Path, spec_format: str, is_due: bool) -> None:
+    spec = SPEC.model_copy(update={"format": spec_format, "rounds": 2})
+    client, run = Client(tmp_path), JoinedRun(spec, spec.canonical_json())
+    assert await client.evaluate(2) is NotReported.KEPT_BACK
+    assert await client.evaluating.for_sum(client.joined(2, 3), run) == (0.712 if is_due else None)
+    unknown = client.joined(7, 3)
+    assert await client.evaluating.for_sum(unknown, run) is None, "its record is not checked"
+
+
 async def test_a_version_is_measured_once_and_counts_once(tmp_path: Path) -> None:
     client = Client(tmp_path, max_evaluations_of_run=2)
     assert [await client.score(0, number) for number in (1, 2)] == [0.712] * 2, "round 1 was abandoned"

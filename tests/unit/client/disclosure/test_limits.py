@@ -12,6 +12,7 @@ from pluralllm.client.disclosure.policy import Policy
 from pluralllm.common.errors.tree import PolicyForbids
 from pluralllm.common.predictor.architecture import layout_for
 from pluralllm.common.words.names import TaskKind
+from pluralllm.common.words.private_rounds import PrivateRounds
 from pluralllm.common.words.spec import GroupRole, Groups, RunSpec
 
 GROUP = "G"
@@ -63,6 +64,40 @@ def test_a_training_task_at_the_limit_is_allowed_and_one_beyond_it_is_refused(
 ) -> None:
     check(open_policy(**allowed))
     assert expected_text in refusal(open_policy(**forbidden))
+
+
+CLOSING = process_spec(
+    rounds=2,
+    format="pluralllm.run/4",
+    private_rounds={},
+    round={"min_clients": 3, "target_clients": 3},
+    aggregation={"max_examples": 1_024},
+)
+
+
+@pytest.mark.parametrize("role", GroupRole)
+def test_every_group_takes_part_in_the_closing_round(role: GroupRole) -> None:
+    policy = open_policy(max_rounds=2, private_rounds={"hidden_among": 2})
+    check(policy, CLOSING, role=role, round_number=3, base_version=2)
+    assert "max_rounds is 4, allowed is at most 3" in refusal(policy, CLOSING, round_number=4, base_version=2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "number"),
+    [
+        ({}, 2),
+        ({}, 4),
+        ({"format": "pluralllm.run/3"}, 2),
+        ({"private_rounds": PrivateRounds(closing_scores=False)}, 2),
+        ({"private_rounds": None}, 2),
+    ],
+    ids=["a round that trains", "after the closing round", "an earlier format", "no closing round", "plain rounds"],
+)
+def test_a_group_that_is_held_out_takes_part_in_no_other_round(changes: dict[str, Any], number: int) -> None:
+    policy = open_policy(private_rounds={"hidden_among": 2})
+    spec, held_out = CLOSING.model_copy(update=changes), GroupRole.HELD_OUT
+    refused = refusal(policy, spec, role=held_out, round_number=number, base_version=1)
+    assert "held_out: this group is evaluated only" in refused
 
 
 def test_a_run_has_no_more_trainings_than_its_spec_has_rounds() -> None:

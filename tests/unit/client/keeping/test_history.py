@@ -29,6 +29,7 @@ from pluralllm.common.errors.tree import HistoryDiverged, InvalidConfig, RecordI
 from pluralllm.common.trust.version_record import record_sha256
 from pluralllm.common.words.ids import ModelVersion, RoundNumber, RunId
 from pluralllm.common.words.names import TaskKind
+from pluralllm.common.words.private_rounds import PrivateRounds
 
 
 async def follow(history: History, shown: Presented) -> None:
@@ -395,6 +396,16 @@ async def test_the_last_versions_of_a_run_are_followed_when_it_is_over(tmp_path:
     hand_in(history, 20)
     await history.follow_to_end(over_of(shown), SPEC, SPEC.sha256(), shown.fetch)
     assert sorted(history.seen(RUN).versions) == list(range(21))
+
+
+async def test_the_version_of_a_closing_round_is_the_last_one_of_a_run(tmp_path: Path) -> None:
+    shown, last = honest(3), SPEC.model_copy(update={"rounds": 2})
+    private = {"private_rounds": PrivateRounds(), "format": "pluralllm.run/4"}
+    await of_client(tmp_path / "closes").follow_to_end(
+        over_of(shown), last.model_copy(update=private), SPEC.sha256(), shown.fetch
+    )
+    with pytest.raises(RecordInvalid, match="cannot start from it"):
+        await of_client(tmp_path / "plain").follow_to_end(over_of(shown), last, SPEC.sha256(), shown.fetch)
 
 
 async def test_a_last_version_without_the_acknowledged_update_or_before_the_newest_is_noticed(tmp_path: Path) -> None:

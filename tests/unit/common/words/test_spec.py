@@ -420,3 +420,26 @@ def test_an_error_shows_long_and_unprintable_keys_on_one_short_line() -> None:
     problems = refusal_of(spec_values(**{"k" * 1000: 1, "\x1b[2J\n  groups": "v" * 1000}))
     assert all(line.isprintable() and len(line) < 250 for line in problems.splitlines())
     assert len(problems.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("number", "closing_scores", "preset", "closes"),
+    [
+        (4, True, "default", True),
+        (4, False, "default", False),
+        (3, True, "default", False),
+        (1, True, "default", False),
+        (4, True, "sums", False),
+    ],
+)
+def test_a_run_closes_from_the_format_4_on(
+    tmp_path: Path, number: int, closing_scores: bool, preset: str, closes: bool
+) -> None:
+    private = f"[private_rounds]\nclosing_scores = {str(closing_scores).lower()}\n"
+    text = f'preset = "{preset}"\nformat = "pluralllm.run/{number}"\n{MINIMAL}{private}{PRIVATE_ROUND}'
+    spec = load_spec(written(tmp_path, text))
+    assert (spec.closes, spec.last_round) == (closes, spec.rounds + closes)
+    assert not spec.model_copy(update={"private_rounds": None}).closes
+
+
+PRIVATE_ROUND = "[round]\nmin_clients = 3\ntarget_clients = 3\n[aggregation]\nmax_examples = 1024\n"

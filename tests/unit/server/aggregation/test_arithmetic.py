@@ -7,8 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
+from support.coordinator_harness import small_spec
 
-from pluralllm.common.weights.server_optimizer import first_moments, server_optimizer
+from pluralllm.common.errors.private_rounds import SumImplausible
+from pluralllm.common.weights.server_optimizer import first_moments, optimizer_of_round, server_optimizer
 from pluralllm.common.words.aggregation import Aggregation
 from pluralllm.server.aggregation.arithmetic import shorten, weighted_mean
 
@@ -133,3 +135,14 @@ def test_yogi_keeps_a_second_moment_that_is_the_square_already() -> None:
     moments = np.array([[0.0], [4.0]], np.float32)
     _, kept = step(np.zeros(1, np.float32), np.array([2.0]), moments)
     assert kept[1].tolist() == [4.0]
+
+
+def test_a_closing_round_leaves_the_base_and_its_moments_and_allows_no_update_but_0() -> None:
+    spec = small_spec(rounds=2, aggregation={"optimizer": "fedavgm"})
+    base, moments = np.array([-0.0, 1.5, 1e-42], np.float32), np.array([[0.5, -0.0, 2.0]], np.float32)
+    following, kept = optimizer_of_round(spec, 3)(base, np.zeros(3), moments)
+    assert (following.tobytes(), kept.tobytes()) == (base.tobytes(), moments.tobytes())
+    moved, _ = optimizer_of_round(spec, 2)(base, np.zeros(3), moments)
+    assert moved[0] != base[0], "a round that trains goes on with its momentum"
+    with pytest.raises(SumImplausible, match="nobody trains"):
+        optimizer_of_round(spec, 3)(base, np.array([0.0, 0.0, -1e-9]), moments)

@@ -20,7 +20,13 @@ from pluralllm.server.runs.live_run import LiveRun, recover
 from pluralllm.server.storage.store import Checkpoint
 
 # Hashes of the names in a checkpoint's content, by format. Another content needs another format.
-SCHEMAS = {1: "f620e5b4e9532436", 2: "b100df4df6e6f2e9", 3: "5d0667d2a5ba9ad7", 4: "263ed351acf62548"}
+SCHEMAS = {
+    1: "f620e5b4e9532436",
+    2: "b100df4df6e6f2e9",
+    3: "5d0667d2a5ba9ad7",
+    4: "263ed351acf62548",
+    5: "719daf57900e15af",
+}
 
 
 async def history(place: MemoryCoordinator, rounds: int, **changes: object) -> LiveRun:

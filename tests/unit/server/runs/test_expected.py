@@ -5,7 +5,7 @@ from pathlib import Path
 
 from support.memory_coordinator import MemoryCoordinator
 
-from pluralllm.common.words.ids import ClientId
+from pluralllm.common.words.ids import ClientId, ModelVersion, RoundNumber
 from pluralllm.common.words.private_rounds import PrivateRounds
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import GroupRole
@@ -85,4 +85,16 @@ async def test_whether_anybody_else_can_come_matters_to_no_open_round_that_is_pr
     assert not private.has_all_it_can_get
     object.__setattr__(run, "progress", replace(run.progress, state=private))
     assert not expected.nobody_but(run, 0, ())
+    await place.stop()
+
+
+async def test_the_closing_round_waits_for_clients_of_held_out_groups_as_well(tmp_path: Path) -> None:
+    place = MemoryCoordinator(tmp_path)
+    run = await place.new_run(round=THREE)
+    closing = replace(run.state, closes=True, round=RoundNumber(run.state.rounds), evaluated=ModelVersion(0))
+    expected = Expected(lambda: [member("ann"), member("ben"), member("dan", GroupRole.HELD_OUT)])
+    here = [ClientId("ann"), ClientId("ben")]
+    for state, waits in ((closing, True), (replace(closing, closes=False), False)):
+        object.__setattr__(run, "progress", replace(run.progress, state=state))
+        assert expected.nobody_but(run, 2, here) != waits
     await place.stop()

@@ -191,6 +191,7 @@ def test_status_says_that_clients_compute_fair_weights_in_private_rounds(
         ({"phase": Phase.ENDED, "round": 3, "outcome": Outcome.CANCELLED}, False),
         ({"phase": Phase.ENDED, "outcome": Outcome.COMPLETED, "private": None}, False),
         ({"phase": Phase.ENDED, "outcome": Outcome.COMPLETED, "private": PrivateRounds(closing_scores=False)}, False),
+        ({"phase": Phase.ENDED, "round": 4, "outcome": Outcome.COMPLETED, "closes": True}, False),
     ],
 )
 def test_status_says_that_no_closing_round_collects_the_scores_of_the_last_version(
@@ -200,7 +201,27 @@ def test_status_says_that_no_closing_round_collects_the_scores_of_the_last_versi
     facts: dict[str, Any] = {"private": PrivateRounds(), "version": ModelVersion(3), "rounds": 3, **changes}
     state = dataclasses.replace(run.state, **facts)
     now = dataclasses.replace(run, progress=dataclasses.replace(run.progress, state=state))
-    assert ("closing_scores has no effect yet" in what_next(now, "", 0, 10.0)) == is_said
+    assert ("closing_scores has no effect in this run" in what_next(now, "", 0, 10.0)) == is_said
+
+
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [
+        (
+            {"phase": Phase.WAITING, "deadline_s": 30.0},
+            "the closing round sums the scores of version 3; it starts in 20 s",
+        ),
+        ({"phase": Phase.COLLECTING, "round": 4, "deadline_s": 30.0}, "this is the closing round: nobody trains"),
+        ({"phase": Phase.COLLECTING, "deadline_s": 30.0}, ""),
+    ],
+)
+def test_status_says_what_a_closing_round_is_for(facts: dict[str, Any], expected: str) -> None:
+    run = collecting_run()
+    closing = {"private": PrivateRounds(), "closes": True, "version": ModelVersion(3), "rounds": 3, "round": 3}
+    state = dataclasses.replace(run.state, **{**closing, **facts})
+    text = what_next(dataclasses.replace(run, progress=dataclasses.replace(run.progress, state=state)), "", 0, 10.0)
+    assert expected in text
+    assert ("closing" in text) == bool(expected)
 
 
 def session(**facts: Any) -> Session:

@@ -11,6 +11,7 @@ from pluralllm.client.daemon.making import Making
 from pluralllm.client.daemon.work_under_way import JoinedRun
 from pluralllm.client.data.private_file import PrivateFile
 from pluralllm.client.disclosure.budgets import Budgets
+from pluralllm.client.disclosure.limits import is_closing
 from pluralllm.client.disclosure.measurements import MeasuredScores
 from pluralllm.client.disclosure.outgoing import keeps_scores, reported_scores, score_in_sum
 from pluralllm.client.disclosure.own_scores import KEPT_BACK, REPORTED, OwnScores, OwnScoresFolder, in_sum_of
@@ -84,10 +85,13 @@ class Evaluating:
     def _is_due(self, task: Task, run: JoinedRun) -> bool:
         """Returns whether the run spec asks for an evaluation of a training's base version. Its record is checked already.
 
-        An evaluation follows each round whose number is a multiple of evaluate_every, as well as the start of the run.
+        An evaluation follows each round whose number is a multiple of evaluate_every, the last round, and the start of the run. A
+        closing round is there for nothing but the scores of its base version.
         """
         seen = self.history.seen(task.run).versions.get(task.base_version)
         made_in = None if seen is None else seen.round
+        if is_closing(run.spec, task):
+            return made_in is not None
         every = run.spec.round.evaluate_every
         return made_in is not None and (task.round - 1) // every * every >= made_in
 

@@ -7,6 +7,8 @@ step of the task        this client
 4 confirmation          signs the sum
 5 reveal                reveals its shares for this sum, then holds on until the coordinator ends the round
 
+In a closing round nobody trains: the update is 0, and its tail has the score of the base version.
+
 A step that is over when its message comes is no error: the client asks again and goes on with the step that it hears of. What a
 restarted client does follows from the round's notebook (client.private_rounds.steps), so every step may be taken again.
 """
@@ -23,6 +25,7 @@ import structlog
 from pluralllm.client.daemon.evaluating import Evaluating
 from pluralllm.client.daemon.making import Making
 from pluralllm.client.daemon.work_under_way import JoinedRun
+from pluralllm.client.disclosure.limits import is_closing
 from pluralllm.client.disclosure.policy import RoundPrivacy
 from pluralllm.client.keeping.drafts import Drafts
 from pluralllm.client.keeping.history import History
@@ -42,6 +45,7 @@ from pluralllm.client.private_rounds.pins import load_pins
 from pluralllm.client.private_rounds.revealed_sums import RevealedSums
 from pluralllm.client.private_rounds.roster_watch import RosterWatch
 from pluralllm.client.private_rounds.verification import Verification
+from pluralllm.client.work.closing import untrained
 from pluralllm.client.work.orders import TrainedUpdate
 from pluralllm.client.work.worker_limits import WorkerLimits
 from pluralllm.client.work.worker_process import Progress
@@ -317,8 +321,11 @@ class PrivateRound:
             self._training = self._started(self._trained(steps.training_seed(notebook, me)))
 
     async def _trained(self, seed: int) -> Trained:
+        """Trains, but for a closing round, whose updates are 0."""
         means, task, run = self._means, self._task, self._run
         await asyncio.to_thread(means.history.check_repetition, task)
+        if is_closing(run.spec, task):
+            return await self._durably(untrained, run.spec, means.drafts.delta), {}
         async with means.limits.task_time():
             weights = await means.fetch(task, run)
             on_progress = means.progress(task)
@@ -410,7 +417,7 @@ class PrivateRound:
     async def _factor(self, trained: Trained) -> float:
         """Returns the factor of the update's weight, which follows from this client's own distance and the members' mean."""
         means, task, aggregation = self._means, self._task, self._run.spec.aggregation
-        if not aggregation.is_fair:
+        if not aggregation.is_fair or is_closing(self._run.spec, task):
             return 1.0
         mean = await means.verification.mean_distance(task, self._run.spec)
         factors, (_, metrics) = OwnFactors(means.drafts, means.history), trained

@@ -29,7 +29,7 @@ def check_task(policy: Policy, group: str, role: GroupRole, spec: RunSpec, task:
     group, role: this client's group and its own role; held_out means that the group is only evaluated and must never train.
     spec: run spec of the task's run.
     """
-    check_part(group, role, spec, task.kind)
+    check_part(group, role, spec, task.kind, is_closing=is_closing(spec, task))
     check_sums(policy, group, role, spec)
     check_embedding_model(policy, spec.embedding)
     check_model_size(policy, spec)
@@ -45,15 +45,21 @@ def check_task(policy: Policy, group: str, role: GroupRole, spec: RunSpec, task:
             check_rewards(policy, spec, task)
 
 
-def check_part(group: str, role: GroupRole, spec: RunSpec, kind: TaskKind) -> None:
+def is_closing(spec: RunSpec, task: Task) -> bool:
+    """Returns whether a task is the part of a client in a run's closing round, in which nobody trains."""
+    return spec.closes and task.kind is TaskKind.TRAIN and task.round == spec.last_round
+
+
+def check_part(group: str, role: GroupRole, spec: RunSpec, kind: TaskKind, *, is_closing: bool = False) -> None:
     """Checks that this group may do this kind of task in this run. Raises PolicyForbids otherwise.
 
-    group, role: this client's group and its own role. kind: the kind of the task.
+    group, role: this client's group and its own role. kind: the kind of the task. is_closing: whether it is of the closing round,
+    in which a group that is evaluated only takes part, too.
     """
     role_in_run = spec.groups.role_of(group, role)
     if role_in_run is None:
         _forbid("role", kind, "nothing: the run spec does not name this group")
-    if GroupRole.HELD_OUT in (role, role_in_run) and kind is TaskKind.TRAIN:
+    if GroupRole.HELD_OUT in (role, role_in_run) and kind is TaskKind.TRAIN and not is_closing:
         _forbid("role", kind, "held_out: this group is evaluated only")
     if kind is TaskKind.REWARD and spec.rewards is None:
         _forbid("allow_rewards", "asked for in a run that trains", "only in a run whose spec asks for rewards")
@@ -111,9 +117,9 @@ def check_training(policy: Policy, spec: RunSpec, task: Task) -> None:
     """Checks the limits of a task that trains. Raises PolicyForbids for the first limit that the task breaks."""
     if spec.training.local_steps > policy.max_local_steps:
         _forbid("max_local_steps", spec.training.local_steps, f"at most {policy.max_local_steps}")
-    if task.round > spec.rounds:
-        _forbid("max_rounds", task.round, f"at most {spec.rounds}, the rounds of the run spec")
-    if task.round > policy.max_rounds:
+    if task.round > spec.last_round:
+        _forbid("max_rounds", task.round, f"at most {spec.last_round}, the rounds of the run spec")
+    if task.round > policy.max_rounds and not is_closing(spec, task):
         _forbid("max_rounds", task.round, f"at most {policy.max_rounds}")
     if spec.training.learning_rate > policy.max_learning_rate:
         _forbid("max_learning_rate", spec.training.learning_rate, f"at most {policy.max_learning_rate}")

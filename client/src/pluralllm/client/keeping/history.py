@@ -68,7 +68,7 @@ class History:
         HistoryDiverged if a record contradicts the versions that this client has seen or the updates that it has sent.
         """
         seen = self.seen(task.run)
-        check_base(task, seen, spec.rounds)
+        check_base(task, seen, spec.last_round)
         newest = max(seen.versions, default=ModelVersion(-1))
         if task.base_version < newest:
             log.warning("history.went_back", run=task.run, base_version=task.base_version, newest_seen=newest)
@@ -102,7 +102,7 @@ class History:
             name=TaskId(""),
             run=over.run,
             kind=TaskKind.EVALUATE,  # it may look at the version of the last round
-            round=RoundNumber(spec.rounds),
+            round=RoundNumber(spec.last_round),
             spec_sha256=spec_sha256,
             base_version=over.version,
             base_digest=over.digest,

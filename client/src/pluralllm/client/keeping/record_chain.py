@@ -86,7 +86,7 @@ def missing_span(task: Task, seen: SeenRun) -> Span | None:
 def check_base(task: Task, seen: SeenRun, rounds: int) -> None:
     """Checks the base version that a task states against what this client has seen, before anything is asked for.
 
-    rounds: number of rounds in the run spec. Raises RecordInvalid if no such version can exist yet; HistoryDiverged if the client
+    rounds: number of the run's last round. Raises RecordInvalid if no such version can exist yet; HistoryDiverged if the client
     has seen another version under this number, or a later version that was made before the task's round.
     """
     base, seen_before = task.base_version, seen.versions.get(task.base_version)

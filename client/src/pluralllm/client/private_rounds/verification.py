@@ -40,7 +40,7 @@ from pluralllm.common.process.files import make_folder, storage_errors
 from pluralllm.common.sums.solver_files import state_files, write_next_private_sum
 from pluralllm.common.trust.version_record import VersionRecord, record_sha256
 from pluralllm.common.weights.chunks import manifest_of
-from pluralllm.common.weights.server_optimizer import first_moments, server_optimizer
+from pluralllm.common.weights.server_optimizer import first_moments, optimizer_of_round
 from pluralllm.common.weights.stored_weights import StoredWeights
 from pluralllm.common.weights.update_format import update_format
 from pluralllm.common.words.ids import Digest, ModelVersion, RoundNumber, RunId
@@ -300,7 +300,7 @@ class Verification:
         if spec.sums is not None:
             write = partial(write_next_private_sum, spec, before.version, base, kept, summed, outs)
         else:
-            moments, optimizer = kept or first_moments(spec.aggregation), server_optimizer(spec.aggregation)
+            moments, optimizer = kept or first_moments(spec.aggregation), optimizer_of_round(spec, record.round)
             write = partial(write_from_sum, base, moments, summed, layout_for(spec), optimizer, outs)
         with storage_errors("a check of a model version"):
             manifests, tail = write()

@@ -2,6 +2,7 @@
 
 from pluralllm.common.private_rounds.statements import RoundTerms
 from pluralllm.common.words.ids import Digest, ModelVersion, RoundNumber, RunId
+from pluralllm.common.words.private_rounds import MAX_MEMBERS
 from pluralllm.common.words.spec import RunSpec
 
 
@@ -28,6 +29,8 @@ def terms_of(
         base_digest=bytes.fromhex(base_digest),
         base_record_sha256=bytes.fromhex(base_record_sha256),
         roster_head=roster_head,
-        places=spec.round.target_clients,
+        places=MAX_MEMBERS
+        if number > spec.rounds
+        else spec.round.target_clients,  # every group may be in a closing round
         colluders=spec.private_rounds.colluders,
     )

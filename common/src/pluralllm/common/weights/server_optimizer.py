@@ -9,7 +9,9 @@ from typing import assert_never
 import numpy as np
 from numpy.typing import NDArray
 
+from pluralllm.common.errors.private_rounds import SumImplausible
 from pluralllm.common.words.aggregation import Aggregation
+from pluralllm.common.words.spec import RunSpec
 
 # [slice] float32 base, [slice] float64 mean delta, [moments, slice] float32 moments
 # -> [slice] float32 next version, [moments, slice] float32 next moments
@@ -70,3 +72,19 @@ def server_optimizer(aggregation: Aggregation) -> ServerOptimizer:
         return (base.astype(np.float64) + rate * step).astype(np.float32), exact.astype(np.float32)
 
     return optimize
+
+
+def optimizer_of_round(spec: RunSpec, number: int) -> ServerOptimizer:
+    """Returns the server optimizer of a round. The one of a closing round leaves the base version and the moments as they are.
+
+    number: of the round. It raises SumImplausible for a closing round whose sum is not 0, because nobody trains in it.
+    """
+    return server_optimizer(spec.aggregation) if number <= spec.rounds else _unchanged
+
+
+def _unchanged(
+    base: NDArray[np.float32], delta: NDArray[np.float64], moments: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    if delta.any():
+        raise SumImplausible(problem="the closing round has updates that are not 0, and nobody trains in it")
+    return base, moments

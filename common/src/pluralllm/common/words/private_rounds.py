@@ -28,7 +28,8 @@ class PrivateRounds(SpecPart):
     clip_norm: Positive = 4.0
     # Seconds for each step of the exchange but training: keys, shares, confirmation, reveal.
     step_s: Seconds = 60.0
-    # Whether the scores of the last version are collected by one more round, whose vector holds nothing else.
+    # Whether a closing round after the last round collects the scores of the last version in a sum. Nobody trains in it, and
+    # groups that only are evaluated take part, too. It has an effect from the format run/4 on.
     closing_scores: bool = True
 
     def problems(

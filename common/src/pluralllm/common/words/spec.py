@@ -225,8 +225,9 @@ class RunSpec(SpecPart):
 
     # run/2 limits one member's part in a version: its weight (server/rounds/weighting.py) and the length of its update
     # (server/rounds/clipping.py). run/3 chooses the questions that nobody trains on by their keys, which the order of options and
-    # the spelling do not change; earlier formats choose by exact text and order. The presets name run/3.
-    format: Literal["pluralllm.run/1", "pluralllm.run/2", "pluralllm.run/3"] = "pluralllm.run/1"
+    # the spelling do not change; earlier formats choose by exact text and order. The presets name run/3. From run/4 on,
+    # private_rounds.closing_scores has an effect.
+    format: Literal["pluralllm.run/1", "pluralllm.run/2", "pluralllm.run/3", "pluralllm.run/4"] = "pluralllm.run/1"
     title: Annotated[str, Field(max_length=200), NoNul] = ""
     seed: Seed = 0
     rounds: Annotated[int, Field(ge=1, le=100_000)] = 30
@@ -318,6 +319,22 @@ class RunSpec(SpecPart):
         """The rule by which all groups withhold the same questions from training."""
         by_key = self.format not in ("pluralllm.run/1", "pluralllm.run/2")
         return HoldOut(self.evaluation.holdout_share, by_key=by_key)
+
+    @property
+    def closes(self) -> bool:
+        """Whether a closing round after the last round sums the scores of the last version.
+
+        Earlier formats named closing_scores before it had an effect. The members of a closing round send deltas of 0, and a term
+        of a sum that is 0 would be another problem's.
+        """
+        earlier = ("pluralllm.run/1", "pluralllm.run/2", "pluralllm.run/3")
+        is_private = self.private_rounds is not None and self.private_rounds.closing_scores
+        return is_private and self.sums is None and self.format not in earlier
+
+    @property
+    def last_round(self) -> int:
+        """The number of the run's last round, which is the closing round if there is one."""
+        return self.rounds + self.closes
 
     @property
     def sums(self) -> KernelSums | None:

@@ -22,7 +22,7 @@ from pluralllm.common.process.files import storage_errors
 from pluralllm.common.sums.solver_files import state_files, write_next_private_sum
 from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.weights.chunks import Manifest, manifest_of
-from pluralllm.common.weights.server_optimizer import first_moments, server_optimizer
+from pluralllm.common.weights.server_optimizer import first_moments, optimizer_of_round
 from pluralllm.common.words.ids import Digest
 from pluralllm.common.words.spec import RunSpec
 from pluralllm.server.aggregation.next_version import Draft, NextVersion, drafts_beside, first_lost, stored, stored_base
@@ -130,7 +130,7 @@ async def _write_sum(
     if spec.sums is not None:
         write = partial(write_next_private_sum, spec, base.version, start, kept, summed, outs)
     else:
-        moments, optimizer = kept or first_moments(spec.aggregation), server_optimizer(spec.aggregation)
+        moments, optimizer = kept or first_moments(spec.aggregation), optimizer_of_round(spec, fixed.terms.round)
         write = partial(write_from_sum, start, moments, summed, layout_for(spec), optimizer, outs)
     with storage_errors("the next model version"):
         manifests, tail = await asyncio.to_thread(write)

@@ -46,7 +46,7 @@ def run_row(run: LiveRun) -> Facts:
         "phase": state.phase.value,
         "state": run_state_text(state.phase.value, _outcome(run), paused=state.paused),
         "round": state.round,
-        "rounds": run.spec.rounds,
+        "rounds": run.spec.last_round,
         "outcome": _outcome(run),
         "created_s": run.record.created_s,
     }

@@ -7,7 +7,7 @@ the next round is drawn.
 phase of the run                       what a look reports
 ----------------------------------------------------------------------------------------------------------------------
 WAITING                                ClientsJoined with the newcomers; ClientsSeen with all clients that train, unless
-                                       the run is paused or asks for rewards
+                                       the run is paused or asks for rewards; in a run that is to close, with all clients
 COLLECTING, a slot is free             ClientsSeen with the clients that may take the slot; also with none, if nobody can come
 KEYING, a slot is free                 the same
 a later step of a private round        ClientsSeen with the members that have lost their slots and are back
@@ -58,8 +58,9 @@ def sightings(
         if run.paused or run.rewards is not None:
             return joined
         head = "" if run.private is None else roster_head
-        return (*joined, ev.ClientsSeen(at_s, tuple(trainers), (), head, nobody_else))
-    takes_held_out = run.phase is Phase.EVALUATING or run.rewards is not None
+        evaluated_only = tuple(held_out) if run.waits_to_close else ()
+        return (*joined, ev.ClientsSeen(at_s, tuple(trainers), evaluated_only, head, nobody_else))
+    takes_held_out = run.phase is Phase.EVALUATING or run.rewards is not None or run.is_closing
     asked = willing(run, held_out) if takes_held_out else ()
     seen = ev.ClientsSeen(at_s, willing(run, trainers), asked, nobody_else=nobody_else)
     return (seen,) if seen.trainers or seen.held_out or nobody_else else ()

@@ -20,10 +20,13 @@ Each line of the table holds the phase, the event with its condition, the next p
     AGGREGATING  --AveragingFailed-->                         see below    Abandon; ENDED, EndRun as well if the base is lost
     EVALUATING   --EvaluationArrived-->                       EVALUATING   RecordEvaluation
     EVALUATING   --all scored, or ClockTicked, deadline-->    see below
+    WAITING      --ClientsSeen, the rounds are done-->        KEYING       OpenRound    (the closing round, if the run has one)
+    WAITING      --ClockTicked, nobody for it-->              ENDED        EndRun
     any but ENDED --RunCancelled-->                           ENDED        Abandon if a round is open, EndRun
 
 "See below" means: after a round or an evaluation the run is EVALUATING if an evaluation of the version is due. Otherwise
-the run is WAITING, or, after the last round, ENDED (EndRun).
+the run is WAITING, or, after the last round, ENDED (EndRun). After the evaluation of the last version, a run that closes is
+WAITING for its closing round; "see below" means ENDED there.
 A slot is the right of one client in the cohort to do the round's task. The base is the model version that the round trains
 from.
 "Enough" means: target_clients are idle, or min_clients have been idle for gather_s, or min_clients are idle and nobody else
@@ -46,12 +49,13 @@ from typing import assert_never
 
 from pluralllm.common.errors.tree import AlreadyCommitted, LeaseLost, RoundClosed, WrongBase, WrongPhase
 from pluralllm.common.words.ids import ClientId, ModelVersion, RoundNumber
+from pluralllm.common.words.private_rounds import MAX_MEMBERS
 from pluralllm.common.words.reward_weights import remember, weigh_groups
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds import private
 from pluralllm.server.rounds.clipping import clip_scales
 from pluralllm.server.rounds.cohort import draw_cohort
-from pluralllm.server.rounds.endings import Step, abandon, advance, end, open_evaluation
+from pluralllm.server.rounds.endings import Step, abandon, advance, complete, end, open_evaluation
 from pluralllm.server.rounds.looking import willing
 from pluralllm.server.rounds.sorted_clients import holds, inserted, receipt_of, removed, with_receipt, without_client
 from pluralllm.server.rounds.state import EXCHANGING, Outcome, Phase, Run
@@ -128,6 +132,8 @@ def _pause(run: Run, event: ev.RunPaused | ev.RunResumed) -> Step:
     pause = isinstance(event, ev.RunPaused)
     if run.phase in (Phase.CREATED, Phase.ENDED):
         raise WrongPhase(run=run.id, phase=run.phase, wanted="paused" if pause else "resumed")
+    if not pause and run.paused and run.waits_to_close:
+        run = replace(run, deadline_s=event.at_s + run.policy.deadline_s)
     return (run if run.paused == pause else replace(run, paused=pause)), ()
 
 
@@ -163,9 +169,9 @@ def _meet(run: Run, event: ev.ClientsSeen) -> Step:
     if not set(seen) <= set(run.roster):
         run = replace(run, roster=tuple(sorted({*run.roster, *seen})))
     if run.phase is Phase.WAITING and not run.paused and run.rewards is None:
-        return _gather(run, event, trainers)
+        return _gather(run, event, tuple(sorted(seen)) if run.waits_to_close else trainers)
     if run.phase is Phase.COLLECTING or run.phase in EXCHANGING:
-        run = _fill_free_slots(run, trainers if run.rewards is None else seen)
+        run = _fill_free_slots(run, trainers if run.rewards is None and not run.is_closing else seen)
         return _average(run, event.at_s) if event.nobody_else and run.has_all_it_can_get else (run, ())
     if run.phase is Phase.EVALUATING and (newcomers := willing(run, seen)):
         return _assign_slots(run, newcomers), ()
@@ -179,21 +185,25 @@ def _without_excluded(run: Run, clients: tuple[ClientId, ...]) -> tuple[ClientId
     return tuple(client for client in clients if client not in excluded)
 
 
-def _gather(run: Run, event: ev.ClientsSeen, trainers: tuple[ClientId, ...]) -> Step:
+def _gather(run: Run, event: ev.ClientsSeen, clients: tuple[ClientId, ...]) -> Step:
+    """Opens the first evaluation or the next round if enough of the clients that it is for are there. clients: sorted."""
     policy, at_s, roster_head = run.policy, event.at_s, event.roster_head
-    if len(trainers) < policy.min_clients:
+    if len(clients) < policy.min_clients:
         return (replace(run, gathered_s=None) if run.gathered_s is not None else run), ()
     if run.gathered_s is None:
         run = replace(run, gathered_s=at_s)
-    complete = len(trainers) >= policy.target_clients and (
+    complete = len(clients) >= policy.target_clients and (
         run.evaluated is not None or len(run.roster) >= run.named_groups
     )
+    if run.waits_to_close:
+        complete = set(run.roster) <= set(clients)
     if not complete and not event.nobody_else and at_s < (run.gathered_s or 0.0) + policy.gather_s:
         return run, ()
     if run.evaluated is None:
         return open_evaluation(run, at_s), ()
     number = RoundNumber(run.round + 1)
-    cohort = draw_cohort(run.seed, number, trainers, policy.target_clients)
+    slots = MAX_MEMBERS if run.waits_to_close else policy.target_clients
+    cohort = draw_cohort(run.seed, number, clients, slots)
     if run.private is not None:
         return private.open_round(run, at_s, cohort, roster_head) if roster_head else (run, ())
     opened = replace(
@@ -288,6 +298,8 @@ def _tick(run: Run, at_s: float) -> Step:
     if run.phase is Phase.EVALUATING and run.deadline_s is not None and at_s >= run.deadline_s:
         # A client that has not answered leaves the roster until it is seen again.
         return advance(replace(run, evaluated=run.version, roster=run.reported), at_s)
+    if run.waits_to_close and not run.paused and run.deadline_s is not None and at_s >= run.deadline_s:
+        return complete(run, at_s, f"fewer than {run.policy.min_clients} clients were there for them")
     if run.phase in EXCHANGING:
         return private.tick(run, at_s)
     if run.phase is not Phase.COLLECTING or run.deadline_s is None:
@@ -308,6 +320,8 @@ def _tick(run: Run, at_s: float) -> Step:
         case "extend" if run.extensions < run.policy.max_extensions:
             return replace(run, deadline_s=at_s + run.policy.deadline_s, extensions=run.extensions + 1), ()
         case "skip":
+            return abandon(run, at_s, reason)
+        case _ if run.is_closing:
             return abandon(run, at_s, reason)
         case _:
             return end(run, at_s, Outcome.ABORTED, f"round {run.round}: {reason}")
@@ -396,6 +410,8 @@ def _restart_deadlines(run: Run, at_s: float) -> Run:
         return replace(run, deadline_s=at_s + policy.deadline_s, quorum_s=None if run.quorum_s is None else at_s)
     if run.phase is Phase.EVALUATING:
         return replace(run, deadline_s=at_s + policy.evaluation_deadline_s)
+    if run.waits_to_close:
+        run = replace(run, deadline_s=at_s + policy.deadline_s)
     return run if run.gathered_s is None else replace(run, gathered_s=None)
 
 

@@ -37,6 +37,10 @@ and updates alike: the sets only shrink, so that a smaller one would end without
 A client that loses its slot in KEYING loses its keys' place, too. From SHARING on no slot is for another client: a member that
 comes back takes its own. A dealer whose update is not in the sum confirms and reveals like the others. A revoked member is left
 out until the sum is fixed, and stays in the sum afterwards: a sum that members have signed never changes.
+
+The closing round is a private round like the others. All clients that are there are its members, those of held-out groups, too.
+Nobody trains in it: each update is 0, and its version is the base version again. However it ends, the run has done its work, and
+ends as completed.
 """
 
 from collections import Counter
@@ -275,7 +279,7 @@ def tick(run: Run, at_s: float) -> Step:
     if missed == "extend" and run.extensions < run.policy.max_extensions and may_reach_quorum(run):
         return replace(run, deadline_s=at_s + step_s(run), extensions=run.extensions + 1), ()
     reason = f"{len(run.sent)} of {run.quorum if begins else run.threshold} members while {run.phase}"
-    if missed == "abort":
+    if missed == "abort" and not run.is_closing:
         return end(run, at_s, Outcome.ABORTED, f"round {run.round}: {reason}")
     return abandon(run, at_s, reason)
 

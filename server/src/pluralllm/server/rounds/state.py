@@ -69,7 +69,9 @@ class Run:
     losses: tuple[ev.PlaceLost, ...] = ()  # slots lost in the open round or evaluation, in order
     excluded: tuple[ev.PlaceLost, ...] = ()  # permanent failures
     quorum_s: float | None = None  # when the quorum was reached
-    deadline_s: float | None = None  # end of COLLECTING, EVALUATING or a phase of EXCHANGING
+    deadline_s: float | None = (
+        None  # end of COLLECTING, EVALUATING, a phase of EXCHANGING, or the wait for the closing round
+    )
     extensions: int = 0  # how often the phase's deadline was extended
     reported: tuple[ClientId, ...] = ()  # clients that have sent their scores, sorted; only while EVALUATING
     evaluated: ModelVersion | None = None  # newest version whose evaluation has ended
@@ -85,6 +87,7 @@ class Run:
     rollouts: str = ""  # digest of the open round's batch, if the run asks for rewards
     candidates: int = 0  # number of candidates in the open round's batch
     private: PrivateRounds | None = None  # None for plain rounds
+    closes: bool = False  # whether a closing round follows the last round, which sums the scores of the last version
     roster_head: str = ""  # the roster of peer keys that the open private round is for
     # Messages of the open private round, sorted by client. Whoever is in `keyed` is a member after KEYING, and whoever is in
     # `dealt` is a dealer after SHARING.
@@ -93,6 +96,16 @@ class Run:
     complained: Messages = ()
     confirmed: Messages = ()
     revealed: Messages = ()
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether the newest round is the closing round."""
+        return self.closes and self.round > self.rounds
+
+    @property
+    def waits_to_close(self) -> bool:
+        """Whether the run has done its rounds, and waits for the members of its closing round."""
+        return self.closes and self.phase is Phase.WAITING and self.round == self.rounds
 
     @property
     def is_private_round(self) -> bool:

@@ -129,7 +129,7 @@ def summary_message(run: LiveRun, status: RunStatus, latest: Sequence[Evaluation
         outcome=OUTCOMES[state.outcome],
         outcome_reason=state.reason,
         round=state.round,
-        rounds=state.rounds,
+        rounds=run.spec.last_round,
         version=state.version,
         version_digest=state.model_digest,
         create_time=timestamp(run.record.created_s),

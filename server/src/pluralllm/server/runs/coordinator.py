@@ -313,10 +313,12 @@ class Coordinator:
         idle = [session for client, session in present.items() if self._leases.of(client) is None]
         for session in idle:
             role = run.spec.groups.role_of(session.group, session.role)
-            if role is not GroupRole.TRAIN or self._may_train(run, session):
+            closes = run.state.waits_to_close or run.state.is_closing
+            if (role is not GroupRole.TRAIN and not closes) or self._may_train(run, session):
                 by_role[role].append(session.client)
         trainers, held_out, head = by_role[GroupRole.TRAIN], by_role[GroupRole.HELD_OUT], self._peer_keys.head
-        nobody_else = self._expected.nobody_but(run, len(trainers), [session.client for session in idle])
+        ready = len(trainers) + (len(held_out) if run.state.waits_to_close else 0)
+        nobody_else = self._expected.nobody_but(run, ready, [session.client for session in idle])
         seen = sightings(run.state, now_s, trainers, held_out, head.hex(), nobody_else=nobody_else)
         return (*seen, ev.ClockTicked(now_s))
 

@@ -25,9 +25,10 @@ class Expected:
     def nobody_but(self, run: LiveRun, trainers: int, idle: Collection[ClientId]) -> bool:
         """Returns whether a wait is useless: no client can come for the run's next step, or for the free slot of its open round.
 
-        trainers: number of clients of which the next round may be drawn. idle: the connected clients without a task; those among
-        them that cannot train are not waited for. The answer is False where the run does not wait for clients, since it costs a
-        pass over all members. A client that is excluded from the run comes back only if a person restarts it.
+        trainers: number of clients of which the next round may be drawn; those of held-out groups are among them if it is the
+        closing round. idle: the connected clients without a task; those among them that cannot train are not waited for. The
+        answer is False where the run does not wait for clients, since it costs a pass over all members. A client that is excluded
+        from the run comes back only if a person restarts it.
         """
         state = run.state
         if self._possible is None or state.rewards is not None or state.paused:
@@ -37,7 +38,8 @@ class Expected:
             return False
         here = {*idle, *state.excluded_clients, *(receipt.client for receipt in state.receipts)}
         is_first = state.phase is Phase.WAITING and state.evaluated is None
-        awaited = (GroupRole.TRAIN, GroupRole.HELD_OUT) if is_first else (GroupRole.TRAIN,)
+        takes_all = is_first or state.waits_to_close
+        awaited = (GroupRole.TRAIN, GroupRole.HELD_OUT) if takes_all else (GroupRole.TRAIN,)
         return all(
             one.name in here or run.spec.groups.role_of(one.group, one.group_role) not in awaited
             for one in self._possible()

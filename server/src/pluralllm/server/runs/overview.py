@@ -34,8 +34,10 @@ WEIGHTS_OF_CLIENTS = (
     "each client computes its own weight from its own distance, and only the sum of the weights is known"
 )
 NO_CLOSING_SCORES = (
-    "private_rounds.closing_scores has no effect yet: no sum has the scores of the last version that clients keep back"
+    "private_rounds.closing_scores has no effect in this run: no sum has the scores of the last version that clients keep "
+    "back"
 )
+CLOSING = "this is the closing round: nobody trains, and the scores of the last version are summed"
 COMES_AND_GOES = "comes and goes too often, gets no task for some minutes"
 
 
@@ -240,10 +242,12 @@ def what_next(run: LiveRun, trouble: str, idle_trainers: int, now_s: float) -> s
     lacks_scores = (
         state.private is not None
         and state.private.closing_scores
+        and not state.closes
         and state.version > 0
         and (state.outcome is Outcome.COMPLETED or (state.phase is Phase.EVALUATING and state.round >= state.rounds))
     )
-    notes = {WEIGHTS_OF_CLIENTS: hides_weights, NO_CLOSING_SCORES: lacks_scores}
+    closes = state.is_closing and state.phase in WITH_OPEN_ROUND
+    notes = {WEIGHTS_OF_CLIENTS: hides_weights, NO_CLOSING_SCORES: lacks_scores, CLOSING: closes}
     return "; ".join((_next_step(run, idle_trainers, now_s), *(note for note, is_due in notes.items() if is_due)))
 
 
@@ -257,6 +261,9 @@ def _next_step(run: LiveRun, idle_trainers: int, now_s: float) -> str:
             return f"an operator resumes it: pluralllm run resume {run.id}"
         case Phase.WAITING if state.rewards is not None:
             return f"round {state.round + 1} starts with the next batch of rollouts that is asked for"
+        case Phase.WAITING if state.waits_to_close:
+            left = _left(state.deadline_s, now_s)
+            return f"the closing round sums the scores of version {state.version}; it starts in {left} or not at all"
         case Phase.WAITING:
             least = policy.target_clients if state.gathered_s is None else policy.min_clients
             until = "" if state.gathered_s is None else f", or in {_left(state.gathered_s + policy.gather_s, now_s)}"
