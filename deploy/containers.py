@@ -145,8 +145,9 @@ def paths_of(image: str) -> list[str]:
 
 def check(side: str) -> None:
     paths = paths_of(IMAGES[side])
-    if not any(path.endswith(f"pluralllm/{side}/__main__.py") for path in paths):
-        raise SystemExit(f"error: {IMAGES[side]} does not hold pluralllm-{side}")
+    for needed in (f"pluralllm/{side}/__main__.py", "opt/pluralllm/sbom.cdx.json"):
+        if not any(path.endswith(needed) for path in paths):
+            raise SystemExit(f"error: {IMAGES[side]} holds no {needed}")
     if bad := list(faults(side, paths)):
         shown = "\n  ".join(bad[:20])
         raise SystemExit(f"error: {IMAGES[side]} holds {len(bad)} files that it must not hold:\n  {shown}")
@@ -161,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--mount",
         action="append",
         default=[],
-        help="File or folder that the build reads at the same place, such as a folder of wheels. The image does not hold it.",
+        help="File or folder that the build reads at the same place, such as wheels. The image holds an empty one.",
     )
     parser.add_argument("--pip-conf", type=Path, help="pip's settings for the build, such as another index.")
     parser.add_argument("--torch-index", help="Another index of torch without CUDA than deploy/locks/torch-index.")

@@ -9,7 +9,7 @@ from pathlib import Path
 import containers
 import manifests
 import pytest
-from containers import CANNOT, MADE_BASE, SIDES, Sources, build_words, faults
+from containers import MADE_BASE, SIDES, Sources, build_words, faults
 
 ROOT = Path(__file__).parents[2]
 IN_BOTH = [
@@ -56,6 +56,23 @@ def test_an_image_holds_nothing_of_the_other_side_and_the_coordinators_no_torch(
     assert list(faults("client", [f"{place}/torch/version.py"])) == []
 
 
+@pytest.mark.parametrize("missing", ["pluralllm/client/__main__.py", "opt/pluralllm/sbom.cdx.json"])
+def test_an_image_without_its_own_package_or_its_list_of_packages_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], missing: str
+) -> None:
+    paths = [*IN_BOTH, "opt/pluralllm/lib/python3.11/site-packages/pluralllm/client/__main__.py"]
+    monkeypatch.setattr(containers, "podman", lambda *_words: "516000000")
+    monkeypatch.setattr(containers, "paths_of", lambda _image: paths)
+    containers.check("client")
+    assert capsys.readouterr().out == "localhost/pluralllm-client:check: 7 files, 516 MB\n"
+    monkeypatch.setattr(containers, "paths_of", lambda _image: [path for path in paths if not path.endswith(missing)])
+    with pytest.raises(SystemExit, match=f"holds no .*{missing}"):
+        containers.check("client")
+    monkeypatch.setattr(containers, "paths_of", lambda _image: [*paths, "etc/pip.conf"])
+    with pytest.raises(SystemExit, match="holds 1 files that it must not hold:\n  settings of the machine"):
+        containers.check("client")
+
+
 def test_what_the_build_reads_of_this_machine_is_mounted_read_only_or_a_secret() -> None:
     sources = Sources("base@sha256:1", Path("/here/pip.conf"), ("/wheels", "/more"), "https://index.example")
     words = {side: build_words(side, sources) for side in SIDES}
@@ -89,9 +106,9 @@ def script(name: str, folder: Path, **tools: str) -> "subprocess.CompletedProces
 
 def test_without_an_engine_or_a_base_image_nothing_counts_as_checked(tmp_path: Path) -> None:
     done = script("containers.py", tmp_path / "empty")
-    assert (done.returncode, done.stderr) == (CANNOT, "not checked: there is no podman\n")
+    assert (done.returncode, done.stderr) == (3, "not checked: there is no podman\n")
     done = script("containers.py", tmp_path / "no-base", podman="[ $1 = images ] || { echo no route >&2; exit 125; }")
-    assert done.returncode == CANNOT
+    assert done.returncode == 3
     assert "cannot be pulled: no route\n" in done.stdout
     assert done.stderr == "not checked: no base image can be pulled, and there is no debootstrap to make one\n"
 
