@@ -95,7 +95,7 @@ class Containers:
 
     def remove(self) -> None:
         for container in reversed(self._ids):
-            podman("rm", "--force", "--time", "5", container)
+            podman("rm", "--force", "--volumes", "--time", "5", container)
         for volume in self._volumes:
             podman("volume", "rm", "--force", volume)
 
@@ -183,7 +183,7 @@ def test_two_partners_train_one_round_in_the_images(containers: Containers, tmp_
     except subprocess.TimeoutExpired:
         raise AssertionError(f"the run has not ended after {RUN_LIMIT_S:.0f} s:\n{containers.logs()}") from None
     assert done.stdout.split() == ["0", "0"], containers.logs()
-    run = json.loads(operator("status", "first", "--json"))["run"]
+    run = json.loads(operator("status", "first", "--json"))
     assert (run["phase"], run["outcome"], run["version"]) == ("ended", "completed", 1)
     operator("model", "pull", "first", "model")
 

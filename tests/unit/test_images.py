@@ -16,9 +16,10 @@ IN_BOTH = [
     "etc/ssl/private/.placeholder",
     "usr/share/ca-certificates/mozilla/one.crt",
     "opt/pluralllm/lib/python3.11/site-packages/certifi/cacert.pem",
-    "opt/pluralllm/lib/python3.11/site-packages/numpy/tests/test_one.py",
+    "opt/pluralllm/lib/python3.11/site-packages/pyarrow/tests/conftest.py",
     "opt/pluralllm/lib/python3.11/site-packages/pluralllm/common/trust/identity.py",
     "opt/pluralllm/sbom.cdx.json",
+    "usr/local/lib/python3.11/idlelib/tests/__init__.py",
 ]
 
 
@@ -32,6 +33,7 @@ def test_an_image_may_hold_public_certificates_and_the_tests_of_other_packages(s
     [
         ("src/common/pyproject.toml", "sources"),
         ("opt/tests/conftest.py", "tests of this repository"),
+        ("opt/pluralllm/lib/python3.11/site-packages/pluralllm/common/tests/test_one.py", "tests of this repository"),
         ("opt/.git/HEAD", "a history of sources"),
         ("var/lib/pluralllm/identity/credentials.pem", "a key or an identity"),
         ("var/lib/pluralllm/ann.invite", "a key or an identity"),
@@ -64,7 +66,7 @@ def test_an_image_without_its_own_package_or_its_list_of_packages_is_refused(
     monkeypatch.setattr(containers, "podman", lambda *_words: "516000000")
     monkeypatch.setattr(containers, "paths_of", lambda _image: paths)
     containers.check("client")
-    assert capsys.readouterr().out == "localhost/pluralllm-client:check: 7 files, 516 MB\n"
+    assert capsys.readouterr().out == "localhost/pluralllm-client:check: 8 files, 516 MB\n"
     monkeypatch.setattr(containers, "paths_of", lambda _image: [path for path in paths if not path.endswith(missing)])
     with pytest.raises(SystemExit, match=f"holds no .*{missing}"):
         containers.check("client")
