@@ -171,4 +171,11 @@ def test_the_images_that_are_tried_are_those_that_are_built() -> None:
     assert target.index("deploy/containers.py") < target.index("PLURALLLM_CONTAINERS=1 ")
     assert "pytest tests/containers" in target
     assert list(containers.IMAGES) == ["server", "client"]
-    assert "make manifests" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_ci_says_what_it_has_not_checked() -> None:
+    text = (ROOT / ".ci" / "run").read_text()
+    functions, _, stages = text.partition("\nstage chromium chromium\n")
+    assert "\nstage site make site\nmanifests\ncontainers\n" in stages
+    for name, condition in [("manifests", "> /dev/null; then"), ("containers", "= 1 ]; then")]:
+        assert f'{condition} stage {name} make {name}; else echo "== {name}: not ' in functions
