@@ -8,7 +8,15 @@ import pytest
 from support.errors_to_raise import EVERY_BARE_CODE, EVERY_LEAF, Case
 
 from pluralllm.common.errors.tree import NotFound, StorageFull, Unreachable
-from pluralllm.operator.watching import AT_MOST_EVERY_S, PATIENCE_S, RETRY_S, events_of, news_of, states_of
+from pluralllm.operator.watching import (
+    AT_MOST_EVERY_S,
+    PATIENCE_S,
+    RETRY_S,
+    STANDSTILL_S,
+    events_of,
+    news_of,
+    states_of,
+)
 
 ENDS_THE_WATCH = {
     *("CertificateExpired", "CertificateForeign", "CertificateInvalid", "CertificateNotYetValid"),
@@ -128,3 +136,18 @@ def test_events_go_on_after_an_error_that_passes_and_end_with_one_that_does_not(
     assert Diary([Unreachable(address="x", problem="gone")] * 2).seen() == [1, 2, 3, 4, 5]
     with pytest.raises(NotFound):
         Diary([NotFound(what="run", name="r")]).seen()
+
+
+def test_the_watch_ends_if_the_run_stands_still_for_a_while_and_not_at_once() -> None:
+    now_s, blocked = 0.0, ["", "ann takes no part", "ann takes no part", "", *["ann takes no part"] * 9]
+
+    class Standing:
+        def get_run(self, run: str) -> dict[str, Any]:
+            return {"name": "runs/r", "sequence": 1, "phase": "waiting", "blocked": blocked.pop(0)}
+
+        def wait_for_event(self, run: str, after: int) -> None:
+            nonlocal now_s
+            now_s += 0.7 * STANDSTILL_S
+
+    states = list(states_of(Standing(), "r", lambda: now_s, lambda _: None))
+    assert [bool(state["blocked"]) for state in states] == [False, True, True, False, True, True, True]

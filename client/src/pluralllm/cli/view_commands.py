@@ -1,14 +1,16 @@
 """The commands `pluralllm status | runs | rounds`, which show runs."""
 
 import sys
-from typing import Annotated
+from collections.abc import Iterator
+from typing import Annotated, Any
 
 import typer
 
 from pluralllm.cli.arguments import RunArgument, status_view
 from pluralllm.cli.connection import CoordinatorOption, remote
 from pluralllm.cli.output import now, show
-from pluralllm.common.process.console import Json, terminal
+from pluralllm.common.process.console import Json, say, terminal
+from pluralllm.common.process.exits import REFUSED
 from pluralllm.common.process.json_forms import ROUNDS, RUN, RUNS
 from pluralllm.common.process.streams import reader_is_gone
 
@@ -21,7 +23,8 @@ def status(
 ) -> None:
     """Shows a run on one screen: phase, late clients and their reasons, alignment score of each group, next step.
 
-    A new screen follows each event if --watch writes into a pipe or a file.
+    A new screen follows each event if --watch writes into a pipe or a file. Watching ends with the run, and with exit code 3 if
+    the run stands still because too few clients can take part before their owners act.
     """
     connection = remote(coordinator)
     if not watch:
@@ -36,14 +39,24 @@ def status(
     from pluralllm.operator.watching import news_of, states_of  # noqa: PLC0415 - gRPC takes a moment
 
     console = terminal()
-    states = states_of(connection, run, is_unwatched=lambda: reader_is_gone(sys.stdout))
-    if not console.is_terminal:
-        for state in news_of(states):
+    newest: list[dict[str, Any]] = []
+
+    def states() -> Iterator[dict[str, Any]]:
+        for state in states_of(connection, run, is_unwatched=lambda: reader_is_gone(sys.stdout)):
+            newest[:] = [state]
+            yield state
+
+    following = states()
+    if console.is_terminal:
+        with Live(status_view(next(following)), auto_refresh=False, console=console) as live:
+            for state in following:
+                live.update(status_view(state), refresh=True)
+    else:
+        for state in news_of(following):
             console.print(status_view(state))
-        return
-    with Live(status_view(next(states)), auto_refresh=False, console=console) as live:
-        for state in states:
-            live.update(status_view(state), refresh=True)
+    if newest[0]["phase"] != "ended" and newest[0].get("blocked"):
+        say(f"The run stands still: {newest[0]['blocked']}. Watch it again when that is mended.", err=True)
+        raise typer.Exit(REFUSED)
 
 
 def runs(coordinator: CoordinatorOption = None, as_json: Json = False) -> None:

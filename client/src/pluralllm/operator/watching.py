@@ -10,6 +10,7 @@ from pluralllm.operator.endings import ENDS
 
 PATIENCE_S = 120.0  # without an answer, for example while the coordinator restarts
 RETRY_S = 1.0
+STANDSTILL_S = 20.0  # the time in which an owner may restart a client, before nobody waits for it any more
 AT_MOST_EVERY_S = 0.3  # a busy run, or a proxy that ends each call at once, would otherwise cause calls without a pause
 
 Values = dict[str, Any]
@@ -44,14 +45,19 @@ def states_of(
 ) -> Iterator[Values]:
     """Yields the run again and again until it has ended, or until `is_unwatched` says that nobody reads it any more.
 
+    Also ends when the run has stood still for STANDSTILL_S seconds, because it cannot go on before owners of clients act. An
+    earlier release's coordinator does not say so.
     Raises an error of the first call. Later, raises an error in ENDS at once, and any other one after PATIENCE_S seconds.
     """
     facts = connection.get_run(run)
     name = RunName.parse(facts["name"]).run
-    answered_s = monotonic_s()
+    answered_s, stands_s = monotonic_s(), None
     yield facts
     while facts["phase"] != "ended" and not is_unwatched():
         began_s = monotonic_s()
+        stands_s = (began_s if stands_s is None else stands_s) if facts.get("blocked") else None
+        if stands_s is not None and began_s - stands_s > STANDSTILL_S:
+            return
         try:
             connection.wait_for_event(name, facts["sequence"])
             facts, answered_s = connection.get_run(name), monotonic_s()

@@ -115,6 +115,6 @@ def test_a_run_says_what_the_coordinator_reads_of_its_updates() -> None:
     rewards = private.for_rewards(model, Digest("a1" * 32), RewardOptions(), "here")
     read = [updates_read(spec) for spec in (plain, private, rewards)]
     assert read == [pb.UPDATES_READ_SINGLE, pb.UPDATES_READ_SUMS, pb.UPDATES_READ_UNSPECIFIED]
-    status = RunStatus(at_s=1.0, participants=(), next="", trouble="", received_bytes=0, sent_bytes=0)
+    status = RunStatus(1.0, participants=(), next="", trouble="", received_bytes=0, sent_bytes=0, blocked="so")
     message = run_message(refusing_run(), status, (), (), Principal(ANN, MemberRole.CLIENT))
-    assert message.updates_read == pb.UPDATES_READ_SINGLE
+    assert (message.updates_read, message.blocked) == (pb.UPDATES_READ_SINGLE, "so")

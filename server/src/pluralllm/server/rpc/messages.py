@@ -142,6 +142,7 @@ def summary_message(run: LiveRun, status: RunStatus, latest: Sequence[Evaluation
         sent_bytes=status.sent_bytes,
         sequence=run.sequence,
         updates_read=updates_read(run.spec),
+        blocked=status.blocked,
     )
 
 

@@ -4,6 +4,7 @@ The module is pure: it does no input or output.
 """
 
 import datetime
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -38,6 +39,8 @@ NO_CLOSING_SCORES = (
     "back"
 )
 CLOSING = "this is the closing round: nobody trains, and the scores of the last version are summed"
+LEFT_OUT = "takes no part until its owner has acted"
+CODE = re.compile("[A-Z][A-Z0-9]*(_[A-Z0-9]+)*")  # of an error
 COMES_AND_GOES = "comes and goes too often, gets no task for some minutes"
 
 
@@ -117,7 +120,7 @@ def participants(
     that come and go too often to get a task, and `revoked` the clients that are no members any more (presence.py).
     """
     people, weights = [], weights_in(run.newest, run.spec.aggregation)
-    states, reasons = states_of(run.state), _failures(run.state)
+    states, reasons, left_out = states_of(run.state), _failures(run.state), run.state.excluded_clients
     for member in members:
         session = sessions.get(member.client)
         role = run.spec.groups.role_of(member.group, member.role)
@@ -131,6 +134,8 @@ def participants(
             state = state_with_slot(lease)
         failure = reasons.get(member.client, "") if state is ParticipantState.LOST else ""
         observed = _observed(run.state, session, lease, state, now_s)
+        if state is ParticipantState.LOST and member.client in left_out and not run.is_over:
+            observed, failure = LEFT_OUT, _with_mend(failure)
         if not observed and member.client in kept_out and not run.is_over:
             observed = COMES_AND_GOES
         people.append(
@@ -150,6 +155,13 @@ def participants(
             )
         )
     return tuple(people)
+
+
+def _with_mend(failure: str) -> str:
+    """Returns why a client takes no part in a run any more, and what its owner does. failure: its report, CODE: message."""
+    code = failure.partition(":")[0]
+    explained = f" (pluralllm explain {code})" if CODE.fullmatch(code) else ""
+    return f"takes no part: {failure.rstrip('.')}. Its owner mends that and restarts the client{explained}"
 
 
 def weights_in(version: VersionRecord, aggregation: Aggregation) -> dict[ClientId, float]:
@@ -227,15 +239,17 @@ def _refused(total: int) -> str:
     return f"{total} {'update' if total == 1 else 'updates'} refused" if total else ""
 
 
-def what_next(run: LiveRun, trouble: str, idle_trainers: int, now_s: float) -> str:
+def what_next(run: LiveRun, trouble: str, idle_trainers: int, now_s: float, blocked: str = "") -> str:
     """Returns the next step of the run as one sentence for people.
 
-    `trouble` is the problem that blocks the run ("" if there is none). `idle_trainers` is the number of connected training
-    clients without a task.
+    `trouble` is the coordinator's problem with the run ("" if there is none). `idle_trainers` is the number of connected training
+    clients without a task that may get one. `blocked` says why the run cannot go on before owners of clients act (blocked.py).
     """
     state = run.state
     if trouble:
         return f"stuck: {trouble} Tried again every few seconds."
+    if blocked:
+        return f"stands still: {blocked}. The reasons stand with the clients"
     hides_weights = (
         state.private is not None and state.aggregation.is_fair and state.phase in (Phase.WAITING, *TRAINING)
     )

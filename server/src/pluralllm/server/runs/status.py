@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pluralllm.common.process.clock import Clock
 from pluralllm.common.words.spec import GroupRole
 from pluralllm.server.rounds.state import Phase
+from pluralllm.server.runs.blocked import why_blocked
 from pluralllm.server.runs.client_rows import ClientRows
 from pluralllm.server.runs.leases import Leases
 from pluralllm.server.runs.live_run import LiveRun
@@ -26,6 +27,7 @@ class RunStatus:
     trouble: str  # "" if the coordinator can go on
     received_bytes: int  # since the process started
     sent_bytes: int
+    blocked: str = ""  # why the run cannot go on before owners of clients act; "" if it can
 
 
 class Status:
@@ -57,19 +59,22 @@ class Status:
         leases = {m.client: lease for m in members if (lease := self._leases.of(m.client)) is not None}
         kept_out, revoked, refused = self._presence.kept_out, self._presence.revoked, self._refusals.of(run.id)
         trainers = self._idle_trainers(run, now_s) if run.state.phase is Phase.WAITING else 0
+        blocked = why_blocked(run, self._clients.all(), revoked) if run.state.excluded and not run.is_over else ""
         return RunStatus(
             at_s=now_s,
             participants=participants(run, members, sessions, leases, now_s, refused, kept_out, revoked),
-            next=what_next(run, trouble, trainers, now_s),
+            next=what_next(run, trouble, trainers, now_s, blocked),
             trouble=trouble,
+            blocked=blocked,
             received_bytes=self._traffic.received_bytes(run.id),
             sent_bytes=self._traffic.sent_bytes(run.id),
         )
 
     def _idle_trainers(self, run: LiveRun, now_s: float) -> int:
-        """Returns the number of connected clients that train in the run and have no task. Only a waiting run shows it."""
+        """Returns the number of connected clients that train in the run and may get a task. Only a waiting run shows it."""
+        barred = self._presence.kept_out | run.state.excluded_clients
         return sum(
             run.spec.groups.role_of(session.group, session.role) is GroupRole.TRAIN
             for session in self._sessions.live(now_s)
-            if self._leases.of(session.client) is None and session.client not in self._presence.kept_out
+            if self._leases.of(session.client) is None and session.client not in barred
         )

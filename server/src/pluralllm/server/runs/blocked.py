@@ -1,0 +1,48 @@
+"""Decides whether a run can go on by itself, or only after the owners of some clients have acted.
+
+A client that has failed for good gets no task of the run until it calls Hello again, which its daemon does when its owner has
+mended something or has restarted it. If too few clients are left, no time that passes helps the run. The module is pure.
+"""
+
+from collections.abc import Collection, Sequence
+
+from pluralllm.common.words.ids import ClientId
+from pluralllm.common.words.spec import GroupRole
+from pluralllm.server.rounds.state import EXCHANGING, Phase
+from pluralllm.server.runs.live_run import LiveRun
+from pluralllm.server.storage.store import ClientRecord
+
+SHOWN_NAMES = 5
+NEEDS_CLIENTS = (Phase.WAITING, Phase.COLLECTING, *EXCHANGING)
+
+
+def why_blocked(run: LiveRun, members: Sequence[ClientRecord], revoked: Collection[ClientId]) -> str:
+    """Returns why the run cannot go on before owners of clients act; "" if it can go on by itself.
+
+    members: all clients that have ever connected. revoked: those of them that are no members any more. A client that is not
+    connected may come by itself, so it counts as one that can take part. The text has no reason of a client: not every reader of
+    the run may know it.
+    """
+    state = run.state
+    if not state.excluded or state.paused or state.rewards is not None:
+        return ""
+    left_out = state.excluded_clients
+    roles = {one.client: run.spec.groups.role_of(one.group, one.role) for one in members if one.client not in revoked}
+    able = {client for client, role in roles.items() if role is not None and client not in left_out}
+    if state.phase is Phase.EVALUATING:
+        needed, able = 1, able | {*state.reported}
+        what = f"the evaluation of version {state.version} needs 1 client"
+    elif state.phase in NEEDS_CLIENTS:
+        needed = state.policy.min_clients
+        able = {client for client in able if roles[client] is GroupRole.TRAIN} | {one.client for one in state.receipts}
+        what = f"a round needs {needed} training clients"
+    else:
+        return ""
+    if len(able) >= needed:
+        return ""
+    return f"{what}, and {len(able)} can take part. {_names(sorted(left_out & roles.keys()))} until the owner has acted"
+
+
+def _names(left_out: Sequence[ClientId]) -> str:
+    shown, more = ", ".join(left_out[:SHOWN_NAMES]), len(left_out) - SHOWN_NAMES
+    return f"{shown}{f' and {more} more' if more > 0 else ''} {'takes' if len(left_out) == 1 else 'take'} no part"
