@@ -1,18 +1,25 @@
 """The closing round: the scores of the last version of all groups are known as a sum, and no single one leaves its machine."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
+from drill.trial import ALL
 from private.test_daemons import MEMBERS, Member, Worker, assert_verified_to, ended, members, spec_of, until
-from private.test_service import clean, stored
+from private.test_service import LAYOUT, clean, stored
 from structlog.testing import capture_logs
 from support.coordinator_harness import Served, serving
 
+from pluralllm.client.daemon import private_round
 from pluralllm.client.disclosure.measurements import MeasuredScores
 from pluralllm.client.disclosure.own_scores import OWN_SCORES, OwnScoresFolder, in_sum_of
-from pluralllm.client.work.orders import EVALUATE
+from pluralllm.client.work.closing import untrained
+from pluralllm.client.work.orders import EVALUATE, TrainedUpdate
 from pluralllm.common.process.clock import SystemClock
+from pluralllm.common.weights.layout import write_weights
 from pluralllm.common.words.ids import ModelVersion, RoundNumber, RunId
 from pluralllm.common.words.roles import GroupRole, MemberRole
 from pluralllm.common.words.spec import RunSpec
@@ -82,3 +89,31 @@ async def test_the_scores_of_the_last_version_are_a_sum_over_all_groups_and_the_
 def left_of(member: Member) -> str:
     kept = OwnScoresFolder(member.state / OWN_SCORES).of(RunId("r"))
     return next(one.left for one in kept if one.version == 1)
+
+
+@pytest.mark.faults
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not ALL, reason="tests/unit shows both halves: the sum is refused, and the run is complete; make faults"
+)
+async def test_an_update_that_is_not_0_moves_nothing_and_costs_the_scores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lying(spec: RunSpec, out: Path) -> TrainedUpdate:
+        honest = untrained(spec, out)
+        if MEMBERS[1] not in out.parts:
+            return honest
+        manifest = write_weights(out, LAYOUT, [np.full(LAYOUT.values, 1e-3, np.float32)])
+        return replace(honest, digest=manifest.digest)
+
+    monkeypatch.setattr(private_round, "untrained", lying)
+    async with serving(tmp_path / "server", SystemClock(), silence_s=5) as served:
+        await served.create("r", closing_spec(1))
+        async with members(tmp_path / "clients", served, ScoringWorker) as some:
+            await some.start(*MEMBERS)
+            run = await until(served, ended)
+            await asyncio.wait_for(asyncio.gather(*(one.task for one in some.of.values())), 20)
+        assert (run.outcome, run.version) == (rpb.RUN_OUTCOME_COMPLETED, 1)
+        assert "without closing scores: The sum" in run.outcome_reason, run.outcome_reason
+        assert "nobody trains in it" in run.outcome_reason
+        assert await clean(served, tmp_path) == 1

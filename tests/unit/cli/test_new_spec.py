@@ -1,6 +1,7 @@
 """The run spec that `pluralllm spec new` prints."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -9,7 +10,7 @@ from pluralllm.cli.__main__ import app
 from pluralllm.cli.new_spec import new_spec
 from pluralllm.client.disclosure.limits import check_private_rounds
 from pluralllm.client.disclosure.policy import Policy, RoundPrivacy, load_policy
-from pluralllm.common.errors.tree import InvalidSpec, PolicyForbids
+from pluralllm.common.errors.tree import InvalidArgument, InvalidSpec, PolicyForbids
 from pluralllm.common.words.private_rounds import threshold
 from pluralllm.common.words.run_state import READS_SINGLE, READS_SUMS
 from pluralllm.common.words.spec import PRESETS, load_spec_values, spec_from_toml
@@ -111,6 +112,18 @@ def test_two_groups_that_train_are_too_few_and_the_spec_says_so() -> None:
 def test_the_command_writes_as_many_rounds_as_are_asked_for() -> None:
     done = CliRunner().invoke(app, ["spec", "new", "--rounds", "7"], catch_exceptions=False)
     assert spec_from_toml(done.stdout, "run.toml").rounds == 7
+
+
+def test_the_command_writes_a_closing_round_if_it_is_asked_to() -> None:
+    for words, closes in ((), False), (("--closing-round",), True):
+        done = CliRunner().invoke(app, ["spec", "new", *words], catch_exceptions=False)
+        assert spec_from_toml(done.stdout, "run.toml").closes == closes
+
+
+@pytest.mark.parametrize("changes", [{"clients": 3}, {"plain_rounds": True}, {"preset": "sums"}], ids=str)
+def test_a_run_that_can_have_no_closing_round_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(InvalidArgument, match="--closing-round"):
+        new_spec(closing_round=True, **changes)
 
 
 def test_an_empty_file_which_a_failed_command_leaves_is_no_spec(tmp_path: Path) -> None:

@@ -3,8 +3,9 @@
 import json
 from collections.abc import Sequence
 
+from pluralllm.common.errors.tree import InvalidArgument
 from pluralllm.common.words.noise import RESPONDENT
-from pluralllm.common.words.spec import preset_values, spec_values
+from pluralllm.common.words.spec import CLOSES_FROM, preset_values, spec_from_toml, spec_values
 from pluralllm.common.words.usual_embedding import MODEL, WIDTH
 from pluralllm.operator.default_rounds import (
     FEWEST_CLIENTS,
@@ -38,6 +39,7 @@ def new_spec(
     respondents_epsilon: float | None = None,
     *,
     plain_rounds: bool = False,
+    closing_round: bool = False,
     rounds: int = USUAL_ROUNDS,
 ) -> str:
     """Returns the text of a new run spec in TOML.
@@ -46,7 +48,9 @@ def new_spec(
     clients: number of clients that are expected to train. train, held_out: the groups that take part; if any group trains, the
     number of these groups counts instead of `clients`. Without groups, any group takes part in the role that its client declares.
     respondents_epsilon: the most that clients' answers may tell about one respondent; None takes answers without noise, too.
-    plain_rounds: whether the rounds are plain, although the clients are enough for private ones. rounds: their number.
+    plain_rounds: whether the rounds are plain, although the clients are enough for private ones. closing_round: whether one
+    more round sums the scores of the last version. rounds: the number of the other ones.
+    Raises InvalidArgument for a closing round of a run that can have none, and InvalidSpec then if the whole spec is not valid.
     """
     expected = max(len(train) or clients, FEWEST_CLIENTS)
     dimension = width * len(preset_values(preset)["embedding"]["templates"])
@@ -56,13 +60,19 @@ def new_spec(
         demand = (
             f'[privacy]\nrespondents_epsilon = {respondents_epsilon!r}\ndelta = {DELTA!r}\nunit = "{RESPONDENT}"\n\n'
         )
+    closes = f'format = "{CLOSES_FROM}"  # with a closing round, which sums the scores of the last version\n'
+    head = f'preset = "{preset}"\n{closes if closing_round else ""}seed = 0\nrounds = {rounds}\n\n'
     before = (
-        f'preset = "{preset}"\nseed = 0\nrounds = {rounds}\n\n[groups]\ntrain = {_listed(train)}{note}\n'
+        f"{head}[groups]\ntrain = {_listed(train)}{note}\n"
         f"held_out = {_listed(held_out)}\n\n[round]\nmin_clients = {least_clients(expected)}  # in every published model\n"
         f"target_clients = {expected}\ndeadline_s = 600\n\n[aggregation]\nmax_examples = {MAX_EXAMPLES}\n\n"
     )
     after = f'{demand}[embedding]\nmodel = "{model}"\ndimension = {dimension}'
-    return f"{before}{_rounds(before, after, expected, plain=plain_rounds)}\n{after}"
+    text = f"{before}{_rounds(before, after, expected, plain=plain_rounds)}\n{after}"
+    if closing_round and not spec_from_toml(text, "of the new run").closes:
+        problem = f"needs private rounds (at least {FEWEST_PRIVATE} clients), and updates that are no terms of sums"
+        raise InvalidArgument(field="--closing-round", problem=problem)
+    return text
 
 
 def _rounds(before: str, after: str, clients: int, *, plain: bool) -> str:

@@ -48,12 +48,23 @@ def spec_new(
         ),
     ] = None,
     plain_rounds: PlainRounds = False,
+    closing_round: Annotated[
+        bool,
+        typer.Option(
+            "--closing-round",
+            help="Add a private round at the end, which sums the last version's scores over all groups.",
+        ),
+    ] = False,
 ) -> None:
     """Prints a run spec in TOML, from which you can write your own run spec."""
     if preset not in PRESETS:
         raise InvalidArgument(field="--preset", problem=f"is {preset!r}, allowed: {', '.join(PRESETS)}")
     groups = train or (), held_out or ()
-    say(new_spec(model, width, preset, clients, *groups, respondents_epsilon, plain_rounds=plain_rounds, rounds=rounds))
+    people = clients, *groups, respondents_epsilon
+    text = new_spec(
+        model, width, preset, *people, plain_rounds=plain_rounds, closing_round=closing_round, rounds=rounds
+    )
+    say(text)
 
 
 @spec_app.command("check")

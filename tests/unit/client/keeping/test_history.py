@@ -399,13 +399,21 @@ async def test_the_last_versions_of_a_run_are_followed_when_it_is_over(tmp_path:
 
 
 async def test_the_version_of_a_closing_round_is_the_last_one_of_a_run(tmp_path: Path) -> None:
-    shown, last = honest(3), SPEC.model_copy(update={"rounds": 2})
-    private = {"private_rounds": PrivateRounds(), "format": "pluralllm.run/4"}
-    await of_client(tmp_path / "closes").follow_to_end(
-        over_of(shown), last.model_copy(update=private), SPEC.sha256(), shown.fetch
-    )
+    last = SPEC.model_copy(update={"rounds": 2})
+    closing = last.model_copy(update={"private_rounds": PrivateRounds(), "format": "pluralllm.run/4"})
+    records = chain_of(3)
+    closed = rechained([*records[:-1], replace(records[-1], digest=records[-2].digest)])
+    shown = Presented(train_task(closed[-1]), closed)
+    await of_client(tmp_path / "closes").follow_to_end(over_of(shown), closing, SPEC.sha256(), shown.fetch)
     with pytest.raises(RecordInvalid, match="cannot start from it"):
         await of_client(tmp_path / "plain").follow_to_end(over_of(shown), last, SPEC.sha256(), shown.fetch)
+    another = honest(3)
+    for name, seen_before in (("at once", 0), ("later", 2)):
+        history = of_client(tmp_path / name)
+        if seen_before:
+            await history.follow(honest(seen_before).task, closing, another.fetch)
+        with pytest.raises(RecordInvalid, match="it is another model"):
+            await history.follow_to_end(over_of(another), closing, SPEC.sha256(), another.fetch)
 
 
 async def test_a_last_version_without_the_acknowledged_update_or_before_the_newest_is_noticed(tmp_path: Path) -> None:

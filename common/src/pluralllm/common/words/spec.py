@@ -42,6 +42,7 @@ MAX_SPEC_BYTES = 256 * 1024  # of a spec's JSON, as it is sent and as it is stor
 MAX_GROUPS = 1000
 MAX_PROBES = 64
 
+CLOSES_FROM = "pluralllm.run/4"  # the first format with closing rounds
 LATER_TABLES = ("rewards", "privacy", "private_rounds")
 
 UpdateEncoding = Literal["fp32", "bf16", "int8"]
