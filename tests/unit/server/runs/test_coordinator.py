@@ -278,6 +278,25 @@ async def test_a_client_that_has_failed_for_good_takes_part_again_after_hello(pl
     assert not run.state.is_excluded(ANN)
 
 
+async def test_clients_that_have_failed_for_good_are_not_counted_as_idle_and_the_run_says_that_it_stands_still(
+    place: MemoryCoordinator,
+) -> None:
+    run = await place.new_run()
+    await place.hello("ann")
+    await place.hello("ben")
+    before = place.parts.status.of(run)
+    await place.coordinator.dispatch(
+        run, ev.PlaceLost(place.clock.now_s(), ANN, "MODEL_UNAVAILABLE: x", permanent=True)
+    )
+    after, summary = place.parts.status.of(run), place.parts.status.of(run, with_participants=False)
+    assert ("2 now" in before.next, before.blocked) == (True, "")
+    assert "2 training clients, and 1 can take part. ann takes no part" in after.blocked
+    assert after.next.startswith(f"stands still: {after.blocked}")
+    assert summary.blocked == after.blocked
+    await place.hello("ann")
+    assert place.parts.status.of(run).blocked == ""
+
+
 async def test_hello_wakes_the_poll_of_an_older_daemon_and_the_loop(place: MemoryCoordinator) -> None:
     await place.hello("ann")
     before, wakes = place.parts.client_bells.of(ANN).rings, place.coordinator._wake.rings

@@ -1,19 +1,19 @@
 """Decides whether a run can go on by itself, or only after the owners of some clients have acted.
 
 A client that has failed for good gets no task of the run until it calls Hello again, which its daemon does when its owner has
-mended something or has restarted it. If too few clients are left, no time that passes helps the run. The module is pure.
+mended something or has restarted it. If too few clients are left, no time that passes opens another round. An open round, the
+last evaluation and the wait for a closing round end at their deadlines by themselves. The module is pure.
 """
 
 from collections.abc import Collection, Sequence
 
 from pluralllm.common.words.ids import ClientId
 from pluralllm.common.words.spec import GroupRole
-from pluralllm.server.rounds.state import EXCHANGING, Phase
+from pluralllm.server.rounds.state import Phase
 from pluralllm.server.runs.live_run import LiveRun
 from pluralllm.server.storage.store import ClientRecord
 
 SHOWN_NAMES = 5
-NEEDS_CLIENTS = (Phase.WAITING, Phase.COLLECTING, *EXCHANGING)
 
 
 def why_blocked(run: LiveRun, members: Sequence[ClientRecord], revoked: Collection[ClientId]) -> str:
@@ -24,23 +24,18 @@ def why_blocked(run: LiveRun, members: Sequence[ClientRecord], revoked: Collecti
     the run may know it.
     """
     state = run.state
-    if not state.excluded or state.paused or state.rewards is not None:
+    is_between = state.phase in (Phase.WAITING, Phase.EVALUATING) and state.round < state.rounds
+    if not state.excluded or state.paused or state.rewards is not None or not is_between:
         return ""
-    left_out = state.excluded_clients
+    left_out, needed = state.excluded_clients, state.policy.min_clients
     roles = {one.client: run.spec.groups.role_of(one.group, one.role) for one in members if one.client not in revoked}
-    able = {client for client, role in roles.items() if role is not None and client not in left_out}
-    if state.phase is Phase.EVALUATING:
-        needed, able = 1, able | {*state.reported}
-        what = f"the evaluation of version {state.version} needs 1 client"
-    elif state.phase in NEEDS_CLIENTS:
-        needed = state.policy.min_clients
-        able = {client for client in able if roles[client] is GroupRole.TRAIN} | {one.client for one in state.receipts}
-        what = f"a round needs {needed} training clients"
-    else:
+    trainers = {client for client, role in roles.items() if role is GroupRole.TRAIN}
+    able, unable = len(trainers - left_out), sorted(trainers & left_out)
+    if able >= needed or not unable:
         return ""
-    if len(able) >= needed:
-        return ""
-    return f"{what}, and {len(able)} can take part. {_names(sorted(left_out & roles.keys()))} until the owner has acted"
+    return (
+        f"a round needs {needed} training clients, and {able} can take part. {_names(unable)} until the owner has acted"
+    )
 
 
 def _names(left_out: Sequence[ClientId]) -> str:
