@@ -82,6 +82,8 @@ def made_base() -> str:
         done = subprocess.run(words, capture_output=True, text=True, timeout=LIMIT_S, check=False)
         if done.returncode != 0:
             raise CannotBuild(f"debootstrap failed: {last_line(done.stderr or done.stdout)}")
+        for name in ("resolv.conf", "hostname"):  # copies of this machine's
+            (root / "etc" / name).unlink(missing_ok=True)
         archive = shutil.make_archive(str(root), "tar", root)
         podman("import", "--quiet", archive, MADE_BASE)
     return MADE_BASE

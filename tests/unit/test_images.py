@@ -128,6 +128,21 @@ def test_a_base_image_that_has_been_made_is_used_again(tmp_path: Path) -> None:
     assert f"base image: {MADE_BASE}\n" in script("containers.py", tmp_path / "made", podman=podman).stdout
 
 
+def test_a_base_image_that_is_made_holds_no_names_of_the_machine_that_made_it(tmp_path: Path) -> None:
+    listing = tmp_path / "listing"
+    podman = (
+        'case "$1" in pull) exit 1;; build) exit 7;; '
+        f'import) [ "$4" = {MADE_BASE} ] && /bin/tar -tf "$3" > {listing};; *) exit 0;; esac'
+    )
+    # Its last argument is the folder of the new system.
+    debootstrap = (
+        'for root; do :; done; /bin/mkdir -p "$root/etc"; cd "$root/etc"; : > os-release; : > resolv.conf; : > hostname'
+    )
+    done = script("containers.py", tmp_path / "makes", podman=podman, debootstrap=debootstrap)
+    assert f"base image: {MADE_BASE}\n" in done.stdout, done.stderr
+    assert sorted(listing.read_text().split()) == ["./", "./etc/", "./etc/os-release"]
+
+
 def answering(report: str, asked: list[list[str]]) -> Callable[..., str]:
     def output_of(words: list[object], text: str | None = None) -> str:
         asked.append([str(word) for word in words])
