@@ -141,7 +141,7 @@ def programs(folder: Path, body: str) -> Path:
 
 
 def test_the_commands_of_the_page_are_typed_in_order_and_those_for_afterwards_are_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PLURALLLM_COORDINATOR", "elsewhere:1")
     folder = made(tmp_path)
@@ -151,6 +151,9 @@ def test_the_commands_of_the_page_are_typed_in_order_and_those_for_afterwards_ar
     body = 'case "$0 $*" in *" serve "*|*"client run"*) sleep 60;; *--digest) echo 12ab;; esac\n'
     body += 'test -z "${PLURALLLM_COORDINATOR:-}"'
     assert type_commands((folder / "README.md").read_text(), folder, programs(tmp_path, body)) == 0
+    shown = capfd.readouterr().err
+    assert "\npluralllm run start first\npluralllm status --watch\n" in shown
+    assert "trap" not in shown  # which is not of the page
     calls = (tmp_path / "calls").read_text().splitlines()
     assert calls[0].startswith("pluralllm-server init --config coordinator.toml --host localhost")
     assert sum(call.startswith("pluralllm-client join") for call in calls) == 5

@@ -39,8 +39,8 @@ RAISED_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 # What a reader's shell does by itself: it ends what it started in the background.
 BEFORE = """set -euo pipefail
 unset ${!PLURALLLM_@}
-end() { trap - EXIT; kill $(jobs -p) 2> /dev/null || true; wait; }
-trap end EXIT
+stop_all_processes() { trap - EXIT; kill $(jobs -p) 2> /dev/null || true; wait; }
+trap stop_all_processes EXIT
 trap 'exit 143' TERM
 """
 
@@ -86,7 +86,8 @@ def quickstart(
         say(f"The federation is in {folder}. Next: cd {shlex.quote(str(folder))}, and type what its README.md says.")
         return
     say(
-        f"running the federation in {folder}; its page is at http://127.0.0.1:{port + 3}/, its logs are *.log in the folder"
+        f"running the federation in {folder}, by the commands of its README.md, which are shown as they are typed. While it"
+        f" runs, its page is at http://127.0.0.1:{port + 3}/. Its logs are *.log in the folder. You need not type anything."
     )
     if model is None:
         say(DOWNLOADS, err=True)
@@ -180,12 +181,12 @@ def commands_of(page: str) -> str:
 
 
 def type_commands(page: str, folder: Path, programs: Path) -> int:
-    """Types the page's commands in a shell. Returns the exit code of the command that failed, or 0.
+    """Types the page's commands in a shell, which shows each before it runs. Returns the exit code of one that failed, or 0.
 
     folder: the working directory. programs: the folder of the commands. All processes have ended when the function returns or
     raises, whether the commands are done, one has failed, or a signal has come.
     """
-    script = f"{BEFORE}export PATH={shlex.quote(str(programs))}:$PATH\n{commands_of(page)}\n"
+    script = f"{BEFORE}export PATH={shlex.quote(str(programs))}:$PATH\nset -v\n{commands_of(page)}\n"
     with _signals_raised():
         command = ["bash", "-c", script]  # of a page of ours; bash is where PATH has it
         shell = subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, start_new_session=True)  # noqa: S603

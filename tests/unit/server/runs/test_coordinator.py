@@ -293,8 +293,11 @@ async def test_clients_that_have_failed_for_good_are_not_counted_as_idle_and_the
     assert "2 training clients, and 1 can take part. ann takes no part" in after.blocked
     assert after.next.startswith(f"stands still: {after.blocked}")
     assert summary.blocked == after.blocked
+    await place.hello("cat")
+    now = place.parts.status.of(run)
+    assert ("2 now" in now.next, now.blocked) == (True, ""), now.next  # ben and cat
     await place.hello("ann")
-    assert place.parts.status.of(run).blocked == ""
+    assert "3 now" in place.parts.status.of(run).next
 
 
 async def test_hello_wakes_the_poll_of_an_older_daemon_and_the_loop(place: MemoryCoordinator) -> None:
