@@ -37,7 +37,7 @@ ELSEWHERE = {
     "export RAY_": "as above",
     "make faults": "tests/faults: hours; a sample of each is in every run",
     "make site": "tests/unit/test_site.py checks what it is made of; the builder has an environment of its own",
-    "make manifests": ".ci/run; tests/unit/test_images.py checks what it calls; the validators have an environment of their own",
+    "make manifests": ".ci/run, where there is a kubectl; tests/unit/test_images.py checks what it calls",
     "make containers": "tests/containers/test_images.py: it builds two images",
     "make release": "tests/unit/test_release.py checks the checks; the SBOM takes minutes",
     "make packages": "tests/packages/test_fresh_install.py: it installs from a registry",
