@@ -5,12 +5,13 @@ Ray is an extra that `make test` does not install. Run these tests with `make ra
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from support.small_experiment import changed, files_of, small_plan
+from support.small_experiment import files_of, small_plan
 
 from pluralllm.common.errors.tree import InvalidArgument, NotFinite
 from pluralllm.experiment.engines.units import RayOptions
@@ -37,7 +38,7 @@ def inline(plan: Plan) -> dict[str, list[dict[str, Any]]]:
     engine = OneByOne()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pluralllm.experiment.runner._engine", lambda _plan, _origin, player: engine.with_player(player))
-        run_experiment(changed(plan, out=plan.out.with_name("inline")), quiet)
+        run_experiment(replace(plan, out=plan.out.with_name("inline")), quiet)
     torch.set_num_threads(threads)
     return files_of(plan.out.with_name("inline"))
 
@@ -67,7 +68,7 @@ def test_one_worker_two_workers_and_no_ray_give_the_same_figures(
     assert len(expected) == 3 + 2 + 4
     reports: list[tuple[str, int, int]] = []
     for jobs in (1, 2):
-        on_ray = changed(plan, out=plan.out.with_name(f"ray-{jobs}"), jobs=jobs, ray=RayOptions())
+        on_ray = replace(plan, out=plan.out.with_name(f"ray-{jobs}"), jobs=jobs, ray=RayOptions())
         run_experiment(on_ray, lambda *facts: reports.append(facts))
         assert without_machine(files_of(on_ray.out)) == expected
         assert reports[-1][1:] == (4000, 4000)
@@ -85,7 +86,7 @@ def test_a_killed_worker_changes_nothing_and_is_logged(
             killed.append(workers[0].pid)
             os.kill(workers[0].pid, signal.SIGKILL)
 
-    run_experiment(changed(plan, jobs=2, ray=RayOptions()), kill_once)
+    run_experiment(replace(plan, jobs=2, ray=RayOptions()), kill_once)
     assert killed
     assert "unit.retried" in capsys.readouterr().out
     assert without_machine(files_of(plan.out)) == without_machine(inline(plan))
@@ -101,12 +102,12 @@ def _title(process: Any) -> str:
 def test_workers_of_other_versions_are_refused_or_named_in_the_header(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = changed(small_plan(tmp_path, monkeypatch), only=("one",))
+    plan = replace(small_plan(tmp_path, monkeypatch), only=("one",))
     here = ray_cluster.versions_here() | {"numpy": "1.0"}
     monkeypatch.setattr(ray_cluster, "versions_here", lambda: here)  # of the driver
     with pytest.raises(InvalidArgument, match=r"a worker that has numpy [\d.]+, here 1\.0.*--mixed"):
-        run_experiment(changed(plan, ray=RayOptions()), quiet)
-    run_experiment(changed(plan, ray=RayOptions(is_mixed=True)), quiet)
+        run_experiment(replace(plan, ray=RayOptions()), quiet)
+    run_experiment(replace(plan, ray=RayOptions(is_mixed=True)), quiet)
     (difference,) = files_of(plan.out)["one.seed0.jsonl"][0]["mixed"]
     assert difference.startswith("numpy ")
 
@@ -126,11 +127,11 @@ def test_a_gpu_that_is_not_there_and_an_error_of_a_unit_are_reported(
     plan = small_plan(tmp_path, monkeypatch, {"rounds": 5, "seeds": [0]})
     if not torch.cuda.is_available():
         with pytest.raises(InvalidArgument, match="this machine has 0 GPUs"):
-            run_experiment(changed(plan, ray=RayOptions(gpus_per_unit=0.5)), quiet)
+            run_experiment(replace(plan, ray=RayOptions(gpus_per_unit=0.5)), quiet)
     first, _ = plan.experiment.methods
     diverging = first.spec | {"training": first.spec["training"] | {"optimizer": "sgd", "learning_rate": 1e30}}
     methods = (first.model_copy(update={"spec": diverging}),)
     with pytest.raises(NotFinite):
         run_experiment(
-            changed(plan, experiment=plan.experiment.model_copy(update={"methods": methods}), ray=RayOptions()), quiet
+            replace(plan, experiment=plan.experiment.model_copy(update={"methods": methods}), ray=RayOptions()), quiet
         )

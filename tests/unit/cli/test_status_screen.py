@@ -188,6 +188,15 @@ def test_the_context_gain_is_shown_and_predictions_that_ignore_the_group_are_nam
     assert ("do not depend" in text) == (gain == 0)
 
 
+@pytest.mark.parametrize(("number", "names"), [(3, "north, old, south: "), (5, "north, old, south and 2 more: ")])
+def test_clients_with_the_same_reason_stand_in_one_line(number: int, names: str) -> None:
+    groups = ("north", "old", "south", "west", "yard")[:number]
+    people = [person(group, "lost", "takes no part: MODEL_UNAVAILABLE", client=group) for group in groups]
+    lines = shown(status_screen(run(participants=[*people, person("east", "away", "not connected")]), NOW))
+    assert [line for line in lines if "MODEL_UNAVAILABLE" in line] == [f"{names}takes no part: MODEL_UNAVAILABLE"]
+    assert sum("not connected" in line for line in lines) == 1
+
+
 def test_a_group_that_keeps_its_score_is_shown_with_the_reason_and_the_mean_says_over_how_many_groups() -> None:
     scores = [kept("Foundry"), kept("Old Valley"), kept("Riverton", "budget_spent")]
     reporting = [score(group, 5, 0.75) for group in GROUPS if group not in ("Foundry", "Old Valley", "Riverton")]

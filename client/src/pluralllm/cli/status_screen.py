@@ -22,6 +22,7 @@ from pluralllm.common.words.score_sums import clipped_text, scores_text
 
 MAX_REFUSALS = 3
 MAX_REASONS = 4
+MAX_NAMES = 3  # of clients with one reason
 MAX_STATEMENTS = 3
 PEER_KEY_DIGITS = 16  # of a peer key's fingerprint, as `pluralllm-client peers` shows it
 MEMBER_STYLES = {
@@ -121,17 +122,25 @@ def _people(run: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _reasons(run: Mapping[str, Any]) -> list[RenderableType]:
-    """Returns one line for each client that is late, lost or away. The line gives the reason.
+    """Returns one line for each reason for which clients are late, lost or away. The line names the clients.
 
-    Only the first MAX_REASONS clients get a line. If there are more such clients, a last line gives the number of the others.
+    Only the first MAX_REASONS reasons get a line. If there are more, a last line gives the number of the others.
     """
+    clients: dict[tuple[str, bool], list[str]] = {}
+    for person in _people(run):
+        if person["reason"]:
+            clients.setdefault((person["reason"], person["state"] == "lost"), []).append(person["client"])
     lines: list[RenderableType] = [
-        cell(f"{person['client']}: {person['reason']}", "red" if person["state"] == "lost" else "yellow")
-        for person in _people(run)
-        if person["reason"]
+        cell(f"{_some(names)}: {reason}", "red" if is_lost else "yellow")
+        for (reason, is_lost), names in clients.items()
     ]
     more = len(lines) - MAX_REASONS
     return lines if more <= 0 else [*lines[:MAX_REASONS], cell(f"and {more} more: status --json has all", "yellow")]
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:MAX_NAMES])
+    return shown if len(names) <= MAX_NAMES else f"{shown} and {len(names) - MAX_NAMES} more"
 
 
 def state(person: Mapping[str, Any]) -> str:

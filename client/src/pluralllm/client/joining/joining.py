@@ -33,6 +33,7 @@ from pluralllm.common.trust.identity import (
     save_identity,
 )
 from pluralllm.common.trust.invite import MAX_INVITE_BYTES, Invite, load_invite, parse_invite
+from pluralllm.common.words.ids import ClientId
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import GroupRole
 
@@ -78,7 +79,7 @@ def join(
     _check_same(invite, answer)
     membership = Membership(
         federation=invite.federation,
-        name=invite.name,
+        name=ClientId(invite.name),
         role=invite.role,
         group=answer.group,
         group_role=answer.group_role,

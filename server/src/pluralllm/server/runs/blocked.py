@@ -33,11 +33,11 @@ def why_blocked(run: LiveRun, members: Sequence[ClientRecord], revoked: Collecti
     able, unable = len(trainers - left_out), sorted(trainers & left_out)
     if able >= needed or not unable:
         return ""
-    return (
-        f"a round needs {needed} training clients, and {able} can take part. {_names(unable)} until the owner has acted"
-    )
+    return f"a round needs {needed} training clients, and {able} can take part. {_take_no_part(unable)}"
 
 
-def _names(left_out: Sequence[ClientId]) -> str:
+def _take_no_part(left_out: Sequence[ClientId]) -> str:
+    if len(left_out) == 1:
+        return f"{left_out[0]} takes no part until its owner has acted"
     shown, more = ", ".join(left_out[:SHOWN_NAMES]), len(left_out) - SHOWN_NAMES
-    return f"{shown}{f' and {more} more' if more > 0 else ''} {'takes' if len(left_out) == 1 else 'take'} no part"
+    return f"{shown}{f' and {more} more' if more > 0 else ''} take no part until their owners have acted"
