@@ -40,7 +40,7 @@ NO_CLOSING_SCORES = (
 )
 CLOSING = "this is the closing round: nobody trains, and the scores of the last version are summed"
 LEFT_OUT = "takes no part until its owner has acted"
-CODE = re.compile("[A-Z][A-Z0-9]*(_[A-Z0-9]+)*")  # of an error
+CODE = re.compile(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)*(?=:|\Z)")  # of an error, before its message
 COMES_AND_GOES = "comes and goes too often, gets no task for some minutes"
 
 
@@ -159,8 +159,8 @@ def participants(
 
 def _with_mend(failure: str) -> str:
     """Returns why a client takes no part in a run any more, and what its owner does. failure: its report, CODE: message."""
-    code = failure.partition(":")[0]
-    explained = f" (pluralllm explain {code})" if CODE.fullmatch(code) else ""
+    code = CODE.match(failure)
+    explained = f" (pluralllm explain {code[0]})" if code else ""
     return f"takes no part: {failure.rstrip('.')}. Its owner mends that and restarts the client{explained}"
 
 
