@@ -8,10 +8,10 @@ from pathlib import Path
 import hypothesis
 import pytest
 from drill.pairs import Embedded, Served, StorePair
-from support import real_stores
+from support import fork_server, real_stores
 from support.leftovers import nothing_left_over
 from support.plain_logs import is_plain, let_no_logger_keep_its_configuration, log_plainly
-from support.session_folder import open_session_folder
+from support.session_folder import open_session_folder, session_folder
 
 from pluralllm.common.process.imports import without_collecting
 
@@ -28,6 +28,7 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # of nohup
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 REPOSITORY = Path(__file__).parents[1]
+FORKED = REPOSITORY / "tests" / "forked"
 SURVEY = REPOSITORY.parent / "shared" / "data" / "globalopinionqa" / "global_opinions.csv"
 
 
@@ -59,6 +60,15 @@ def _no_process_outlives_its_module(request: pytest.FixtureRequest) -> Iterator[
 def _each_test_begins_with_plain_logs() -> None:
     if not is_plain():  # a command that the test before has called in this process configures the logs
         log_plainly()
+
+
+@pytest.fixture(scope="module")
+def forked_starts() -> Iterator[None]:
+    """Makes the commands, daemons and workers that a module starts forks of a process that has the libraries loaded."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FORK_SERVER", str(fork_server.started_in(session_folder())))
+        patch.setenv("PYTHONPATH", str(FORKED), prepend=os.pathsep)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ import pytest
 from drill.trial import ALL
 
 REPOSITORY = Path(__file__).parents[2]
-pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.usefixtures("forked_starts")]
 
 
 SIGHT = [  # of the coordinator

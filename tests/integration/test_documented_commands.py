@@ -17,7 +17,7 @@ from support.process_harness import free_port
 from support.session_folder import embeddings
 from support.synthetic_results import SMALL, write_results
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.usefixtures("forked_starts")]
 LIMIT_S = 540.0
 PARTNERS = ("northmark", "harbourland", "old-valley", "foundry", "goldcrest")  # of the README
 VENV = Path(sys.executable).parents[1]

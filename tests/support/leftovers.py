@@ -11,8 +11,14 @@ import psutil
 
 MARK = "PYTEST_STARTED_BY"
 GRACE_S = 20.0  # for processes that are about to end
-# Processes of the whole session: the stores, the process that loads libraries for `support.commands`, multiprocessing's own.
-KEPT = ("postgres", "moto.server", "multiprocessing.forkserver", "multiprocessing.resource_tracker")
+# Processes of the whole session: the stores, the processes that load libraries for forks, multiprocessing's own.
+KEPT = (
+    "postgres",
+    "moto.server",
+    "multiprocessing.forkserver",
+    "support.fork_server",
+    "multiprocessing.resource_tracker",
+)
 
 
 def left_over(mark: str) -> list[psutil.Process]:

@@ -20,14 +20,18 @@ def open_session_folder() -> Callable[[], None]:
     return lambda: shutil.rmtree(folder, ignore_errors=True)
 
 
+def session_folder() -> Path:
+    return Path(os.environ[VARIABLE])
+
+
 def embeddings() -> Path:
     """The cache of embedded texts that all daemons share: a worker that finds its texts there loads no transformer."""
-    return Path(os.environ[VARIABLE], "embeddings")
+    return session_folder() / "embeddings"
 
 
 def made_once(name: str, make: Callable[[Path], object], folder: Path) -> Path:
     """Copies to `folder`, with its times, what `make` has written for the first caller of this name. Returns `folder`."""
-    made = Path(os.environ[VARIABLE], name)
+    made = session_folder() / name
     if not made.exists():
         draft = Path(tempfile.mkdtemp(dir=made.parent))
         make(draft)
