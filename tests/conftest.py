@@ -28,7 +28,6 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # of nohup
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 REPOSITORY = Path(__file__).parents[1]
-FORKED = REPOSITORY / "tests" / "forked"
 SURVEY = REPOSITORY.parent / "shared" / "data" / "globalopinionqa" / "global_opinions.csv"
 
 
@@ -65,9 +64,14 @@ def _each_test_begins_with_plain_logs() -> None:
 @pytest.fixture(scope="module")
 def forked_starts() -> Iterator[None]:
     """Makes the commands, daemons and workers that a module starts forks of a process that has the libraries loaded."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FORK_SERVER", str(fork_server.started_in(session_folder())))
-        patch.setenv("PYTHONPATH", str(FORKED), prepend=os.pathsep)
+    with fork_server.forking(session_folder(), f"{fork_server.COMMANDS} {fork_server.WORKERS}"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def forked_workers() -> Iterator[None]:
+    """Makes the workers of a module's daemons and its drilled clients such forks, and no other process."""
+    with fork_server.forking(session_folder(), fork_server.WORKERS):
         yield
 
 

@@ -15,7 +15,7 @@ from drill.trial import UNDISTURBED
 from faults.test_system_calls import WHY_NOT
 from support.process_harness import LOOK_EVERY_S, Process, process_spec
 
-pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.usefixtures("forked_workers")]
 SPEC = process_spec(rounds=3, round={"evaluate_every": 3})
 WAITING = {"ann": {2: Behaviour.WAIT}, "ben": {2: Behaviour.WAIT}}
 LIMIT_S = 60.0

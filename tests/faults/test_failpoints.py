@@ -24,7 +24,7 @@ from pluralllm.server.rounds.events import (
     UpdateArrived,
 )
 
-pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.usefixtures("forked_workers")]
 SEED, SAMPLE = 20250312, 3
 # The reasons why no run passes a point.
 SELDOM = "it writes the time of a Hello that comes ten minutes after the one on record"

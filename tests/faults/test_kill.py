@@ -15,7 +15,7 @@ from pluralllm.common.errors.tree import PluralError
 from pluralllm.common.words.spec import RunSpec
 from pluralllm.operator.remote import Remote
 
-pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.usefixtures("forked_workers")]
 KILLS = 5 if ALL else 2
 ROUNDS = 8  # a few tenths of a second each; the run must outlive the kills, each some events after a restart
 SPEC = process_spec(rounds=ROUNDS)

@@ -12,7 +12,7 @@ from drill.trial import UNDISTURBED
 from support.commands import SERVER, typed
 from support.process_harness import process_spec
 
-pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.usefixtures("forked_workers")]
 SPEC = process_spec(rounds=2, round={"evaluate_every": 2})
 WAITING = {"ann": {2: Behaviour.WAIT}, "ben": {2: Behaviour.WAIT}}
 # Programs that open a log and then run the command of their arguments.

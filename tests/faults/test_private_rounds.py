@@ -12,7 +12,7 @@ from pluralllm.common.words.private_rounds import PrivateRounds
 from pluralllm.common.words.spec import Groups
 from pluralllm.operator.remote import Remote
 
-pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(180), pytest.mark.usefixtures("forked_workers")]
 ROUNDS = 2
 GROUPS = dict(zip(("ann", "ben", "cat", "dan"), sample_groups(4, 60, 0).values(), strict=True))
 SPEC = process_spec(

@@ -13,7 +13,7 @@ from support.process_harness import free_port
 
 from pluralllm.cli import quickstart_command
 
-pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.usefixtures("forked_starts")]
 
 
 @pytest.mark.skipif(

@@ -28,7 +28,7 @@ from pluralllm.common.words.spec import RunSpec
 from pluralllm.operator.remote import Remote
 from pluralllm.server.commands import check_commands
 
-pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.usefixtures("forked_workers")]
 SPEC = process_spec(rounds=3, round={"evaluate_every": 3})
 TAKE_OVER_LIMIT_S, LIMIT_S = 45.0, 90.0  # an idle machine needs less than 15 s
 OVERTAKEN = Fault("it is overtaken")

@@ -16,7 +16,7 @@ from pluralllm.experiment.federated import federate
 from pluralllm.experiment.groups import embed_groups
 from pluralllm.operator.remote import Remote
 
-pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.usefixtures("forked_workers")]
 LIMIT_S = 250.0  # of a machine that does much else
 GROUPS = dict(zip(("ann", "ben"), sample_groups(2, 60, 0).values(), strict=True))
 SPEC = process_spec(

@@ -35,6 +35,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(3600 if ALL else 300),
     pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT),
+    pytest.mark.usefixtures("forked_workers"),
 ]
 
 DATABASE = ("coordinator.sqlite3", "coordinator.sqlite3-journal")

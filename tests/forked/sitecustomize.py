@@ -8,9 +8,9 @@ import os
 import sys
 
 if "FORK_SERVER" in os.environ:
-    script = sys.orig_argv[1].rpartition("/")[2] if len(sys.orig_argv) > 1 else ""
-    module = sys.orig_argv[2] if script == "-m" and len(sys.orig_argv) > 2 else ""
-    if script in ("pluralllm", "pluralllm-client", "pluralllm-server") or module.startswith("pluralllm."):
+    words = sys.orig_argv[1:3]
+    name = words[1] if words[:1] == ["-m"] and words[1:] else words[0].rpartition("/")[2] if words else ""
+    if name in os.environ["FORKED"].split():
         import array
         import json
         import signal
@@ -25,8 +25,8 @@ if "FORK_SERVER" in os.environ:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
             if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, lambda number, _: server.sendall(bytes([number])))
-        for number in ends:
-            os.close(number)  # a pipe's other end sees the fork's end only if nobody else holds this one
+        for stream in ends:
+            os.close(stream)  # a pipe's other end sees the fork's end only if nobody else holds this one
         answer = server.recv(4)  # none if the server has ended
         code = int.from_bytes(answer, "big", signed=True) if answer else 1
         if code < 0:

@@ -36,7 +36,7 @@ from pluralllm.server.storage.snapshot import take_snapshot
 from pluralllm.server.storage.sql_store import open_store
 from pluralllm.server.storage.state_directory import StateDirectory
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.usefixtures("forked_workers")]
 SEED = 20250312
 PAIRS = (Embedded.name, Served.name)
 NOW_S = 2e9  # the time of a restore

@@ -41,7 +41,7 @@ from pluralllm.common.words.spec import GroupRole, RunSpec, UpdateEncoding
 from pluralllm.v1 import operations_pb2
 from pluralllm.v1 import resources_pb2 as rpb
 
-pytestmark = [pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.timeout(180), pytest.mark.usefixtures("forked_workers")]
 LIMIT_S = 60.0
 ALONE = {"min_clients": 1, "target_clients": 1}
 

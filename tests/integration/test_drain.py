@@ -19,7 +19,7 @@ from pluralllm.common.trust.identity import load_identity
 from pluralllm.common.wire.channels import blocking_channel
 from pluralllm.v1 import federation_pb2, federation_pb2_grpc, operations_pb2, operations_pb2_grpc
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240), pytest.mark.usefixtures("forked_workers")]
 # Three times what an idle machine needs. Coordinator: five seconds for calls in progress, and the time of the exit itself.
 # Client: five seconds to notify the coordinator, and the ends of worker and process; a push would have eight.
 COORDINATOR_BOUND_S, CLIENT_BOUND_S = 30.0, 45.0

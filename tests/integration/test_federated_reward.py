@@ -25,7 +25,7 @@ from pluralllm.common.words.questions import Question
 from pluralllm.common.words.spec import parse_spec
 from pluralllm.operator.remote import Remote
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.usefixtures("forked_starts")]
 NAMES = ("ann", "ben", "cem", "dan")
 SURVEY: dict[str, tuple[Question, ...]] = dict(zip(NAMES, sample_groups(4, 60, 0).values(), strict=True))
 SPEC = process_spec(

@@ -40,7 +40,7 @@ from pluralllm.common.trust.record_signatures import RecordSigner
 from pluralllm.common.words.questions import Question
 from pluralllm.server.members.record_key import RECORD_KEY
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240), pytest.mark.usefixtures("forked_starts")]
 LIMIT_S = 60.0
 PARTNERS = ("org-a", "org-b", "org-c", "org-d", "org-e")
 MODULES = {"pluralllm-server": SERVER, "pluralllm-client": CLIENT, "pluralllm": CLI}

@@ -27,7 +27,7 @@ NOT_HERE = (
     *("useradd", "python3 -m venv", "/opt/pluralllm/bin/pip", "build/bin/pip", "systemctl daemon-reload"),
     *("systemctl enable --now pluralllm-client@", "systemctl disable --now pluralllm-client@"),
 )
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180), pytest.mark.usefixtures("forked_starts")]
 
 
 def commands(section: str, page: str = PAGE) -> list[str]:

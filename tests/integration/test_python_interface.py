@@ -14,6 +14,8 @@ from pluralllm.common.errors.membership import InviteForOtherCommand, NotJoined,
 from pluralllm.common.errors.tree import InvalidArgument, NotFound
 from pluralllm.common.process import environment
 
+pytestmark = pytest.mark.usefixtures("forked_starts")
+
 VALUES: dict[str, Any] = {
     "preset": "attention",
     "rounds": 2,

@@ -51,7 +51,7 @@ from pluralllm.server.members.access import ALL_RUNS, Principal
 from pluralllm.server.members.authority import DAY_S, create_authority, renew_issuer
 from pluralllm.server.members.invite_order import InviteOrder
 
-pytestmark = [pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.timeout(600), pytest.mark.usefixtures("forked_workers")]
 LIFE_S = 6.0
 SPEC = process_spec(rounds=16, round={"evaluate_every": 16})
 

@@ -28,7 +28,7 @@ from pluralllm.v1 import scoring_pb2_grpc as pb_grpc
 
 NAME, QUESTIONS = next(iter(sample_groups(2, 40, 0).items()))
 ENVIRONMENT = {**os.environ, "NO_COLOR": "1", "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forked_starts")]
 
 
 @pytest.fixture(scope="module")

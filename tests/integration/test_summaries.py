@@ -15,7 +15,7 @@ from support.process_harness import Federation, federation, free_port, until
 
 from pluralllm.client.data.private_data import read_group
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.usefixtures("forked_starts")]
 
 WHO = ("My neighbour", "Our landlord", "A friend from work", "My sister", "The new teacher", "An old classmate")
 WHAT = (

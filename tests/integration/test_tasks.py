@@ -31,7 +31,7 @@ from pluralllm.common.words.usual_embedding import load_spec
 from pluralllm.experiment.federated import federate
 from pluralllm.experiment.groups import embed_groups
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120), pytest.mark.usefixtures("forked_starts")]
 PAGE = next(page for page in PAGES if page.name == "tasks.md")
 MODELS = {
     "$MODEL": "tiny",

@@ -13,7 +13,7 @@ from support.span_collector import span_collector
 from pluralllm.client.data.sample_survey import sample_groups
 from pluralllm.common.process.tracing import context_of, round_context, span, traceparent
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(200), pytest.mark.usefixtures("forked_starts")]
 SPEC = process_spec(rounds=2, round={"evaluate_every": 2}, predictor={"d_model": 16})
 SURVEY = dict(zip(("ann", "ben"), sample_groups(2, 60, 0).values(), strict=True))
 

@@ -23,6 +23,11 @@ LOADED = [
     *(f"{SERVER}.serve_commands", f"{CLIENT}.daemon_process", f"{CLI}.run_commands", "rich.live"),
     f"{SERVER}.composition",
     *("grpc", "sqlalchemy.ext.asyncio", "cryptography.x509", "pyarrow.parquet", "torch", "transformers"),
+    *(
+        "transformers.modeling_utils",
+        "transformers.models.auto.modeling_auto",
+        "transformers.models.bert.modeling_bert",
+    ),
 ]
 LIMIT_S = 60.0
 

@@ -1,10 +1,11 @@
 """Starts commands and workers as forks of one process that has loaded Python's libraries: `python -m support.fork_server PATH`.
 
 Most of a short test's time would go into imports: torch alone takes one or two seconds of a core in each worker. A test module
-that names the fixture `forked_starts` has its processes forked: an interpreter that starts `pluralllm`, its client, its
-server or a worker passes its arguments, environment, working directory and standard streams here (tests/forked), passes its
-signals on, and ends as the fork ends. If it is killed, the fork is killed. Our own modules are loaded afresh in each fork.
-Tests of signals, of memory, of the start itself, and of processes that are killed do without.
+that names the fixture `forked_starts` has its commands, daemons and workers forked, one that names `forked_workers` its
+workers and drilled clients. The interpreter that starts one passes its arguments, environment, working directory and standard
+streams here (tests/forked), passes its signals on, and ends as the fork ends. If it is killed, the fork is killed a moment
+later. Our own modules are loaded afresh in each fork. Tests of signals, of memory, of the start itself, and of the very moment
+at which a process is killed do without.
 """
 
 import atexit
@@ -23,14 +24,28 @@ import sys
 import threading
 import time
 import traceback
+import unittest.mock
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 from support.commands import LOADED
 
+WORKERS = "pluralllm.client.work.worker drill.client"
+COMMANDS = "pluralllm pluralllm-client pluralllm-server pluralllm.cli pluralllm.client pluralllm.server"
+KNOWN_THREAD = "jemalloc_bg_thd"  # of pyarrow's allocator, which knows forks
 TESTS = Path(__file__).parents[1]
 READY_S = 120.0
 LOOK_EVERY_S = 1.0  # after the session its folder is gone
+
+
+@contextlib.contextmanager
+def forking(folder: Path, names: str) -> Iterator[None]:
+    """Has processes of these names forked by the session's server while the block runs. folder: the session's."""
+    folders = [str(TESTS / "forked"), *([os.environ["PYTHONPATH"]] if "PYTHONPATH" in os.environ else [])]
+    changes = {"FORK_SERVER": str(started_in(folder)), "FORKED": names, "PYTHONPATH": os.pathsep.join(folders)}
+    with unittest.mock.patch.dict(os.environ, changes):
+        yield
 
 
 def started_in(folder: Path) -> Path:
@@ -41,9 +56,10 @@ def started_in(folder: Path) -> Path:
         if not path.exists():
             words = [sys.executable, "-m", "support.fork_server", str(path)]
             environment = {**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
-            subprocess.Popen(words, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
+            server = subprocess.Popen(words, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
             end_s = time.monotonic() + READY_S
             while not path.exists():
+                assert server.poll() is None, "the fork server has ended"
                 assert time.monotonic() < end_s, "the fork server does not start"
                 time.sleep(0.05)
     return path
@@ -55,6 +71,8 @@ def serve(path: Path) -> None:
         importlib.import_module(name)
     for name in [name for name in sys.modules if name.startswith("pluralllm.") and not name.startswith("pluralllm.v1")]:
         del sys.modules[name]  # some of our constants are read from the environment when the module is imported
+    names = {Path(task, "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()} - {KNOWN_THREAD}
+    assert len(names) == 1, f"a fork of a process with several threads may hang: {names}"
     gc.collect()
     gc.freeze()
     wake, ended = socket.socketpair()
@@ -142,7 +160,7 @@ def _act(facts: Any, streams: list[int]) -> NoReturn:
         traceback.print_exc()
     finally:
         with contextlib.suppress(BaseException):
-            threading._shutdown()  # type: ignore[attr-defined] - as at the end of an interpreter
+            threading._shutdown()  # type: ignore[attr-defined]
             atexit._run_exitfuncs()
             sys.stdout.flush()
         os._exit(code)
