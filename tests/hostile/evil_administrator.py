@@ -124,7 +124,7 @@ async def asked(served: Served, name: str, spec: RunSpec) -> rpb.GroupEvaluation
                 answer = evaluation
             for person in (await served.run(name)).participants:
                 if person.client == "ann" and ":" in person.reason:
-                    answer = person.reason
+                    answer = person.reason.removeprefix("takes no part: ")
             if answer is None:
                 await served.parts.run_bell.wait(rings, 0.05)
     await served.operations.CancelRun(operations_pb2.CancelRunRequest(name=f"runs/{name}"), timeout=10)
