@@ -254,7 +254,7 @@ try:
 except NotFound:
     pass
 slow = ("torch", "numpy", "pyarrow", "structlog", "rich.live", "rich.markdown", "importlib.metadata", "pydantic",
-        "typer._adapters", "google.protobuf.json_format", "pluralllm.client.joining.diagnosis")
+        "typer._adapters", "google.protobuf.json_format", "pluralllm.client.joining.diagnosis", "grpc_status")
 sys.exit(", ".join(name for name in slow if name in sys.modules) or 0)
 """
 

@@ -12,6 +12,7 @@ import typer
 
 from pluralllm.common.process.console import say
 from pluralllm.common.process.environment import identity_of_person
+from pluralllm.common.process.imports import without_collecting
 from pluralllm.common.process.later_commands import VersionOption
 
 if TYPE_CHECKING:
@@ -104,8 +105,9 @@ def remote(coordinator: str | None) -> "Remote":
     coordinator: the address to connect to. None means the address in the identity or, in plain text, the default address.
     Raises NotJoined if the folder holds no identity; NotLoopback if plain text is used and the address is on another machine.
     """
-    from pluralllm.operator.opening import opened  # noqa: PLC0415 - gRPC takes a moment; help does not need it
-    from pluralllm.operator.remote import Remote  # noqa: PLC0415
+    with without_collecting():
+        from pluralllm.operator.opening import opened  # noqa: PLC0415 - gRPC takes a moment; help does not need it
+        from pluralllm.operator.remote import Remote  # noqa: PLC0415
 
     if is_plain_text():
         from pluralllm.common.words.addresses import PLAIN_TEXT_ADDRESS  # noqa: PLC0415

@@ -19,7 +19,6 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from pluralllm.client.joining.cached_diagnosis import CachedDiagnosis
 from pluralllm.client.link.link_speed import measured
 from pluralllm.client.link.rests import rest_s
-from pluralllm.common.errors.grpc_status import from_rpc_error
 from pluralllm.common.errors.membership import TooManyCalls
 from pluralllm.common.errors.tree import InvalidArgument, NoAnswer, OverLimit, PluralError, Unreachable
 from pluralllm.common.process.files import make_folder, storage_errors
@@ -421,6 +420,8 @@ class Remote:
 
         A refused TLS handshake looks like a dead coordinator. If there was no answer, a diagnosis therefore finds out why.
         """
+        from pluralllm.common.errors.grpc_status import from_rpc_error  # noqa: PLC0415 - most calls are answered
+
         failure = from_rpc_error(error, self.address)
         if self._identity is None or not isinstance(failure, NoAnswer):
             return failure
