@@ -46,7 +46,7 @@ faults: .stamps/dev
 mutants: .stamps/dev
 	PYTHONPATH=tests nice $(BIN)/python -m mutation $(ARGS)
 
-MYPY = $(BIN)/mypy common/src server/src client/src research/src tests benchmarks deploy protos docs
+MYPY = $(BIN)/mypy --num-workers 2 common/src server/src client/src research/src tests benchmarks deploy protos docs
 lint: .stamps/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

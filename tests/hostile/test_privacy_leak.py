@@ -74,7 +74,7 @@ def test_an_inversion_needs_the_seed(spec: RunSpec) -> None:
     targets, start = replays[SEED].targets, predicted(spec, base, data)
     before = distance(data, start, targets)
     with_seed, without = (
-        distance(data, invert(replays[seed], update, start, 150)[0], targets) for seed in (SEED, OTHER_SEED)
+        distance(data, invert(replays[seed], update, start, 100)[0], targets) for seed in (SEED, OTHER_SEED)
     )
     assert with_seed < 0.6 * before
     assert without > 0.9 * before

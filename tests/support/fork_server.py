@@ -150,6 +150,7 @@ def _act(facts: Any, streams: list[int]) -> NoReturn:
         arguments, environment, folder = facts
         os.environ.clear()
         os.environ.update(environment)
+        sys.path[:0] = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
         os.chdir(folder)
         gc.unfreeze()
         _run(arguments)

@@ -99,6 +99,41 @@ async def test_an_error_that_nobody_expected_is_logged_and_does_not_end_the_talk
     assert (line["log_level"], line["exc_info"]) == ("error", error)
 
 
+class HeldTalk(ScriptedTalk):
+    """A talk whose first poll the coordinator holds for ever, while the partner does something that Hello must say."""
+
+    def __init__(self, news: list[bool | Exception]) -> None:
+        super().__init__("", [])
+        self._news = news  # what each look finds
+
+    async def must_greet(self) -> bool:
+        self.calls.append("look")
+        found = self._news.pop(0) if self._news else False
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    async def ask(self) -> Answer:
+        answer = await super().ask()
+        if self.calls.count("ask") > 1:
+            return answer
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.calls.append("cancelled")
+        return answer
+
+
+@pytest.mark.parametrize("news", [True, ValueError("the file is half written")])
+async def test_a_consent_waits_for_no_polls_end(monkeypatch: pytest.MonkeyPatch, news: bool | Exception) -> None:
+    monkeypatch.setattr(polling, "LOOK_EVERY_S", 0.001)
+    scripted = HeldTalk([False, False, False, news])
+    transport: Any = None
+    await asyncio.wait_for(Polling(scripted, Renewal(None, transport), Pace(), Pulse()).run(), 10)
+    looks = ["look", "look", "look", "cancelled"]
+    assert scripted.calls == ["look", "greet", "ask", *looks, "look", "greet", "ask", "take"]
+
+
 class BrokenRenewal(Renewal):
     """A renewal that cannot find out what is wrong, because its own files fail it."""
 

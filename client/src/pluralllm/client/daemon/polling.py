@@ -29,6 +29,7 @@ log = structlog.get_logger()
 
 APPROVAL_WAIT_S = 5.0
 BEAT_EVERY_S = 5.0
+LOOK_EVERY_S = 1.0  # at the partner's files while a poll is held
 ROUND_LIMIT_S = (
     300.0  # a poll is held for 55 s at most; the end of a run, a diagnosis and a full queue of the disk take longer
 )
@@ -105,11 +106,29 @@ class Polling:
             self._has_session = False
             await self._talk.greet()
             self._has_session = True
-        answer = await self._talk.ask()
+        answer = await self._asked()
         CONNECTED.set(1)
+        if answer is None:
+            self._has_session = False
+            return 0.0
         pause_s = await self._talk.take(answer)
         self._backoff.reset()  # not before: an answer that nobody can act on comes again at once
         return pause_s
+
+    async def _asked(self) -> Answer | None:
+        """Polls. Returns None if Hello must say something new before the coordinator answers: no consent waits for a poll's end.
+
+        The coordinator sends the answer to a poll that is cancelled again to the next one.
+        """
+        asking = asyncio.ensure_future(self._talk.ask())
+        try:
+            while not (await asyncio.wait([asking], timeout=LOOK_EVERY_S))[0]:
+                if await self._talk.must_greet():
+                    return None
+            return await asking
+        finally:
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
 
     async def _pause_after(self, error: Exception) -> float:
         """Returns the pause after an error, in seconds. Raises the error that is final."""
