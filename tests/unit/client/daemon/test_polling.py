@@ -108,10 +108,10 @@ class HeldTalk(ScriptedTalk):
 
     async def must_greet(self) -> bool:
         self.calls.append("look")
-        found = self._news.pop(0) if self._news else False
-        if isinstance(found, Exception):
-            raise found
-        return found
+        news = self._news.pop(0) if self._news else False
+        if isinstance(news, Exception):
+            raise news
+        return news
 
     async def ask(self) -> Answer:
         answer = await super().ask()
