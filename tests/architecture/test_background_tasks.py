@@ -16,6 +16,7 @@ AWAITED = {
     ("server/runs/uploads.py", "put"),
     ("server/storage/leadership.py", "alone"),
     ("server/storage/model_chunks.py", "message"),
+    ("client/daemon/polling.py", "_asked"),
     ("client/daemon/polling.py", "_beating"),
     ("client/daemon/private_round.py", "_durably"),
     ("client/daemon/private_round.py", "_started"),
