@@ -2,6 +2,7 @@
 
 import os
 import signal
+import unittest.mock
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,18 +62,21 @@ def _each_test_begins_with_plain_logs() -> None:
         log_plainly()
 
 
+def forking(names: str) -> Iterator[None]:
+    with unittest.mock.patch.dict(os.environ, fork_server.forking(session_folder(), names, os.environ)):
+        yield
+
+
 @pytest.fixture(scope="module")
 def forked_starts() -> Iterator[None]:
     """Makes the commands, daemons and workers that a module starts forks of a process that has the libraries loaded."""
-    with fork_server.forking(session_folder(), f"{fork_server.COMMANDS} {fork_server.WORKERS}"):
-        yield
+    yield from forking(f"{fork_server.COMMANDS} {fork_server.WORKERS}")
 
 
 @pytest.fixture(scope="module")
 def forked_workers() -> Iterator[None]:
     """Makes the workers of a module's daemons and its drilled clients such forks, and no other process."""
-    with fork_server.forking(session_folder(), fork_server.WORKERS):
-        yield
+    yield from forking(fork_server.WORKERS)
 
 
 @pytest.fixture(scope="session")

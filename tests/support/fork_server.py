@@ -24,13 +24,22 @@ import sys
 import threading
 import time
 import traceback
-import unittest.mock
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from support.commands import LOADED
-
+# None of these starts a thread or opens a channel when it is imported, so a fork of the process is as good as a new one.
+LOADED = (
+    *("pluralllm.server.__main__", "pluralllm.client.__main__", "pluralllm.cli.__main__"),
+    *("pluralllm.server.serve_commands", "pluralllm.client.daemon_commands", "pluralllm.cli.run_commands", "rich.live"),
+    "pluralllm.server.composition",
+    *("grpc", "sqlalchemy.ext.asyncio", "cryptography.x509", "pyarrow.parquet", "torch", "transformers"),
+    *(
+        "transformers.modeling_utils",
+        "transformers.models.auto.modeling_auto",
+        "transformers.models.bert.modeling_bert",
+    ),
+)
 WORKERS = "pluralllm.client.work.worker drill.client"
 COMMANDS = "pluralllm pluralllm-client pluralllm-server pluralllm.cli pluralllm.client pluralllm.server"
 KNOWN_THREAD = "jemalloc_bg_thd"  # of pyarrow's allocator, which knows forks
@@ -39,13 +48,15 @@ READY_S = 120.0
 LOOK_EVERY_S = 1.0  # after the session its folder is gone
 
 
-@contextlib.contextmanager
-def forking(folder: Path, names: str) -> Iterator[None]:
-    """Has processes of these names forked by the session's server while the block runs. folder: the session's."""
-    folders = [str(TESTS / "forked"), *([os.environ["PYTHONPATH"]] if "PYTHONPATH" in os.environ else [])]
-    changes = {"FORK_SERVER": str(started_in(folder)), "FORKED": names, "PYTHONPATH": os.pathsep.join(folders)}
-    with unittest.mock.patch.dict(os.environ, changes):
-        yield
+def forking(folder: Path, names: str, environment: Mapping[str, str]) -> dict[str, str]:
+    """Returns an environment in which processes of these names, too, are forks of the session's server. folder: the session's."""
+    folders = [str(TESTS / "forked"), environment.get("PYTHONPATH", "")]
+    return {
+        **environment,
+        "FORK_SERVER": str(started_in(folder)),
+        "FORKED": f"{environment.get('FORKED', '')} {names}",
+        "PYTHONPATH": os.pathsep.join(filter(None, folders)),
+    }
 
 
 def started_in(folder: Path) -> Path:
