@@ -62,17 +62,16 @@ def provenance(
     """Returns the content of provenance.json, which describes how a model version was made.
 
     Participants are counted, not named, because their names must stay within the federation.
-    record: the coordinator's record of the model version. lineage: the records of all versions from 0 on.
+    record: the coordinator's record of the model version. lineage: the records of all versions from 0 to this one.
     rounds: the run's rounds with their receipts. scores: the evaluations of the model version; a group that does not report its
     scores has None in their place, and counts in neither fairness index nor coefficient of variation.
     people: the run's participants, with what they declare about noise.
     """
     from pluralllm.common.predictor.metrics import coefficient_of_variation, fairness_index  # noqa: PLC0415 - numpy, only here
 
-    trained = {
-        one["version"] for one in lineage if one["round"] <= spec.rounds
-    }  # all but the version of a closing round
-    counted = [one for one in rounds if one["version"] in trained and one["version"] <= record["version"]]
+    # In a closing round nobody trains.
+    trained = {one["version"] for one in lineage if one["round"] <= spec.rounds}
+    counted = [one for one in rounds if one["version"] in trained]
     clients = {receipt["client"] for one in counted for receipt in one["receipts"]}
     values = [score["alignment_score"] for score in scores if score["alignment_score"] is not None]
     return {
