@@ -52,7 +52,7 @@ def join_federation(
         from pluralllm.client.data.answers import shows_respondents  # noqa: PLC0415
 
         shows_respondents(data)  # a file with problems is refused before the invite is used
-    folder = paths.identity or paths.state_dir / "identity"
+    folder = paths.identity_folder
     before = certificate_in(folder)
     identity, waits = join(read_invite(invite), folder, COMMAND, frozenset({MemberRole.CLIENT}), paths.proxies)
     if certificate_in(folder) != before:

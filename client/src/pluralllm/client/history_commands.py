@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from pluralllm.client.joining.partner import identity_of
 from pluralllm.client.keeping.audit_watch import SeenHeads, read_heads, verified_log
 from pluralllm.client.keeping.history import History
 from pluralllm.client.keeping.record_chain import SeenRun, SeenVersion
@@ -21,11 +22,10 @@ from pluralllm.common.process.json_forms import AUDIT_LOG, HISTORY
 from pluralllm.common.text.printable import printable
 from pluralllm.common.trust.audit_chain import AuditEntry
 from pluralllm.common.trust.certificates import spoken
-from pluralllm.common.trust.identity import Identity, load_identity
+from pluralllm.common.trust.identity import Identity
 from pluralllm.common.words.ids import ClientId, ModelVersion, RunId
 from pluralllm.common.words.names import MemberName
 
-COMMAND = "pluralllm-client"
 PAGE_SIZE, MAX_PAGES = 500, 1_000
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="The daemon's TOML file.")]
@@ -71,8 +71,7 @@ def audit(
     the hashes of the entries that it shows; of all others the coordinator shows the hash only.
     """
     paths = load_config(JoinConfig, config, {"state_dir": state_dir})
-    folder = paths.identity or paths.state_dir / "identity"
-    identity = load_identity(folder, COMMAND).at(paths.coordinator, paths.enrolment).through(paths.proxies)
+    identity = identity_of(paths)
     shown, is_whole = asyncio.run(_log_of(identity, paths.state_dir / "history"))
     own = [_values(one) for one in shown if isinstance(one.entry, AuditEntry)][-limit:]
     head = shown[-1].sha256 if shown else ""

@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
+from pluralllm.client.joining.partner import identity_of
 from pluralllm.client.private_rounds.pins import compared_pins, load_pins, pins_file, save_pins
 from pluralllm.client.private_rounds.roster_watch import RosterWatch, read_roster
 from pluralllm.client.process.config import JoinConfig
@@ -19,9 +20,8 @@ from pluralllm.common.process.console import print_json, say, terminal
 from pluralllm.common.process.json_forms import PEERS
 from pluralllm.common.process.logs import configure_logs
 from pluralllm.common.trust.certificates import spoken
-from pluralllm.common.trust.identity import Identity, load_identity, peer_key
+from pluralllm.common.trust.identity import Identity, peer_key
 
-COMMAND = "pluralllm-client"
 SHOWN_DIGITS = 16  # of a key in the table; people compare the digest, which covers all keys
 YES, NO, OTHER, GONE = "yes", "no", "another key", "no key now"
 
@@ -91,10 +91,7 @@ def pin_peers(roster: str, names: str, config: Path | None, state_dir: Path | No
 
 def _identity(paths: JoinConfig) -> Identity | None:
     """Returns this member's identity; None in plain text, where a client has no certificate."""
-    folder = paths.identity or paths.state_dir / "identity"
-    if not (folder / "credentials.pem").is_file():
-        return None
-    return load_identity(folder, COMMAND).at(paths.coordinator, paths.enrolment).through(paths.proxies)
+    return identity_of(paths) if (paths.identity_folder / "credentials.pem").is_file() else None
 
 
 async def _follow(identity: Identity, state: Path) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from pluralllm.client.disclosure.policy import load_policy
-from pluralllm.client.joining.partner import COMMAND
+from pluralllm.client.joining.partner import identity_of
 from pluralllm.client.keeping.history import History
 from pluralllm.client.private_rounds.pins import pins_file
 from pluralllm.client.private_rounds.roster_watch import RosterWatch
@@ -18,7 +18,7 @@ from pluralllm.common.errors.tree import NotFound
 from pluralllm.common.process.configuration import load_config
 from pluralllm.common.process.console import say
 from pluralllm.common.process.logs import configure_logs
-from pluralllm.common.trust.identity import Identity, load_identity
+from pluralllm.common.trust.identity import Identity
 from pluralllm.common.weights.server_optimizer import first_moments
 from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber, RunId
 from pluralllm.common.words.spec import parse_spec
@@ -35,8 +35,7 @@ def verify(
     The daemon does the same before it trains on the version. The coordinator keeps the files of a round for some rounds only.
     """
     paths = load_config(JoinConfig, config, {"state_dir": state_dir})
-    folder = paths.identity or paths.state_dir / "identity"
-    identity = load_identity(folder, COMMAND).at(paths.coordinator, paths.enrolment).through(paths.proxies)
+    identity = identity_of(paths)
     configure_logs(form="console", level="WARNING")
     version, names = asyncio.run(verified(paths, identity, RunId(run), RoundNumber(number)))
     say(f"version {version} of run {run} is the sum of {len(names)} updates, byte for byte: {', '.join(names)}")

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pluralllm.client.process.config import ClientConfig
+from pluralllm.client.process.config import ClientConfig, JoinConfig
 from pluralllm.common.errors.tree import InvalidConfig
 from pluralllm.common.trust.identity import Identity, load_identity
 from pluralllm.common.words.addresses import PLAIN_TEXT_ADDRESS, check_loopback
@@ -24,6 +24,15 @@ class Partner:
     identity: Identity | None  # None in plain text
 
 
+def identity_of(config: JoinConfig | ClientConfig) -> Identity:
+    """Returns this client's identity, which calls the coordinator by the addresses and proxies of its configuration.
+
+    Raises NotJoined if there is no certificate; InvalidConfig if a file of the identity is missing or damaged.
+    """
+    identity = load_identity(config.identity_folder, COMMAND)
+    return identity.at(config.coordinator, config.enrolment).through(config.proxies)
+
+
 def load_partner(config: ClientConfig) -> Partner:
     """Reads this daemon's name, group and role, and checks that its configuration agrees with its certificate.
 
@@ -37,8 +46,7 @@ def load_partner(config: ClientConfig) -> Partner:
             problem = "  client_id, group: in plain text both are needed; with a certificate it says who this is"
             raise InvalidConfig(file="(plain_text)", problems=problem)
         return Partner(ClientId(config.client_id), config.group, config.role or GroupRole.TRAIN, address, None)
-    identity = load_identity(config.identity_folder, COMMAND).at(config.coordinator, config.enrolment)
-    identity = identity.through(config.proxies)
+    identity = identity_of(config)
     member = identity.membership
     if member.role is not MemberRole.CLIENT:
         problem = f"  the certificate is for an {member.role}; a daemon needs one for a client"

@@ -47,6 +47,11 @@ class JoinConfig(ProcessConfig):
         """The way to the coordinator."""
         return proxies_of(None if self.proxy is None else self.proxy.get_secret_value())
 
+    @property
+    def identity_folder(self) -> Path:
+        """The folder with this member's key and certificate."""
+        return self.identity or self.state_dir / "identity"
+
 
 class ClientConfig(ProcessConfig):
     """The whole configuration of the daemon. Relative paths start at the working directory."""
