@@ -311,9 +311,9 @@ class Coordinator:
             return ()
         now_s, by_role = self._clock.now_s(), defaultdict[GroupRole | None, list[ClientId]](list)
         idle = [session for client, session in present.items() if self._leases.of(client) is None]
+        closes = run.state.waits_to_close or run.state.is_closing
         for session in idle:
             role = run.spec.groups.role_of(session.group, session.role)
-            closes = run.state.waits_to_close or run.state.is_closing
             if (role is not GroupRole.TRAIN and not closes) or self._may_train(run, session):
                 by_role[role].append(session.client)
         trainers, held_out, head = by_role[GroupRole.TRAIN], by_role[GroupRole.HELD_OUT], self._peer_keys.head
