@@ -192,12 +192,12 @@ def _gather(run: Run, event: ev.ClientsSeen, clients: tuple[ClientId, ...]) -> S
         return (replace(run, gathered_s=None) if run.gathered_s is not None else run), ()
     if run.gathered_s is None:
         run = replace(run, gathered_s=at_s)
-    complete = len(clients) >= policy.target_clients and (
+    all_are_there = len(clients) >= policy.target_clients and (
         run.evaluated is not None or len(run.roster) >= run.named_groups
     )
     if run.waits_to_close:
-        complete = set(run.roster) <= set(clients)
-    if not complete and not event.nobody_else and at_s < (run.gathered_s or 0.0) + policy.gather_s:
+        all_are_there = set(run.roster) <= set(clients)
+    if not all_are_there and not event.nobody_else and at_s < (run.gathered_s or 0.0) + policy.gather_s:
         return run, ()
     if run.evaluated is None:
         return open_evaluation(run, at_s), ()
