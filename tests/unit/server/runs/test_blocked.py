@@ -13,7 +13,7 @@ from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.state import Phase
 from pluralllm.server.runs.blocked import why_blocked
 from pluralllm.server.runs.live_run import LiveRun
-from pluralllm.server.runs.overview import LEFT_OUT, ParticipantState, participants, what_next
+from pluralllm.server.runs.overview import ParticipantState, participants, what_next
 from pluralllm.server.runs.sessions import Session
 from pluralllm.server.storage.store import ClientRecord
 
@@ -110,7 +110,11 @@ def test_a_client_that_takes_no_part_shows_why_and_what_its_owner_does(reason: s
     run = run_with(failed(ANN, reason=reason))
     sessions = {ANN: Session(ANN, "one", GroupName("g"), GroupRole.TRAIN, 9, "1", 9.0)}
     [ann] = participants(run, members(ANN), sessions, {}, 9.0)
-    assert (ann.state, ann.reason, ann.observed) == (ParticipantState.LOST, shown, LEFT_OUT)
+    assert (ann.state, ann.reason, ann.observed) == (
+        ParticipantState.LOST,
+        shown,
+        "takes no part until its owner has acted",
+    )
     ended = run_with(failed(ANN, reason=reason), phase=Phase.ENDED)
     [ann] = participants(ended, members(ANN), sessions, {}, 9.0)
     assert ann.reason == reason

@@ -14,6 +14,7 @@ from pluralllm.server.runs.live_run import LiveRun
 from pluralllm.server.storage.store import ClientRecord
 
 SHOWN_NAMES = 5
+LEFT_OUT = "takes no part until its owner has acted"  # said of one client
 
 
 def why_blocked(run: LiveRun, members: Sequence[ClientRecord], revoked: Collection[ClientId]) -> str:
@@ -38,6 +39,6 @@ def why_blocked(run: LiveRun, members: Sequence[ClientRecord], revoked: Collecti
 
 def _take_no_part(left_out: Sequence[ClientId]) -> str:
     if len(left_out) == 1:
-        return f"{left_out[0]} takes no part until its owner has acted"
+        return f"{left_out[0]} {LEFT_OUT}"
     shown, more = ", ".join(left_out[:SHOWN_NAMES]), len(left_out) - SHOWN_NAMES
     return f"{shown}{f' and {more} more' if more > 0 else ''} take no part until their owners have acted"

@@ -17,6 +17,7 @@ from pluralllm.common.words.spec import GroupRole
 from pluralllm.server.rounds.events import Receipt
 from pluralllm.server.rounds.state import EXCHANGING, WITH_OPEN_ROUND, Outcome, Phase, Run
 from pluralllm.server.rounds.weighting import shares_of
+from pluralllm.server.runs.blocked import LEFT_OUT
 from pluralllm.server.runs.leases import Lease
 from pluralllm.server.runs.live_run import LiveRun
 from pluralllm.server.runs.sessions import TAKEOVER_WINDOW_S, TOLD_TAKEOVERS, Session
@@ -39,7 +40,6 @@ NO_CLOSING_SCORES = (
     "back"
 )
 CLOSING = "this is the closing round: nobody trains, and the scores of the last version are summed"
-LEFT_OUT = "takes no part until its owner has acted"
 CODE = re.compile(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)*(?=:|\Z)")  # of an error, before its message
 COMES_AND_GOES = "comes and goes too often, gets no task for some minutes"
 
