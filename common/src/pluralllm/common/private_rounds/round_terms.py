@@ -29,8 +29,7 @@ def terms_of(
         base_digest=bytes.fromhex(base_digest),
         base_record_sha256=bytes.fromhex(base_record_sha256),
         roster_head=roster_head,
-        places=MAX_MEMBERS
-        if number > spec.rounds
-        else spec.round.target_clients,  # every group may be in a closing round
+        # Every group may be in a closing round.
+        places=MAX_MEMBERS if number > spec.rounds else spec.round.target_clients,
         colluders=spec.private_rounds.colluders,
     )

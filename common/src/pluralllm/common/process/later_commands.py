@@ -158,9 +158,8 @@ class CommandTable(TyperGroup):
 
     version: ClassVar[str]
     rows: ClassVar[tuple[Later, ...]]
-    add_others: ClassVar[
-        tuple[Callable[[TyperGroup], object], ...]
-    ]  # not yet called; a function alone would be a method
+    # Called when they are needed; a tuple, because a function alone would be a method.
+    add_others: ClassVar[tuple[Callable[[TyperGroup], object], ...]]
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)

@@ -69,9 +69,8 @@ class Run:
     losses: tuple[ev.PlaceLost, ...] = ()  # slots lost in the open round or evaluation, in order
     excluded: tuple[ev.PlaceLost, ...] = ()  # permanent failures
     quorum_s: float | None = None  # when the quorum was reached
-    deadline_s: float | None = (
-        None  # end of COLLECTING, EVALUATING, a phase of EXCHANGING, or the wait for the closing round
-    )
+    # End of COLLECTING, EVALUATING, a phase of EXCHANGING, or the wait for the closing round.
+    deadline_s: float | None = None
     extensions: int = 0  # how often the phase's deadline was extended
     reported: tuple[ClientId, ...] = ()  # clients that have sent their scores, sorted; only while EVALUATING
     evaluated: ModelVersion | None = None  # newest version whose evaluation has ended
