@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pluralllm.common.errors.tree import EmbeddingMismatch, EmbeddingUnusable, ModelUnavailable
 from pluralllm.common.predictor.blindness import Blindness, TokenCount, are_usable, blindness_of
-from pluralllm.common.predictor.encoder import Encoder
+from pluralllm.common.predictor.encoder import Batch, Encoder
 from pluralllm.common.predictor.vector_cache import MAX_BYTES, VectorCache
 from pluralllm.common.process.model_folder import is_model_folder
 from pluralllm.common.words.questions import Question
@@ -33,7 +33,6 @@ TEXTS_AT_ONCE = 4096  # read from the cache
 FLOAT_BYTES, ROW_BYTES = 4, 320  # the second: the keys and SQLite's own bytes of a vector's two rows, rounded up
 
 Progress = Callable[[int, int], None]  # called with the number of texts done and the number of all texts
-Batch = tuple[list[str], NDArray[np.float32], list[TokenCount]]  # texts, their vectors (texts, w) and numbers of tokens
 
 
 class Embedder:

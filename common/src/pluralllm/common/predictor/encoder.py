@@ -41,6 +41,7 @@ TRIAL_TEXTS = tuple(
 
 Tokens = tuple[int, ...]
 Vectors = NDArray[np.float32]
+Batch = tuple[list[str], Vectors, list[TokenCount]]  # texts, their vectors (texts, w) and numbers of tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +71,7 @@ class Encoder:
         self.most_tokens = min(max_tokens, _most_positions(self._model) or max_tokens)
         self.shares_prefixes = self._try_prefixes()
 
-    def encode(
-        self, texts: Sequence[str], is_wanted: Callable[[str], bool] = lambda _text: True
-    ) -> Iterator[tuple[list[str], Vectors, list[TokenCount]]]:
+    def encode(self, texts: Sequence[str], is_wanted: Callable[[str], bool] = lambda _text: True) -> Iterator[Batch]:
         """Yields the texts in batches, with their vectors and their numbers of tokens. The order differs from that of `texts`.
 
         Many texts are read in the pieces of `pieces_of`, each in batches of similar length. The batches follow from `texts`
