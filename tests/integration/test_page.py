@@ -1,7 +1,6 @@
 """The status page in a real headless Chromium, with a real coordinator: it loads, follows the run and survives a restart."""
 
 import asyncio
-import dataclasses
 import json
 import os
 import shutil
@@ -22,6 +21,7 @@ from support.coordinator_harness import (
     write_delta,
 )
 from support.process_harness import free_port
+from support.run_states import change_state
 
 from pluralllm.common.errors.tree import InUse, NotLoopback, WrongBase
 from pluralllm.common.words.ids import ModelVersion, RoundNumber
@@ -186,8 +186,7 @@ async def test_a_thousand_rounds_of_a_hundred_groups_are_drawn(
     async with serving(tmp_path / "state", page_listen="127.0.0.1:0") as served:
         await served.create("r", small_spec(rounds=1000), start=False)
         run = served.parts.runs.get("r")
-        state = dataclasses.replace(run.state, evaluated=ModelVersion(1000), round=RoundNumber(1000))
-        object.__setattr__(run, "progress", dataclasses.replace(run.progress, state=state))
+        change_state(run, evaluated=ModelVersion(1000), round=RoundNumber(1000))
         await browser_page.goto(f"http://{(tmp_path / 'state' / 'page-address').read_text()}/")
         await expect(browser_page.locator("#alignment polyline")).to_have_count(100)
         await expect(browser_page.locator("#groups tr")).to_have_count(10)

@@ -1,7 +1,6 @@
 """The page for members on other machines: every request and every event needs a member that may read."""
 
 import asyncio
-import dataclasses
 import json
 from collections.abc import AsyncIterator, Sequence
 from http.cookies import SimpleCookie
@@ -11,6 +10,7 @@ from typing import Any, cast
 import pytest
 from structlog.testing import capture_logs
 from support.memory_coordinator import MemoryCoordinator
+from support.run_states import change_state
 
 from pluralllm.common.errors.membership import AwaitingApproval, CertificateRevoked, CertificateUnknown
 from pluralllm.common.errors.storage import StorageFull
@@ -271,8 +271,7 @@ async def test_a_history_reads_the_shown_versions_only_and_none_for_an_observer(
     assert asked == []
     await place.ask("/api/runs/r/history", ROOT)
     run = place.at.parts.runs.get("r")
-    state = dataclasses.replace(run.state, version=ModelVersion(1000))
-    object.__setattr__(run, "progress", dataclasses.replace(run.progress, state=state))
+    change_state(run, version=ModelVersion(1000))
     await place.ask("/api/runs/r/history", ROOT)
     assert asked == [("r", 0), ("r", 1001 - SHOWN)]
 

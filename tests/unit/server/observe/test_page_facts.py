@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 from support.coordinator_harness import small_spec
+from support.run_states import with_state
 
 from pluralllm.common.predictor.architecture import layout_for
 from pluralllm.common.trust.version_record import VersionRecord
@@ -130,13 +131,12 @@ def test_the_clients_are_counted_by_state_and_one_that_is_not_connected_is_away(
 
 def test_a_run_is_in_one_state_whether_it_runs_is_paused_or_has_ended() -> None:
     run = evaluated_run(0)
-    ended: dict[str, object] = {"phase": Phase.ENDED, "outcome": Outcome.CANCELLED}
-    changes: list[dict[str, object]] = [{}, {"paused": True}, ended]
-    runs = [
-        dataclasses.replace(run, progress=Progress(dataclasses.replace(run.state, **change), run.newest))  # type: ignore[arg-type]
-        for change in changes
+    ended = with_state(run, phase=Phase.ENDED, outcome=Outcome.CANCELLED)
+    assert [run_row(one)["state"] for one in (run, with_state(run, paused=True), ended)] == [
+        "created",
+        "created (paused)",
+        "cancelled",
     ]
-    assert [run_row(one)["state"] for one in runs] == ["created", "created (paused)", "cancelled"]
 
 
 def test_training_and_held_out_groups_have_means_of_their_own_beside_the_one_without_their_answers() -> None:

@@ -1,9 +1,9 @@
 """A run says that it stands still exactly if too few clients can take part before owners of clients act."""
 
-import dataclasses
 from typing import Any
 
 import pytest
+from support.run_states import with_state
 from unit.server.runs.test_overview import collecting_run
 
 from pluralllm.common.words.ids import ClientId, GroupName
@@ -28,11 +28,9 @@ def failed(*clients: ClientId, reason: str = NO_MODEL) -> tuple[ev.PlaceLost, ..
 
 def run_with(excluded: tuple[ev.PlaceLost, ...], **changes: Any) -> LiveRun:
     """Returns a run that waits for three training clients, and has left out some."""
-    run = collecting_run()
     facts = {"phase": Phase.WAITING, "rounds": 3, "cohort": (), "away": (), "losses": (), **changes}
     policy = RoundPolicy(min_clients=3, target_clients=3)
-    state = dataclasses.replace(run.state, policy=policy, excluded=excluded, **facts)
-    return dataclasses.replace(run, progress=dataclasses.replace(run.progress, state=state))
+    return with_state(collecting_run(), policy=policy, excluded=excluded, **facts)
 
 
 def members(*clients: ClientId) -> list[ClientRecord]:

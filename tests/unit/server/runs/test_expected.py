@@ -1,9 +1,9 @@
 """A run waits for members and open invites only, and for none of them that cannot come."""
 
-from dataclasses import replace
 from pathlib import Path
 
 from support.memory_coordinator import MemoryCoordinator
+from support.run_states import change_state
 
 from pluralllm.common.words.ids import ClientId, ModelVersion, RoundNumber
 from pluralllm.common.words.private_rounds import PrivateRounds
@@ -80,10 +80,9 @@ async def test_whether_anybody_else_can_come_matters_to_no_open_round_that_is_pr
     await place.coordinator.remove_client(ClientId("cat"))
     expected = Expected(lambda: [member("ann"), member("ben")])
     assert expected.nobody_but(run, 0, ())
-    private = replace(run.state, private=PrivateRounds(), away=run.state.cohort)
-    assert private.active_count == 0
-    assert not private.has_all_it_can_get
-    object.__setattr__(run, "progress", replace(run.progress, state=private))
+    change_state(run, private=PrivateRounds(), away=run.state.cohort)
+    assert run.state.active_count == 0
+    assert not run.state.has_all_it_can_get
     assert not expected.nobody_but(run, 0, ())
     await place.stop()
 
@@ -91,10 +90,10 @@ async def test_whether_anybody_else_can_come_matters_to_no_open_round_that_is_pr
 async def test_the_closing_round_waits_for_clients_of_held_out_groups_as_well(tmp_path: Path) -> None:
     place = MemoryCoordinator(tmp_path)
     run = await place.new_run(round=THREE)
-    closing = replace(run.state, closes=True, round=RoundNumber(run.state.rounds), evaluated=ModelVersion(0))
+    change_state(run, round=RoundNumber(run.state.rounds), evaluated=ModelVersion(0))
     expected = Expected(lambda: [member("ann"), member("ben"), member("dan", GroupRole.HELD_OUT)])
     here = [ClientId("ann"), ClientId("ben")]
-    for state, waits in ((closing, True), (replace(closing, closes=False), False)):
-        object.__setattr__(run, "progress", replace(run.progress, state=state))
-        assert expected.nobody_but(run, 2, here) != waits
+    for closes in (True, False):
+        change_state(run, closes=closes)
+        assert expected.nobody_but(run, 2, here) != closes
     await place.stop()

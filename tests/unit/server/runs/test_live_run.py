@@ -10,6 +10,7 @@ from support.bare_run import bare_run
 from support.coordinator_harness import small_spec
 from support.memory_coordinator import Hooks, MemoryCoordinator
 from support.memory_store import MemoryStore, Rows, Tables
+from support.run_states import with_state
 
 from pluralllm.common.errors.tree import Corrupt, NotFound, StorageFull
 from pluralllm.common.predictor.first_version import write_first_version
@@ -169,8 +170,7 @@ def test_a_first_version_that_a_full_disk_refuses_is_an_error_of_storage(
 async def test_tasks_are_named_for_the_work_of_the_phase() -> None:
     run = await a_run(MemoryStore(Tables()))
     for phase, kind in ((Phase.COLLECTING, TaskKind.TRAIN), (Phase.EVALUATING, TaskKind.EVALUATE)):
-        state = dataclasses.replace(run.state, phase=phase, round=RoundNumber(3))
-        at = dataclasses.replace(run, progress=dataclasses.replace(run.progress, state=state))
+        at = with_state(run, phase=phase, round=RoundNumber(3))
         assert at.task_name(ClientId("ann")) == TaskName(RunId("r"), RoundNumber(3), kind, ClientId("ann"))
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from support.coordinator_harness import small_spec
 from support.counted_calls import GROWTH, calls_of
+from support.run_states import with_state
 
 from pluralllm.common.predictor.architecture import layout_for
 from pluralllm.common.trust.version_record import VersionRecord
@@ -107,8 +108,7 @@ def test_a_look_at_twice_as_many_clients_costs_twice_as_many_calls() -> None:
             "receipts": receipts,
             "excluded": excluded,
         }
-        state = dataclasses.replace(run.state, **changes)
-        run = dataclasses.replace(run, progress=dataclasses.replace(run.progress, state=state))
+        run = with_state(run, **changes)
         members = [ClientRecord(name, GroupName(name), GroupRole.TRAIN, 5, "1", 0.0, 0.0) for name in names]
         return calls_of(lambda: participants(run, members, {}, {}, 9.0))
 
@@ -155,10 +155,7 @@ def test_each_step_of_a_private_round_is_shown_with_those_who_have_done_it(phase
         "deadline_s": 15.0,
         **dict.fromkeys(("keyed", "dealt", "confirmed", "revealed"), sent),
     }
-    run = collecting_run()
-    run = dataclasses.replace(
-        run, progress=dataclasses.replace(run.progress, state=dataclasses.replace(run.state, **changes))
-    )
+    run = with_state(collecting_run(), **changes)
     assert what_next(run, "", 0, 10.0) == words
     done, assigned, lost = ParticipantState.DONE, ParticipantState.ASSIGNED, ParticipantState.LOST
     assert states_of(run.state) == dict(zip(names, (assigned, done, assigned, lost), strict=True))
@@ -172,13 +169,10 @@ def test_each_step_of_a_private_round_is_shown_with_those_who_have_done_it(phase
 def test_status_says_that_clients_compute_fair_weights_in_private_rounds(
     weighting: Any, private: bool, is_said: bool
 ) -> None:
-    run = collecting_run()
     rounds = PrivateRounds() if private else None
-    changed = dataclasses.replace(run.state, private=rounds, aggregation=Aggregation(weighting=weighting))
+    run = with_state(collecting_run(), private=rounds, aggregation=Aggregation(weighting=weighting))
     for phase in (Phase.WAITING, Phase.KEYING, Phase.COLLECTING, Phase.EVALUATING):
-        state = dataclasses.replace(changed, phase=phase)
-        now = dataclasses.replace(run, progress=dataclasses.replace(run.progress, state=state))
-        said = what_next(now, "", 0, 10.0).endswith("and only the sum of the weights is known")
+        said = what_next(with_state(run, phase=phase), "", 0, 10.0).endswith("and only the sum of the weights is known")
         assert said == (is_said and phase is not Phase.EVALUATING)
 
 
@@ -197,11 +191,9 @@ def test_status_says_that_clients_compute_fair_weights_in_private_rounds(
 def test_status_says_that_no_closing_round_collects_the_scores_of_the_last_version(
     changes: dict[str, Any], is_said: bool
 ) -> None:
-    run = collecting_run()
     facts: dict[str, Any] = {"private": PrivateRounds(), "version": ModelVersion(3), "rounds": 3, **changes}
-    state = dataclasses.replace(run.state, **facts)
-    now = dataclasses.replace(run, progress=dataclasses.replace(run.progress, state=state))
-    assert ("closing_scores has no effect in this run" in what_next(now, "", 0, 10.0)) == is_said
+    run = with_state(collecting_run(), **facts)
+    assert ("closing_scores has no effect in this run" in what_next(run, "", 0, 10.0)) == is_said
 
 
 @pytest.mark.parametrize(
@@ -216,10 +208,8 @@ def test_status_says_that_no_closing_round_collects_the_scores_of_the_last_versi
     ],
 )
 def test_status_says_what_a_closing_round_is_for(facts: dict[str, Any], expected: str) -> None:
-    run = collecting_run()
     closing = {"private": PrivateRounds(), "closes": True, "version": ModelVersion(3), "rounds": 3, "round": 3}
-    state = dataclasses.replace(run.state, **{**closing, **facts})
-    text = what_next(dataclasses.replace(run, progress=dataclasses.replace(run.progress, state=state)), "", 0, 10.0)
+    text = what_next(with_state(collecting_run(), **{**closing, **facts}), "", 0, 10.0)
     assert expected in text
     assert ("closing" in text) == bool(expected)
 
