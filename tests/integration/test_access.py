@@ -215,23 +215,11 @@ async def test_a_wrong_certificate_never_gets_through_and_its_owner_is_told_why(
                 check_membership, served.enrolment_address, identity.authority_pem, identity.chain_pem
             )
         assert [line["reason"] for line in logs if line["event"] == "standing.refused"] == [reason_of(reason)]
-        found = replace(identity.membership, enrolment=served.enrolment_address)
-        cause = await asyncio.to_thread(diagnose, Identity(*_with(identity, found)))
+        cause = await asyncio.to_thread(diagnose, identity.at(enrolment=served.enrolment_address))
         assert cause is not None
         assert isinstance(cause.error, reason)
         assert cause.final
         assert served.parts.sessions.get(ClientId("ann")) is None
-
-
-def _with(identity: Identity, membership: Any) -> tuple[Any, ...]:
-    return (
-        identity.folder,
-        membership,
-        identity.authority_pem,
-        identity.key_pem,
-        identity.chain_pem,
-        identity.facts,
-    )
 
 
 async def test_no_certificate_gets_no_connection(tmp_path: Path) -> None:
@@ -296,7 +284,7 @@ async def test_a_role_in_a_certificate_gives_no_right_that_the_list_does_not(tmp
     async with serving(tmp_path / "state") as served:
         observer = await served.member("eve", OBSERVER)
         claims = replace(observer.membership, role=ADMIN)
-        identity = forge(Identity(*_with(observer, claims)), served).at(served.address)
+        identity = forge(replace(observer, membership=claims), served).at(served.address)
         async with secure_channel(identity) as channel:
             with pytest.raises(CertificateUnknown):
                 await call(channel, "/pluralllm.v1.OperationsService/ListMembers")

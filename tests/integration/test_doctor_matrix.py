@@ -6,7 +6,6 @@ Both must name the same cause. Real sockets and real TLS; only the names that a 
 import asyncio
 import base64
 import contextlib
-import dataclasses
 import datetime
 import http.server
 import socket
@@ -60,11 +59,7 @@ class World:
     closed: str  # an address at which nothing listens
 
     def at(self, main: str | None = None, enrolment: str | None = None, proxies: Proxies = DIRECT) -> Identity:
-        member = self.identity.membership
-        membership = dataclasses.replace(
-            member, coordinator=main or member.coordinator, enrolment=enrolment or member.enrolment
-        )
-        return dataclasses.replace(self.identity, membership=membership).through(proxies)
+        return self.identity.at(main, enrolment).through(proxies)
 
     def named(self, url: str) -> Identity:
         """Returns the identity with the coordinator at the name that only a proxy knows."""
@@ -84,8 +79,7 @@ async def world(folder: Path) -> AsyncIterator[World]:
     other = create_authority(folder / "other", "other", ["127.0.0.1"], None, time.time())
     async with serving(folder / "state", SystemClock()) as served:
         member = await served.member("ann", MemberRole.CLIENT, GROUP)
-        membership = dataclasses.replace(member.membership, enrolment=served.enrolment_address)
-        identity = dataclasses.replace(member, membership=membership)
+        identity = member.at(enrolment=served.enrolment_address)
         with (
             nobody() as closed,
             web_server(None) as web,

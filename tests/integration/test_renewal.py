@@ -285,14 +285,9 @@ async def cause_given_by_daemon(identity: Identity, refusal: PluralError | None 
             return final
 
 
-def with_enrolment(identity: Identity, served: Served) -> Identity:
-    membership = replace(identity.membership, enrolment=served.enrolment_address)
-    return replace(identity, membership=membership)
-
-
 async def test_a_revoked_daemon_learns_it_though_its_connection_is_only_closed(tmp_path: Path) -> None:
     async with serving(tmp_path / "state") as served:
-        identity = with_enrolment(await served.member("ann", MemberRole.CLIENT), served)
+        identity = (await served.member("ann", MemberRole.CLIENT)).at(enrolment=served.enrolment_address)
         assert isinstance(await cause_given_by_daemon(identity), Unreachable)
         await served.registry.revoke(Principal(identity.membership.name, MemberRole.ADMIN), "ann", "")
         assert isinstance(await cause_given_by_daemon(identity), CertificateRevoked)
@@ -308,7 +303,7 @@ async def test_a_daemon_goes_on_trying_where_what_keeps_it_out_may_pass(
         key = new_key()
         member, chain = await served.registry.join("ann", token, make_request(key, "ann"))
         kept = keep_identity(tmp_path / "ann", served.registry, member, key, chain, served.address)
-        identity = with_enrolment(kept, served)
+        identity = kept.at(enrolment=served.enrolment_address)
         assert isinstance(await cause_given_by_daemon(identity), AwaitingApproval)
         cause = await asyncio.to_thread(diagnose, identity)
         assert cause is not None
@@ -328,7 +323,7 @@ async def test_a_daemon_goes_on_trying_where_what_keeps_it_out_may_pass(
 
 async def test_an_expired_daemon_learns_it(tmp_path: Path) -> None:
     async with serving(tmp_path / "state", certificate_life_days=1 / DAY_S) as served:
-        identity = with_enrolment(await served.member("ann", MemberRole.CLIENT), served)
+        identity = (await served.member("ann", MemberRole.CLIENT)).at(enrolment=served.enrolment_address)
         await asyncio.sleep(max(0.0, identity.facts.not_after_s - time.time()) + 0.1)
         assert isinstance(await cause_given_by_daemon(identity), CertificateExpired)
 
@@ -338,13 +333,13 @@ async def test_a_machine_whose_clock_is_wrong_learns_that_and_not_that_it_expire
 ) -> None:
     """The coordinator's clock is behind this machine's clock by more than a certificate's life."""
     async with serving(tmp_path / "state", wall_s=lambda: time.time() - 40 * DAY_S) as served:
-        identity = with_enrolment(await served.member("ann", MemberRole.CLIENT), served)
+        identity = (await served.member("ann", MemberRole.CLIENT)).at(enrolment=served.enrolment_address)
         cause = await asyncio.to_thread(diagnose, identity)
         assert cause is not None
         assert isinstance(cause.error, CertificateExpired)
         later_s = [0.0]
     async with serving(tmp_path / "state", wall_s=lambda: time.time() + later_s[0]) as served:
-        identity = with_enrolment(await served.member("ben", MemberRole.CLIENT), served)
+        identity = (await served.member("ben", MemberRole.CLIENT)).at(enrolment=served.enrolment_address)
         later_s[0] = 40 * DAY_S
         cause = await asyncio.to_thread(diagnose, identity)
         assert cause is not None
@@ -356,7 +351,7 @@ async def test_a_coordinator_whose_clock_is_wrong_for_a_while_ends_no_daemon(tmp
     """The coordinator refuses a certificate by its dates, which this machine's clock and later its own clock accept."""
     ahead_s = [0.0]
     async with serving(tmp_path / "state", wall_s=lambda: time.time() + ahead_s[0]) as served:
-        identity = with_enrolment(await served.member("ann", MemberRole.CLIENT), served)
+        identity = (await served.member("ann", MemberRole.CLIENT)).at(enrolment=served.enrolment_address)
         for refusal in (
             CertificateExpired(name="ann", expired="x"),
             CertificateNotYetValid(name="ann", valid_from="x"),
@@ -369,7 +364,7 @@ async def test_a_coordinator_whose_clock_is_wrong_for_a_while_ends_no_daemon(tmp
 
 async def test_a_member_that_has_asked_too_often_learns_nothing_false(tmp_path: Path) -> None:
     async with serving(tmp_path / "state", joins_per_minute=1) as served:
-        identity = with_enrolment(await served.member("ann", MemberRole.CLIENT), served)
+        identity = (await served.member("ann", MemberRole.CLIENT)).at(enrolment=served.enrolment_address)
         ask = (served.enrolment_address, identity.authority_pem, identity.chain_pem)
         await asyncio.to_thread(check_membership, *ask)
         with pytest.raises(TooManyAttempts):
@@ -384,7 +379,7 @@ async def test_a_command_that_tries_again_and_again_asks_for_the_cause_once(
     monkeypatch.setattr("pluralllm.operator.remote.DIAGNOSE_EVERY_S", 600.0)
     async with serving(tmp_path / "state", joins_per_minute=2) as served:
         member = await served.member("eve", MemberRole.OBSERVER)
-        identity = with_enrolment(member, served).at(f"127.0.0.1:{free_port()}")
+        identity = member.at(f"127.0.0.1:{free_port()}", served.enrolment_address)
         remote = await asyncio.to_thread(Remote.of_member, identity)
         for _ in range(4):
             with pytest.raises(Unreachable):
@@ -407,7 +402,7 @@ async def test_questions_about_membership_keep_nobody_from_joining(tmp_path: Pat
 
 async def test_another_authority_and_another_name_are_told_apart_from_a_dead_coordinator(tmp_path: Path) -> None:
     async with serving(tmp_path / "state") as served:
-        identity = with_enrolment(await served.member("ann", MemberRole.CLIENT), served)
+        identity = (await served.member("ann", MemberRole.CLIENT)).at(enrolment=served.enrolment_address)
         other = create_authority(tmp_path / "other", "fed", ["x"], None, time.time())
         with pytest.raises(ForeignAuthority):
             await asyncio.to_thread(handshake, served.address, other.root_pem, DIRECT)
