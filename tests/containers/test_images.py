@@ -1,6 +1,5 @@
 """A federation of two partners in the built images, from `init` to a model: `make containers`."""
 
-import contextlib
 import json
 import os
 import subprocess
@@ -103,9 +102,10 @@ class Containers:
 @pytest.fixture
 def containers() -> Iterator[Containers]:
     started = Containers()
-    with contextlib.ExitStack() as stack:
-        stack.callback(started.remove)
+    try:
         yield started
+    finally:
+        started.remove()
 
 
 def until_healthy(containers: Containers, container: str) -> None:
@@ -117,7 +117,7 @@ def until_healthy(containers: Containers, container: str) -> None:
 
 def write_files(folder: Path) -> None:
     """Writes the files that the containers only read: a folder for each partner, the run spec and the embedding model."""
-    tiny = tiny_embedding_model(folder / "made")
+    tiny_embedding_model(folder / "model")
     folder.chmod(0o755)
     for name, questions in zip(PARTNERS, sample_groups(2, 60, 0).values(), strict=True):
         home = folder / name
@@ -126,9 +126,6 @@ def write_files(folder: Path) -> None:
         (home / "policy.toml").write_text(open_policy_text())
         (home / "client.toml").write_text(CLIENT)
     (folder / "run.toml").write_text(SPEC)
-    (folder / "model").mkdir()
-    for file in tiny.iterdir():
-        (folder / "model" / file.name).write_bytes(file.read_bytes())
     for path in folder.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)
 
