@@ -233,11 +233,9 @@ def test_a_command_loads_no_library_that_it_does_not_use(
 
 STATUS = """
 import sys
-from pathlib import Path
 from typer.main import get_command
 import pluralllm.cli.connection as connection
 from pluralllm.cli.__main__ import app
-from pluralllm.common.errors.root import PluralError
 from pluralllm.common.errors.tree import NotFound
 
 class Remote:
