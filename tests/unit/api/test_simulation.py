@@ -94,9 +94,9 @@ def test_it_trains_the_bits_of_the_experiments_federation(simulation: Simulation
     trained = simulation.predictor.model.predictor.state_dict()
     assert all(torch.equal(trained[name], weight) for name, weight in expected.items())
     for group_part, names in (("train", NAMES[:3]), ("test", NAMES[3:])):
+        episodes = {one: [own_episode(spec, data[one], group_part, 8, draw) for draw in range(2)] for one in names}
         for name in names:
             scorer = Scorer(spec, last.values, data[name], CPU)
-            episodes = {one: [own_episode(spec, data[one], group_part, 8, draw) for draw in range(2)] for one in names}
             others = [data[other] for other in names if other != name]
             own, another = gain_of(scorer, episodes[name], others, lambda one, n: episodes[one.group][n].context)  # noqa: B023
             assert simulation.alignment[name] == alignment(map(scorer.score, episodes[name])) == own
