@@ -116,9 +116,9 @@ async def test_the_file_is_read_again_for_another_content_and_another_run_only()
     for task in (other_run, other_spec):
         await comparing.compare(task)
     assert file.reads == 4
-    expected = [question_digests(at_round(1).run, at_round(1).spec_sha256, some) for some in (QUESTIONS, QUESTIONS[:1])]
-    expected = [expected[0], *expected]
-    expected += [question_digests(task.run, task.spec_sha256, QUESTIONS[:1]) for task in (other_run, other_spec)]
+    asked = [(at_round(1), QUESTIONS), (at_round(2), QUESTIONS), (at_round(3), QUESTIONS[:1])]
+    asked += [(other_run, QUESTIONS[:1]), (other_spec, QUESTIONS[:1])]
+    expected = [question_digests(task.run, task.spec_sha256, questions) for task, questions in asked]
     assert [tuple(request.digests) for request in coordinator.requests] == expected
 
 
