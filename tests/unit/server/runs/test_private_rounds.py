@@ -10,7 +10,7 @@ from support.memory_store import MemoryMembership
 from support.private_round import NAMES, ONE, body_of, keying, send, sha256
 
 from pluralllm.common.errors.tree import DigestMismatch, StoreFailed
-from pluralllm.common.words.ids import Digest
+from pluralllm.common.words.ids import ClientId, Digest, RoundNumber
 from pluralllm.common.words.spec import GroupRole
 from pluralllm.server.commands.verify import verify_state
 from pluralllm.server.rounds import events as ev
@@ -165,3 +165,26 @@ async def test_only_who_trains_must_know_private_rounds(place: MemoryCoordinator
     await place.hello(BEN)
     await place.look(run)
     assert run.state.roster == (BEN, "eve")
+
+
+async def test_in_a_closing_round_groups_that_are_evaluated_only_must_know_private_rounds_as_well(
+    place: MemoryCoordinator,
+) -> None:
+    run = await place.new_run(
+        private_rounds={}, round={"min_clients": 4, "target_clients": 4}, aggregation={"max_examples": 100}
+    )
+    closing = dataclasses.replace(
+        run.state, closes=True, round=RoundNumber(run.state.rounds), evaluated=run.state.version
+    )
+    object.__setattr__(run, "progress", dataclasses.replace(run.progress, state=closing))
+    await place.hello("eve", role=GroupRole.HELD_OUT, is_ready=False)
+    await place.hello("fay", role=GroupRole.HELD_OUT)
+    for client in NAMES:
+        await place.hello(client)
+    await place.look(run)
+    assert (run.state.is_closing, run.state.cohort) == (True, (*NAMES, "fay"))
+    lost = ev.PlaceLost(place.clock.now_s(), ClientId("fay"), "no key", permanent=True)
+    await place.coordinator.dispatch(run, lost)
+    await place.look(run)
+    assert (run.state.phase, run.state.free_slots) == (Phase.KEYING, 1)
+    assert "eve" not in run.state.cohort, "the free slot is not for eve either"
