@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pluralllm.common.text.printable import printable
+from pluralllm.common.text.several import shown
 from pluralllm.common.words.context_gain import gain_statement, ignores_context, mean_gain
 from pluralllm.common.words.names import MemberName, RoundName, RunName
 from pluralllm.common.words.noise import declared_text
@@ -131,16 +132,11 @@ def _reasons(run: Mapping[str, Any]) -> list[RenderableType]:
         if person["reason"]:
             clients.setdefault((person["reason"], person["state"] == "lost"), []).append(person["client"])
     lines: list[RenderableType] = [
-        cell(f"{_some(names)}: {reason}", "red" if is_lost else "yellow")
+        cell(f"{shown(names, MAX_NAMES)}: {reason}", "red" if is_lost else "yellow")
         for (reason, is_lost), names in clients.items()
     ]
     more = len(lines) - MAX_REASONS
     return lines if more <= 0 else [*lines[:MAX_REASONS], cell(f"and {more} more: status --json has all", "yellow")]
-
-
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:MAX_NAMES])
-    return shown if len(names) <= MAX_NAMES else f"{shown} and {len(names) - MAX_NAMES} more"
 
 
 def state(person: Mapping[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,9 +75,3 @@ class ImportReport:
 def write_report(path: Path, report: ImportReport) -> None:
     """Writes a report as a JSON file that only its owner can read, because it has numbers of respondents."""
     write_private(path, json.dumps(report.to_json(), ensure_ascii=False, indent=1).encode() + b"\n")
-
-
-def shown(names: Sequence[str], most: int = 8) -> str:
-    """Returns the first of several names as one text, and the number of the others."""
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pluralllm.client.data.codebook import listed_options
 from pluralllm.client.data.counted_question import CountedQuestion
-from pluralllm.client.data.import_report import ImportReport, QuestionReport, shown
+from pluralllm.client.data.import_report import ImportReport, QuestionReport
 from pluralllm.client.data.importers import unknown_name
 from pluralllm.client.data.survey_labels import FileLabels, Labels, file_labels
 from pluralllm.client.data.survey_texts import missing_codes, text_of, weight_names, weight_of
@@ -21,6 +21,7 @@ from pluralllm.client.data.table import Table, bad_rows
 from pluralllm.client.data.tables import checked_table, labelled
 from pluralllm.client.data.tally import Answer, Weights, tally
 from pluralllm.common.errors.tree import InvalidData
+from pluralllm.common.text.several import shown
 from pluralllm.common.words.questions import KEY_SEPARATOR, Question
 
 SEPARATORS = (";", "|", ",")
@@ -117,9 +118,8 @@ def count_responses(
             continue
         if not listed and reading.options_order is None:
             raise table.refusal(
-                f"nothing says the order of the options of {shown([repr(text)])}; give --options FILE or --labels FILE, as the"
-                " other groups do, or say --options-order sorted"
-                " (a group in which nobody chose an option then has another question)"
+                f"nothing says the order of the options of {text!r}; give --options FILE or --labels FILE, as the other"
+                " groups do, or say --options-order sorted (a group in which nobody chose an option then has another question)"
             )
         question = tally(text, labels, own_answers, bound, key=table.key_of(text, labels))
         if question.respondents or (not (bound.exist and max_weight is None) and table.is_asked(text)):

@@ -7,6 +7,7 @@ last evaluation and the wait for a closing round end at their deadlines by thems
 
 from collections.abc import Collection, Sequence
 
+from pluralllm.common.text.several import shown
 from pluralllm.common.words.ids import ClientId
 from pluralllm.common.words.spec import GroupRole
 from pluralllm.server.rounds.state import Phase
@@ -40,5 +41,4 @@ def why_blocked(run: LiveRun, members: Sequence[ClientRecord], revoked: Collecti
 def _take_no_part(left_out: Sequence[ClientId]) -> str:
     if len(left_out) == 1:
         return f"{left_out[0]} {LEFT_OUT}"
-    shown, more = ", ".join(left_out[:SHOWN_NAMES]), len(left_out) - SHOWN_NAMES
-    return f"{shown}{f' and {more} more' if more > 0 else ''} take no part until their owners have acted"
+    return f"{shown(left_out, SHOWN_NAMES)} take no part until their owners have acted"
