@@ -8,6 +8,7 @@ from support.memory_blobs import MemoryBlobs
 from support.memory_coordinator import MemoryCoordinator
 from support.memory_store import MemoryMembership
 from support.private_round import NAMES, ONE, body_of, keying, send, sha256
+from support.run_states import change_state
 
 from pluralllm.common.errors.tree import DigestMismatch, StoreFailed
 from pluralllm.common.words.ids import ClientId, Digest, RoundNumber
@@ -173,10 +174,7 @@ async def test_in_a_closing_round_groups_that_are_evaluated_only_must_know_priva
     run = await place.new_run(
         private_rounds={}, round={"min_clients": 4, "target_clients": 4}, aggregation={"max_examples": 100}
     )
-    closing = dataclasses.replace(
-        run.state, closes=True, round=RoundNumber(run.state.rounds), evaluated=run.state.version
-    )
-    object.__setattr__(run, "progress", dataclasses.replace(run.progress, state=closing))
+    change_state(run, closes=True, round=RoundNumber(run.state.rounds), evaluated=run.state.version)
     await place.hello("eve", role=GroupRole.HELD_OUT, is_ready=False)
     await place.hello("fay", role=GroupRole.HELD_OUT)
     for client in NAMES:
