@@ -29,7 +29,7 @@ def check_task(policy: Policy, group: str, role: GroupRole, spec: RunSpec, task:
     group, role: this client's group and its own role; held_out means that the group is only evaluated and must never train.
     spec: run spec of the task's run.
     """
-    check_part(group, role, spec, task.kind, is_closing=is_closing(spec, task))
+    check_part(group, role, spec, task)
     check_sums(policy, group, role, spec)
     check_embedding_model(policy, spec.embedding)
     check_model_size(policy, spec)
@@ -50,16 +50,15 @@ def is_closing(spec: RunSpec, task: Task) -> bool:
     return spec.closes and task.kind is TaskKind.TRAIN and task.round == spec.last_round
 
 
-def check_part(group: str, role: GroupRole, spec: RunSpec, kind: TaskKind, *, is_closing: bool = False) -> None:
+def check_part(group: str, role: GroupRole, spec: RunSpec, task: Task) -> None:
     """Checks that this group may do this kind of task in this run. Raises PolicyForbids otherwise.
 
-    group, role: this client's group and its own role. kind: the kind of the task. is_closing: whether it is of the closing round,
-    in which a group that is evaluated only takes part, too.
+    group, role: this client's group and its own role. A group that is only evaluated takes part in a closing round, too.
     """
-    role_in_run = spec.groups.role_of(group, role)
+    role_in_run, kind = spec.groups.role_of(group, role), task.kind
     if role_in_run is None:
         _forbid("role", kind, "nothing: the run spec does not name this group")
-    if GroupRole.HELD_OUT in (role, role_in_run) and kind is TaskKind.TRAIN and not is_closing:
+    if GroupRole.HELD_OUT in (role, role_in_run) and kind is TaskKind.TRAIN and not is_closing(spec, task):
         _forbid("role", kind, "held_out: this group is evaluated only")
     if kind is TaskKind.REWARD and spec.rewards is None:
         _forbid("allow_rewards", "asked for in a run that trains", "only in a run whose spec asks for rewards")
