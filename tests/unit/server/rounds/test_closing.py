@@ -23,6 +23,7 @@ from unit.server.rounds.test_private import (
     shares,
     update,
 )
+from unit.server.rounds.test_private import collecting as collecting_to_train
 
 from pluralllm.common.words.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber
 from pluralllm.common.words.private_rounds import MAX_MEMBERS
@@ -103,7 +104,7 @@ def test_a_closing_round_has_room_for_more_members_than_a_round_that_trains() ->
     many = tuple(ClientId(f"m{number:03}") for number in range(MAX_MEMBERS + 2))
     run = fed(waiting(roster=many), ev.ClientsSeen(10.0, many[:70], many[70:], "h1"))
     assert (len(run.cohort), run.slots) == (MAX_MEMBERS, MAX_MEMBERS)
-    few = fed(waiting(), seen(10.0))
+    few = fed(waiting(policy=policy(target_clients=5)), seen(10.0))
     assert len(few.cohort) == 6 > fed(a_run(policy=policy(target_clients=5)), seen(10.0)).slots
 
 
@@ -173,8 +174,7 @@ def test_a_run_without_members_for_its_closing_round_ends_after_the_deadline_of_
 
 def after_last_round(**changes: Any) -> Run:
     """Returns a run after its only round, which is evaluating the last version."""
-    begun = a_run(rounds=1, **{"closes": True, **changes})
-    dealt = fed(begun, ev.ClientsSeen(10.0, SIX, (), "h1"), *map(keys, SIX), *map(shares, SIX))
+    dealt = collecting_to_train(rounds=1, **{"closes": True, **changes})
     summed = fed(dealt, *map(update, SIX), *map(confirmation, SIX[:4]), *map(reveal, SIX[:4]))
     return fed(summed, ev.ModelAveraged(70.0, ONE, Digest("d1")))
 
@@ -184,7 +184,7 @@ def test_the_closing_round_follows_the_evaluation_of_the_last_version_and_no_eva
     assert run.phase is Phase.EVALUATING, "the score that it sums is measured first"
     run = fed(run, ev.ClockTicked(70.0 + POLICY.evaluation_deadline_s))
     assert (run.phase, run.waits_to_close, run.deadline_s) == (Phase.WAITING, True, 370.0 + POLICY.deadline_s)
-    run = replace(run, phase=Phase.AGGREGATING, round=RoundNumber(2), private=run.private)
+    run = replace(run, phase=Phase.AGGREGATING, round=RoundNumber(2))
     ended, effects = step(run, ev.ModelAveraged(400.0, RoundNumber(2), Digest("d1")))
     assert (ended.phase, ended.version) == (Phase.ENDED, 2)
     assert [type(effect) for effect in effects] == [ev.Publish, ev.EndRun]
