@@ -17,7 +17,7 @@ from pluralllm.common.words.names import ModelName
 from pluralllm.common.words.not_reported import NotReported, not_reported_text
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import RunSpec
-from pluralllm.operator.remote import CALL_DEADLINE_S, MOST_ROUNDS, Remote, plain
+from pluralllm.operator.remote import CALL_DEADLINE_S, MAX_PAGES, PAGE_SIZE, Remote, plain
 from pluralllm.server.members.authority import create_authority
 from pluralllm.v1 import operations_pb2
 from pluralllm.v1 import resources_pb2 as pb
@@ -167,10 +167,12 @@ class PagedRounds:
 
     def __init__(self, number: int) -> None:
         self.number = number
+        self.sizes: list[int] = []  # of the pages that were asked for
 
     def ListRounds(  # noqa: N802
         self, request: operations_pb2.ListRoundsRequest, timeout: float
     ) -> operations_pb2.ListRoundsResponse:
+        self.sizes.append(request.page_size)
         left = int(request.page_token or self.number)
         after = max(0, left - request.page_size)
         page = [pb.Round(name=f"runs/r/rounds/{number}") for number in range(left, after, -1)]
@@ -179,7 +181,10 @@ class PagedRounds:
 
 def test_all_rounds_of_a_run_are_read_unless_a_limit_is_given() -> None:
     remote = Remote.in_plain_text("127.0.0.1:1")
-    remote._operations = PagedRounds(450)
+    remote._operations = coordinator = PagedRounds(450)
     assert [row["name"] for row in remote.rounds("r")] == [f"runs/r/rounds/{number}" for number in range(450, 0, -1)]
     assert [row["name"] for row in remote.rounds("r", 2)] == ["runs/r/rounds/450", "runs/r/rounds/449"]
-    assert RunSpec.model_json_schema()["properties"]["rounds"]["maximum"] == MOST_ROUNDS
+    assert remote.rounds("r", 300)[-1]["name"] == "runs/r/rounds/151"
+    assert coordinator.sizes == [PAGE_SIZE] * 3 + [2] + [PAGE_SIZE] * 2
+    most = RunSpec.model_json_schema()["properties"]["rounds"]["maximum"] + 1  # with a closing round
+    assert most <= MAX_PAGES * PAGE_SIZE, "no run has more rounds than the pages that are read"

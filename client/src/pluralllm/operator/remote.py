@@ -53,7 +53,6 @@ CALL_DEADLINE_S = 15.0
 REWARDS_HOLD_S = 10.0
 WATCH_DEADLINE_S = 5.0  # no event reports progress and ages, so they are read again after this time
 PAGE_SIZE = 200
-MOST_ROUNDS = 100_000  # of a run, as RunSpec.rounds allows
 AUDIT_PAGE_SIZE = 500
 MAX_PAGES = 1_000
 MAX_RESTS = 5  # for one call
@@ -160,9 +159,9 @@ class Remote:
             "runs",
         )
 
-    def rounds(self, run: str, limit: int = MOST_ROUNDS) -> list[Values]:
-        """Returns the newest rounds of a run, newest first. limit: largest number of rounds to return; the default is all."""
-        size = min(limit, PAGE_SIZE)
+    def rounds(self, run: str, limit: int | None = None) -> list[Values]:
+        """Returns the newest rounds of a run, newest first. limit: largest number of rounds to return; None returns all."""
+        size = PAGE_SIZE if limit is None else min(limit, PAGE_SIZE)
         return self._pages(
             "ListRounds",
             lambda token: pb.ListRoundsRequest(parent=_run_name(run), page_size=size, page_token=token),

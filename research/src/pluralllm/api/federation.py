@@ -26,7 +26,7 @@ from pluralllm.common.words.roles import GroupRole, MemberRole
 from pluralllm.common.words.spec import RunSpec
 from pluralllm.operator.default_rounds import with_default_rounds
 from pluralllm.operator.opening import opened
-from pluralllm.operator.remote import MOST_ROUNDS, Remote, Values
+from pluralllm.operator.remote import Remote, Values
 from pluralllm.operator.saved_model import save_model
 from pluralllm.operator.watching import events_of
 
@@ -238,8 +238,8 @@ class Run:
         keys = ("version", "group", "role", "alignment_score", "context_gain", "questions")
         return frame_of({key: getattr(score, key) for key in keys} for score in self.scores())
 
-    def rounds(self, limit: int = MOST_ROUNDS) -> list[Values]:
-        """Returns the newest rounds, newest first, as `pluralllm rounds --json` prints them."""
+    def rounds(self, limit: int | None = None) -> list[Values]:
+        """Returns the newest rounds, newest first, as `pluralllm rounds --json` prints them. limit: their number; None is all."""
         return self._connection.rounds(self.name, limit)
 
     def models(self) -> list[Model]:
