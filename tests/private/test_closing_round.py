@@ -38,8 +38,8 @@ class ScoringWorker(Worker):
         return await super().ask(command, order, on_progress)
 
 
-def closing_spec(rounds: int) -> RunSpec:
-    spec = spec_of(rounds)
+def closing_spec() -> RunSpec:
+    spec = spec_of(1)
     assert spec.private_rounds is not None
     tables = {"private_rounds": spec.private_rounds.model_copy(update={"closing_scores": True})}
     closing = spec.model_copy(update={**tables, "format": "pluralllm.run/4"})
@@ -56,7 +56,7 @@ async def test_the_scores_of_the_last_version_are_a_sum_over_all_groups_and_the_
     tmp_path: Path,
 ) -> None:
     async with serving(tmp_path / "server", SystemClock(), silence_s=5) as served:
-        await served.create("r", closing_spec(1))
+        await served.create("r", closing_spec())
         await held_out(served)
         with capture_logs() as logs:
             async with members(tmp_path / "clients", served, ScoringWorker) as some:
@@ -108,7 +108,7 @@ async def test_an_update_that_is_not_0_moves_nothing_and_costs_the_scores(
 
     monkeypatch.setattr(private_round, "untrained", lying)
     async with serving(tmp_path / "server", SystemClock(), silence_s=5) as served:
-        await served.create("r", closing_spec(1))
+        await served.create("r", closing_spec())
         async with members(tmp_path / "clients", served, ScoringWorker) as some:
             await some.start(*MEMBERS)
             run = await until(served, ended)

@@ -56,7 +56,7 @@ class World:
         self.coordinator = SimulatedCoordinator(spec)
         spares = draw.randint(0, 2)
         names = [ClientId(f"m{number}") for number in range(count + spares)]
-        self.held_out = tuple(ClientId(f"m{number}") for number in range(90, 92 if self.closes else 90))
+        self.held_out = (ClientId("m90"), ClientId("m91")) if self.closes else ()
         self.members = {name: Member(name, random.Random(f"{seed}/{name}")) for name in (*names, *self.held_out)}
         self._liars = draw.sample(names, colluders)
         self._away_until: dict[ClientId, float] = {}
