@@ -1,6 +1,5 @@
 """The closing round: the scores of the last version of all groups are known as a sum, and no single one leaves its machine."""
 
-import asyncio
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from drill.trial import ALL
-from private.test_daemons import MEMBERS, Member, Worker, assert_verified_to, ended, members, spec_of, until
+from private.test_daemons import MEMBERS, Member, Worker, assert_verified_to, members, spec_of
 from private.test_service import LAYOUT, clean, stored
 from structlog.testing import capture_logs
 from support.coordinator_harness import Served, serving
@@ -61,8 +60,7 @@ async def test_the_scores_of_the_last_version_are_a_sum_over_all_groups_and_the_
         with capture_logs() as logs:
             async with members(tmp_path / "clients", served, ScoringWorker) as some:
                 await some.start(*MEMBERS, *HELD_OUT)
-                run = await until(served, ended)
-                await asyncio.wait_for(asyncio.gather(*(one.task for one in some.of.values())), 20)
+                run = await some.run_to_its_end()
                 await assert_verified_to(served, some.of[MEMBERS[0]], {1: MEMBERS, 2: (*MEMBERS, *HELD_OUT)})
         assert not [line for line in logs if line["event"] in ("task.failed", "task.broken")]
         assert (run.outcome, run.version) == (rpb.RUN_OUTCOME_COMPLETED, 2)
@@ -111,8 +109,7 @@ async def test_an_update_that_is_not_0_moves_nothing_and_costs_the_scores(
         await served.create("r", closing_spec())
         async with members(tmp_path / "clients", served, ScoringWorker) as some:
             await some.start(*MEMBERS)
-            run = await until(served, ended)
-            await asyncio.wait_for(asyncio.gather(*(one.task for one in some.of.values())), 20)
+            run = await some.run_to_its_end()
         assert (run.outcome, run.version) == (rpb.RUN_OUTCOME_COMPLETED, 1)
         assert "without closing scores: The sum" in run.outcome_reason, run.outcome_reason
         assert "nobody trains in it" in run.outcome_reason

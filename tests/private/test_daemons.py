@@ -144,6 +144,12 @@ class Members:
             worker = self.of[name].worker if name in self.of else self._worker(name, {})
             self.of[name] = Member(self._folder / name, identity, {} if name == alone else self.pins, worker, policy)
 
+    async def run_to_its_end(self) -> rpb.Run:
+        """Waits until the run has ended and every daemon knows it. Returns the run."""
+        run = await until(self._served, ended)
+        await asyncio.wait_for(asyncio.gather(*(one.task for one in self.of.values())), 20)
+        return run
+
     def never_checks(self, name: str) -> None:
         """Lets a started member's coin never fall for the check of a version."""
         check = self.of[name].daemon._private._means.verification
@@ -205,8 +211,7 @@ async def test_daemons_that_are_restarted_after_any_line_of_their_notebooks_make
             await until(served, lambda run: not any(notebooks_of(one) for one in some.of.values()))
             assert (await served.run("r")).round == 1, "no task of a later round has ended the first one"
             await served.parts.coordinator.dispatch(served.parts.runs.get("r"), RunResumed(0.0))
-            run = await until(served, ended)
-            await asyncio.wait_for(asyncio.gather(*(one.task for one in some.of.values())), 20)
+            run = await some.run_to_its_end()
             await assert_verified(served, some.of[MEMBERS[0]])
         assert (run.outcome, run.version) == (rpb.RUN_OUTCOME_COMPLETED, ROUNDS)
         await assert_steps(served, [one.worker for one in some.of.values()])
@@ -239,8 +244,7 @@ async def test_daemons_weight_their_updates_by_their_own_distances_over_restarts
                     await asyncio.sleep(0.005)
                 await some.of[MEMBERS[0]].end()  # after its receipt for round 2, before that round has made a version
                 await some.start(MEMBERS[0])
-            run = await until(served, ended)
-            await asyncio.wait_for(asyncio.gather(*(one.task for one in some.of.values())), 20)
+            run = await some.run_to_its_end()
         workers = [one.worker for one in some.of.values()]
         assert not some.of[MEMBERS[1]].daemon._private._means.verification._true
         assert (run.outcome, run.version) == (rpb.RUN_OUTCOME_COMPLETED, 3)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from private.test_daemons import Worker, ended, members, until
+from private.test_daemons import Worker, members, until
 from private.test_service import clean, stored
 from structlog.testing import capture_logs
 from support.coordinator_harness import serving, small_spec
@@ -87,8 +87,7 @@ async def test_a_run_of_sums_ends_with_the_bits_of_its_terms_without_masks_and_e
         with capture_logs() as logs:
             async with members(tmp_path / "clients", served, SumsWorker) as some:
                 await some.start(*MEMBERS)
-                run = await until(served, ended)
-                await asyncio.wait_for(asyncio.gather(*(one.task for one in some.of.values())), 20)
+                run = await some.run_to_its_end()
                 identity = await served.member(MEMBERS[0], MemberRole.CLIENT)
                 paths = JoinConfig(state_dir=some.of[MEMBERS[0]].state)
                 last = await verified(paths, identity, RunId("r"), RoundNumber(ROUNDS))
