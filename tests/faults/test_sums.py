@@ -28,7 +28,11 @@ SPEC = process_spec(
 
 def digest_in_one_process(folder: Path, spec: RunSpec, model: Path) -> str:
     """Returns the digest of the last version of the same run, played as an experiment."""
-    groups = embed_groups(spec, GROUPS, model, folder / "cache", torch.device("cpu"), lambda *_: None)
+    embedded = [  # each group by itself, as its own daemon embeds it
+        embed_groups(spec, {name: questions}, model, folder / name / "cache", torch.device("cpu"), lambda *_: None)
+        for name, questions in GROUPS.items()
+    ]
+    groups = {name: data for group in embedded for name, data in group.items()}
     named = spec.model_copy(update={"groups": Groups(train=tuple(GROUPS))})
     *_, last = federate(named, groups, torch.device("cpu"))
     return write_weights(folder / "last", version_layout(spec, spec.rounds), [last.values]).digest

@@ -218,7 +218,7 @@ class Federation:
             "coordinator": address or self.address,
             "data": str(home / "answers.jsonl"),
             "state_dir": str(home / "state"),
-            "cache_dir": str(embeddings()),
+            "cache_dir": str(embeddings(home / "answers.jsonl")),
             "embedding_model_path": str(self._embedding_model),
             "log_level": "DEBUG",
         }

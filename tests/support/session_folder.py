@@ -3,6 +3,7 @@
 The first process makes the folder, names it in the environment and removes it; the processes that it starts find its name there.
 """
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -24,9 +25,14 @@ def session_folder() -> Path:
     return Path(os.environ[VARIABLE])
 
 
-def embeddings() -> Path:
-    """The cache of embedded texts that all daemons share: a worker that finds its texts there loads no transformer."""
-    return session_folder() / "embeddings"
+def embeddings(data: Path | None = None) -> Path:
+    """The cache of embedded texts that the daemons of a session share: a worker that finds its texts there loads no transformer.
+
+    data: a private file. All daemons with this content then share a cache of their own, whose vectors are the same bits
+    whenever they are made: on some processors a vector's last bits depend on the texts that are embedded beside it.
+    """
+    shared = session_folder() / "embeddings"
+    return shared if data is None else shared / hashlib.sha256(data.read_bytes()).hexdigest()[:16]
 
 
 def made_once(name: str, make: Callable[[Path], object], folder: Path) -> Path:
