@@ -98,7 +98,7 @@ def troubled(fleet: Fleet) -> str:
 
 
 def steered(fleet: Fleet) -> str:
-    """Pauses and resumes a run, revokes a member who has delivered, and cancels the run."""
+    """Pauses and resumes a run, revokes a member who has delivered, cancels the run, archives it and brings it back."""
     wait = {1: Behaviour.WAIT, 2: Behaviour.WAIT}
     begin(fleet, STEERED, {"ann": wait, "ben": wait, "dan": {}})
     fleet.insist("the run is paused", lambda remote: remote.pause_run("r"))
@@ -110,6 +110,8 @@ def steered(fleet: Fleet) -> str:
         fleet.let_go(name, 1)
     fleet.insist("round 2 is open", lambda remote: remote.get_run("r")["round"] == 2)
     fleet.insist("the run is cancelled", lambda remote: remote.cancel_run("r", "drill"))
+    fleet.insist("the run is archived", lambda remote: remote.archive_run("r")["archived"])
+    fleet.insist("the run is back", lambda remote: not remote.unarchive_run("r")["archived"])
     return fleet.finish(revoked="dan")
 
 

@@ -33,6 +33,7 @@ class Situation:
     rated_task: str
     rollouts_json: bytes  # the batch in progress
     next_run: str  # does not exist yet
+    ended_run: str
     task: fed.Task  # ann's task in the open round
     manifest: Manifest  # the manifest of an update for that task
     update: bytes
@@ -45,7 +46,7 @@ class Situation:
 
 def real_values(now: Situation, field: str) -> Sequence[Any]:
     """Returns the real values for a field of this name; a strategy among them makes values that are nearly real."""
-    runs = [now.run, now.scored_run, now.rated_run, now.next_run, "run-0001", "-"]
+    runs = [now.run, now.scored_run, now.rated_run, now.next_run, now.ended_run, "run-0001", "-"]
     tasks = [f"runs/{now.run}/rounds/1/tasks/{kind}-{name}" for kind in ("train", "evaluate") for name in TRAINERS]
     names = [f"runs/{run}{suffix}" for run in runs for suffix in ("", "/rounds/1", "/models/0", "/models/-")]
     people = (*TRAINERS, SCORER, RATER, GUEST, *OTHERS)
@@ -172,6 +173,8 @@ GOOD: dict[str, Callable[[Situation], Message]] = {
     "PauseRun": lambda now: ops.PauseRunRequest(name=f"runs/{now.run}"),
     "ResumeRun": lambda now: ops.ResumeRunRequest(name=f"runs/{now.run}"),
     "CancelRun": lambda now: ops.CancelRunRequest(name=f"runs/{now.run}", reason="enough"),
+    "ArchiveRun": lambda now: ops.ArchiveRunRequest(name=f"runs/{now.ended_run}"),
+    "UnarchiveRun": lambda now: ops.UnarchiveRunRequest(name=f"runs/{now.ended_run}"),
     "AskRewards": lambda now: ops.AskRewardsRequest(name=f"runs/{now.rated_run}", rollouts_json=now.rollouts_json),
     "GetRewards": lambda now: ops.GetRewardsRequest(name=f"runs/{now.rated_run}/rounds/1"),
     "GetRun": lambda now: ops.GetRunRequest(name=f"runs/{now.run}"),

@@ -192,6 +192,7 @@ def situation() -> Situation:
         rated_task="runs/fourth/rounds/1/tasks/reward-rae",
         rollouts_json=b'[["Which?",["this","that"],[3,1]]]',
         next_run="third",
+        ended_run="zeroth",
         task=federation_pb2.Task(name="runs/first/rounds/1/tasks/train-ann", spec_sha256=digest, base_digest=digest),
         manifest=Manifest(digest_of(hashes), len(update), hashes),
         update=update,

@@ -35,6 +35,7 @@ from pluralllm.v1 import federation_pb2, operations_pb2
 T = TypeVar("T")
 LIMIT_S = 30.0
 OLD_RUNS = 30
+ENDED = "over"  # a run that was cancelled before it began
 SETTLED_S = 0.01
 STRANGER = ""  # calls the enrolment port without a membership
 PEOPLE: Mapping[str, MemberRole] = {
@@ -152,6 +153,8 @@ class World:
             await self._register_peer_key(TRAINERS[0])
         if not any(invite.name == GUEST for invite in self._served.registry.open_invites()):
             await self._invite_guest()
+        await self._served.create(ENDED, SPEC, start=False)
+        await self._cancel(self._served.parts.runs.get(ENDED))
         for run in self._served.parts.runs.all():
             if run not in (self._first, self._scored, self._rated) and run.state.phase not in (
                 Phase.CREATED,
@@ -255,6 +258,7 @@ class World:
             rated_task=str(self._rated.task_name(ClientId(RATER))),
             rollouts_json=BATCH,
             next_run=f"made-{self.runs:04}",
+            ended_run=ENDED,
             task=self._task,
             manifest=self._manifest,
             update=self._update.read_bytes(),

@@ -236,6 +236,21 @@ async def test_run_is_created_started_paused_resumed_and_cancelled(tmp_path: Pat
         assert_one_clear_line(done, 3, "Run r is ended")
 
 
+async def test_a_cancelled_run_is_archived_and_one_that_goes_on_is_refused(tmp_path: Path) -> None:
+    async with serving(tmp_path / "state") as served:
+        await served.create("first", small_spec())
+        await served.create("slip", small_spec(), start=False)
+        done = await pluralllm("run", "archive", "slip", coordinator=served)
+        assert_one_clear_line(done, 3, "Run slip is created", "has ended", "pluralllm run cancel slip")
+        assert (await pluralllm("run", "cancel", "slip", coordinator=served)).code == 0
+        done = await pluralllm("run", "archive", "slip", coordinator=served)
+        assert "cancelled (archived)" in done.out, done.err
+        assert "runs/first" in (await pluralllm("status", coordinator=served)).out
+        for options, listed in ((), "first"), (("--archived",), "slip first"):
+            runs = (await pluralllm("runs", *options, "--json", coordinator=served)).json["runs"]
+            assert [run["name"] for run in runs] == [f"runs/{name}" for name in listed.split()]
+
+
 async def test_every_read_has_stable_json(tmp_path: Path) -> None:
     async with serving(tmp_path / "state") as served:
         await served.create("first", small_spec(), start=False)

@@ -139,7 +139,7 @@ class RoundMachine(RuleBasedStateMachine):
         else:
             self.feed(ev.AveragingFailed(self.now_s, self.run.round, "corrupt", base_lost=chance == 9))
 
-    @rule(odd=st.integers(0, 27), client=clients, number=rounds, base=versions)
+    @rule(odd=st.integers(0, 31), client=clients, number=rounds, base=versions)
     def something_odd_happens(self, odd: int, client: ClientId, number: RoundNumber, base: ModelVersion) -> None:
         stale = ev.Receipt(client, Digest("stale"), 10)
         now_s = self.now_s
@@ -153,6 +153,10 @@ class RoundMachine(RuleBasedStateMachine):
                     or self.run.phase is not Phase.COLLECTING
                 )
                 assert client not in self.run.active
+            case 28 | 29:
+                self.feed(ev.RunArchived(now_s))
+            case 30 | 31:
+                self.feed(ev.RunUnarchived(now_s))
             case 1 | 2:
                 self.feed(ev.RunPaused(now_s))
             case 3 | 4 | 5 | 6:
@@ -173,6 +177,10 @@ class RoundMachine(RuleBasedStateMachine):
                 self.feed(ev.ModelAveraged(now_s, number, Digest("stray")))
             case _:
                 self.feed(ev.UpdateArrived(now_s, number, base, stale))
+
+    @invariant()
+    def only_an_ended_run_is_archived(self) -> None:
+        assert self.run.phase is Phase.ENDED or not self.run.archived
 
     @invariant()
     def each_round_has_at_most_one_average_and_one_end(self) -> None:

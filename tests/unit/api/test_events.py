@@ -44,7 +44,9 @@ def test_each_kind_has_a_class_with_its_facts() -> None:
     assert published.round == 4
 
 
-@pytest.mark.parametrize("kind", ["RunStarted", "RunPaused", "RunResumed", "RunCancelled"])
+@pytest.mark.parametrize(
+    "kind", ["RunStarted", "RunPaused", "RunResumed", "RunCancelled", "RunArchived", "RunUnarchived"]
+)
 def test_a_run_that_changes_is_one_class_whose_kind_says_how(kind: str) -> None:
     changed = event(kind)
     assert isinstance(changed, RunChanged)

@@ -385,6 +385,12 @@ def test_list_of_runs_shows_outcome_and_mean_alignment() -> None:
     ]
 
 
+def test_an_archived_run_is_called_so_in_the_list_and_on_its_screen() -> None:
+    archived = run(phase="ended", outcome="cancelled", outcome_reason="a slip", archived=True)
+    assert "cancelled (archived)" in shown(runs_table([archived], NOW))[1]
+    assert "cancelled (archived): a slip" in shown(status_screen(archived, NOW))[0]
+
+
 @pytest.mark.parametrize(
     ("time", "text"),
     [(None, "-"), (START, "2 min"), ("2026-01-01T00:01:30Z", "30 s"), ("2025-12-29T00:00:00Z", "3 d")],

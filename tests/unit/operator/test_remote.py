@@ -188,3 +188,45 @@ def test_all_rounds_of_a_run_are_read_unless_a_limit_is_given() -> None:
     assert coordinator.sizes == [PAGE_SIZE] * 3 + [2] + [PAGE_SIZE] * 2
     most = RunSpec.model_json_schema()["properties"]["rounds"]["maximum"] + 1  # with a closing round
     assert most <= MAX_PAGES * PAGE_SIZE, "no run has more rounds than the pages that are read"
+
+
+class Archive:
+    """A coordinator that notes what it is asked for."""
+
+    def __init__(self) -> None:
+        self.requests: list[object] = []
+
+    def ListRuns(self, request: operations_pb2.ListRunsRequest, timeout: float) -> operations_pb2.ListRunsResponse:  # noqa: N802
+        self.requests.append(request)
+        return operations_pb2.ListRunsResponse(next_page_token="" if request.page_token else "1")
+
+    def ArchiveRun(  # noqa: N802
+        self, request: operations_pb2.ArchiveRunRequest, timeout: float
+    ) -> operations_pb2.ArchiveRunResponse:
+        self.requests.append(request)
+        return operations_pb2.ArchiveRunResponse(run=pb.Run(name=request.name, archived=True))
+
+    def UnarchiveRun(  # noqa: N802
+        self, request: operations_pb2.UnarchiveRunRequest, timeout: float
+    ) -> operations_pb2.UnarchiveRunResponse:
+        self.requests.append(request)
+        return operations_pb2.UnarchiveRunResponse(run=pb.Run(name=request.name))
+
+
+def test_archived_runs_are_asked_for_on_each_page_of_the_list() -> None:
+    remote = Remote.in_plain_text("127.0.0.1:1")
+    remote._operations = archive = Archive()
+    for asked in ({}, {"archived": True}):
+        remote.runs(**asked)
+    shown = [
+        request.show_archived for request in archive.requests if isinstance(request, operations_pb2.ListRunsRequest)
+    ]
+    assert shown == [False, False, True, True]
+
+
+def test_only_a_runs_own_name_archives_it_so_that_the_same_call_again_archives_no_other_run() -> None:
+    remote = Remote.in_plain_text("127.0.0.1:1")
+    remote._operations = archive = Archive()
+    assert [remote.archive_run("r")["archived"], remote.unarchive_run("r")["archived"]] == [True, False]
+    remote.archive_run("-"), remote.unarchive_run("-")
+    assert [getattr(request, "name", "") for request in archive.requests] == ["runs/r", "runs/r", "runs/-", "runs/-"]

@@ -6,7 +6,9 @@ import typer
 
 from pluralllm.cli.output import now
 
-RunArgument = Annotated[str, typer.Argument(help="The run's name; - is the newest that was not cancelled.")]
+RunArgument = Annotated[
+    str, typer.Argument(help="The run's name; - is the newest one that is neither archived nor cancelled.")
+]
 
 
 def status_view(value: Any) -> Any:

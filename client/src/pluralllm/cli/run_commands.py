@@ -27,6 +27,9 @@ from pluralllm.operator.default_rounds import with_default_rounds
 if TYPE_CHECKING:
     from pluralllm.operator.remote import Remote
 
+# No `-`: what it stands for changes with the command, so that the same line typed again would archive another run.
+NamedRun = Annotated[str, typer.Argument(help="The run's own name.")]
+
 run_app = typer.Typer(no_args_is_help=True, help="Creates and steers runs.")
 
 
@@ -190,3 +193,18 @@ def cancel(
 ) -> None:
     """Ends a run for good; a round that is open is recorded as abandoned."""
     show(RUN, remote(coordinator).cancel_run(run, reason), as_json=as_json, screen=status_view)
+
+
+@run_app.command("archive")
+def archive(run: NamedRun, coordinator: CoordinatorOption = None, as_json: Json = False) -> None:
+    """Archives a run that has ended: lists leave it out, and commands without a run's name do not choose it.
+
+    Nothing of the run is deleted. Commands with its name work as before, and `pluralllm run unarchive` brings it back.
+    """
+    show(RUN, remote(coordinator).archive_run(run), as_json=as_json, screen=status_view)
+
+
+@run_app.command("unarchive")
+def unarchive(run: NamedRun, coordinator: CoordinatorOption = None, as_json: Json = False) -> None:
+    """Takes a run out of the archive: lists have it again."""
+    show(RUN, remote(coordinator).unarchive_run(run), as_json=as_json, screen=status_view)

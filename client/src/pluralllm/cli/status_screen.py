@@ -62,7 +62,7 @@ def status_screen(run: Mapping[str, Any], now: datetime.datetime) -> RenderableT
 
 
 def _head(run: Mapping[str, Any], now: datetime.datetime) -> Text:
-    phase = run_state_text(run["phase"], run["outcome"], paused=run["paused"])
+    phase = run_state_text(run["phase"], run["outcome"], paused=run["paused"], archived=run.get("archived", False))
     if run["phase"] == "ended":
         phase = f"{phase}: {cell(run['outcome_reason']).plain}"
     return Text.assemble(
@@ -243,7 +243,7 @@ def runs_table(runs: Sequence[Mapping[str, Any]], now: datetime.datetime) -> Tab
     for run in runs:
         table.add_row(
             RunName.parse(run["name"]).run,
-            run["outcome"] if run["phase"] == "ended" else run["phase"],
+            run_state_text(run["phase"], run["outcome"], paused=False, archived=run.get("archived", False)),
             f"{run['round']} of {run['rounds']}",
             str(run["version"]),
             _mean_of_run(run),

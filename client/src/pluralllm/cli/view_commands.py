@@ -59,11 +59,15 @@ def status(
         raise typer.Exit(REFUSED)
 
 
-def runs(coordinator: CoordinatorOption = None, as_json: Json = False) -> None:
-    """Lists all runs, newest first."""
+def runs(
+    archived: Annotated[bool, typer.Option("--archived", help="List archived runs, too.")] = False,
+    coordinator: CoordinatorOption = None,
+    as_json: Json = False,
+) -> None:
+    """Lists the runs, newest first. Archived runs are left out."""
     from pluralllm.cli.status_screen import runs_table  # noqa: PLC0415
 
-    listed = {"runs": remote(coordinator).runs(summary=not as_json)}
+    listed = {"runs": remote(coordinator).runs(summary=not as_json, archived=archived)}
     show(RUNS, listed, as_json=as_json, screen=lambda value: runs_table(value["runs"], now()))
 
 

@@ -66,7 +66,7 @@ class Remote:
 
     A call raises the typed error that the coordinator answered with. If there is no answer, a diagnosis looks for the cause;
     the call raises the error that the diagnosis finds, or a subclass of NoAnswer. In every method that takes a run's name, `-`
-    means the newest run that was not cancelled.
+    means the newest run that is neither archived nor cancelled; `archive_run` and `unarchive_run` need the name itself.
     """
 
     def __init__(self, address: str, channel: grpc.Channel, identity: Identity | None) -> None:
@@ -116,6 +116,14 @@ class Remote:
         """Ends a run for good, and returns the run. reason: text that is stored with the run and reported to the clients."""
         return self._run("CancelRun", pb.CancelRunRequest(name=self._exact_name(run), reason=reason))
 
+    def archive_run(self, run: str) -> Values:
+        """Archives a run that has ended, so that lists leave it out, and returns the run. Raises RunNotEnded for another run."""
+        return self._run("ArchiveRun", pb.ArchiveRunRequest(name=_run_name(run)))
+
+    def unarchive_run(self, run: str) -> Values:
+        """Takes a run out of the archive, so that lists have it again, and returns the run."""
+        return self._run("UnarchiveRun", pb.UnarchiveRunRequest(name=_run_name(run)))
+
     def ask_rewards(self, run: str, rollouts_json: bytes) -> str:
         """Sends a batch of rollouts to be scored with rewards. Returns the name of the round that scores the batch.
 
@@ -151,11 +159,16 @@ class Remote:
             token = answer.next_participants_page_token
         raise OverLimit(what="pages of GetRun", got=MAX_PAGES + 1, limit=MAX_PAGES)
 
-    def runs(self, *, summary: bool = False) -> list[Values]:
-        """Returns all runs, newest first. With `summary`, their participants, evaluations and refusals are left out."""
+    def runs(self, *, summary: bool = False, archived: bool = False) -> list[Values]:
+        """Returns the runs, newest first. With `summary`, their participants, evaluations and refusals are left out.
+
+        archived: whether archived runs are listed, too.
+        """
         return self._pages(
             "ListRuns",
-            lambda token: pb.ListRunsRequest(page_size=PAGE_SIZE, page_token=token, summary=summary),
+            lambda token: pb.ListRunsRequest(
+                page_size=PAGE_SIZE, page_token=token, summary=summary, show_archived=archived
+            ),
             "runs",
         )
 
@@ -359,7 +372,7 @@ class Remote:
         return plain(self._call(method, request, MAX_MESSAGE_BYTES).run)  # with all its participants
 
     def _exact_name(self, run: str) -> str:
-        """Returns the resource name of a run; for `-`, that of the newest run that was not cancelled.
+        """Returns the resource name of a run; for `-`, that of the run that it stands for now.
 
         A call that changes a run needs the run's own name.
         """
@@ -439,7 +452,7 @@ def checked_address(address: str) -> str:
 
 
 def _run_name(run: str) -> str:
-    """Returns the resource name of a run, which the coordinator checks. `-` stands for the newest run that was not cancelled."""
+    """Returns the resource name of a run, which the coordinator checks, and in which it reads what `-` stands for."""
     return str(RunName(RunId(run)))
 
 

@@ -62,6 +62,16 @@ class OperationsServiceStub(object):
                 request_serializer=pluralllm_dot_v1_dot_operations__pb2.CancelRunRequest.SerializeToString,
                 response_deserializer=pluralllm_dot_v1_dot_operations__pb2.CancelRunResponse.FromString,
                 _registered_method=True)
+        self.ArchiveRun = channel.unary_unary(
+                '/pluralllm.v1.OperationsService/ArchiveRun',
+                request_serializer=pluralllm_dot_v1_dot_operations__pb2.ArchiveRunRequest.SerializeToString,
+                response_deserializer=pluralllm_dot_v1_dot_operations__pb2.ArchiveRunResponse.FromString,
+                _registered_method=True)
+        self.UnarchiveRun = channel.unary_unary(
+                '/pluralllm.v1.OperationsService/UnarchiveRun',
+                request_serializer=pluralllm_dot_v1_dot_operations__pb2.UnarchiveRunRequest.SerializeToString,
+                response_deserializer=pluralllm_dot_v1_dot_operations__pb2.UnarchiveRunResponse.FromString,
+                _registered_method=True)
         self.AskRewards = channel.unary_unary(
                 '/pluralllm.v1.OperationsService/AskRewards',
                 request_serializer=pluralllm_dot_v1_dot_operations__pb2.AskRewardsRequest.SerializeToString,
@@ -188,6 +198,21 @@ class OperationsServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ArchiveRun(self, request, context):
+        """Called by an administrator. Archives a run that has ended: lists leave it out unless they are asked for it, and runs/- does
+        not mean it. Nothing of the run is deleted, and its own name goes on to work. Repeatable. Refusals: NOT_FOUND, RUN_NOT_ENDED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnarchiveRun(self, request, context):
+        """Called by an administrator. Takes a run out of the archive: lists have it again. Repeatable. Refusals: NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def AskRewards(self, request, context):
         """Called by an administrator. Sends a batch of rollouts, which the groups score in a round of a reward run. Repeatable while
         that round is open. Refusals: NOT_FOUND, WRONG_PHASE (also while another batch is being scored), INVALID_ARGUMENT,
@@ -213,7 +238,8 @@ class OperationsServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListRuns(self, request, context):
-        """Called by any member. Returns all runs in pages, the newest first. Refusals: INVALID_ARGUMENT.
+        """Called by any member. Returns the runs in pages, the newest first; archived ones only if the request asks for them.
+        Refusals: INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -339,6 +365,16 @@ def add_OperationsServiceServicer_to_server(servicer, server):
                     servicer.CancelRun,
                     request_deserializer=pluralllm_dot_v1_dot_operations__pb2.CancelRunRequest.FromString,
                     response_serializer=pluralllm_dot_v1_dot_operations__pb2.CancelRunResponse.SerializeToString,
+            ),
+            'ArchiveRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.ArchiveRun,
+                    request_deserializer=pluralllm_dot_v1_dot_operations__pb2.ArchiveRunRequest.FromString,
+                    response_serializer=pluralllm_dot_v1_dot_operations__pb2.ArchiveRunResponse.SerializeToString,
+            ),
+            'UnarchiveRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnarchiveRun,
+                    request_deserializer=pluralllm_dot_v1_dot_operations__pb2.UnarchiveRunRequest.FromString,
+                    response_serializer=pluralllm_dot_v1_dot_operations__pb2.UnarchiveRunResponse.SerializeToString,
             ),
             'AskRewards': grpc.unary_unary_rpc_method_handler(
                     servicer.AskRewards,
@@ -559,6 +595,60 @@ class OperationsService(object):
             '/pluralllm.v1.OperationsService/CancelRun',
             pluralllm_dot_v1_dot_operations__pb2.CancelRunRequest.SerializeToString,
             pluralllm_dot_v1_dot_operations__pb2.CancelRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ArchiveRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pluralllm.v1.OperationsService/ArchiveRun',
+            pluralllm_dot_v1_dot_operations__pb2.ArchiveRunRequest.SerializeToString,
+            pluralllm_dot_v1_dot_operations__pb2.ArchiveRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnarchiveRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pluralllm.v1.OperationsService/UnarchiveRun',
+            pluralllm_dot_v1_dot_operations__pb2.UnarchiveRunRequest.SerializeToString,
+            pluralllm_dot_v1_dot_operations__pb2.UnarchiveRunResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -52,6 +52,12 @@ class OperationsServiceStub:
     """Called by an administrator. Ends a run: the open round is recorded as abandoned, and clients stop their tasks. Repeatable.
     Refusals: NOT_FOUND, WRONG_PHASE.
     """
+    ArchiveRun: _grpc.UnaryUnaryMultiCallable[_operations_pb2.ArchiveRunRequest, _operations_pb2.ArchiveRunResponse]
+    """Called by an administrator. Archives a run that has ended: lists leave it out unless they are asked for it, and runs/- does
+    not mean it. Nothing of the run is deleted, and its own name goes on to work. Repeatable. Refusals: NOT_FOUND, RUN_NOT_ENDED.
+    """
+    UnarchiveRun: _grpc.UnaryUnaryMultiCallable[_operations_pb2.UnarchiveRunRequest, _operations_pb2.UnarchiveRunResponse]
+    """Called by an administrator. Takes a run out of the archive: lists have it again. Repeatable. Refusals: NOT_FOUND."""
     AskRewards: _grpc.UnaryUnaryMultiCallable[_operations_pb2.AskRewardsRequest, _operations_pb2.AskRewardsResponse]
     """Called by an administrator. Sends a batch of rollouts, which the groups score in a round of a reward run. Repeatable while
     that round is open. Refusals: NOT_FOUND, WRONG_PHASE (also while another batch is being scored), INVALID_ARGUMENT,
@@ -64,7 +70,9 @@ class OperationsServiceStub:
     GetRun: _grpc.UnaryUnaryMultiCallable[_operations_pb2.GetRunRequest, _operations_pb2.GetRunResponse]
     """Called by any member. Returns the status of a run. Refusals: NOT_FOUND."""
     ListRuns: _grpc.UnaryUnaryMultiCallable[_operations_pb2.ListRunsRequest, _operations_pb2.ListRunsResponse]
-    """Called by any member. Returns all runs in pages, the newest first. Refusals: INVALID_ARGUMENT."""
+    """Called by any member. Returns the runs in pages, the newest first; archived ones only if the request asks for them.
+    Refusals: INVALID_ARGUMENT.
+    """
     GetRound: _grpc.UnaryUnaryMultiCallable[_operations_pb2.GetRoundRequest, _operations_pb2.GetRoundResponse]
     """Called by any member. Returns one round. Refusals: NOT_FOUND."""
     ListRounds: _grpc.UnaryUnaryMultiCallable[_operations_pb2.ListRoundsRequest, _operations_pb2.ListRoundsResponse]
@@ -131,6 +139,12 @@ class OperationsServiceAsyncStub(OperationsServiceStub):
     """Called by an administrator. Ends a run: the open round is recorded as abandoned, and clients stop their tasks. Repeatable.
     Refusals: NOT_FOUND, WRONG_PHASE.
     """
+    ArchiveRun: _aio.UnaryUnaryMultiCallable[_operations_pb2.ArchiveRunRequest, _operations_pb2.ArchiveRunResponse]  # type: ignore[assignment]
+    """Called by an administrator. Archives a run that has ended: lists leave it out unless they are asked for it, and runs/- does
+    not mean it. Nothing of the run is deleted, and its own name goes on to work. Repeatable. Refusals: NOT_FOUND, RUN_NOT_ENDED.
+    """
+    UnarchiveRun: _aio.UnaryUnaryMultiCallable[_operations_pb2.UnarchiveRunRequest, _operations_pb2.UnarchiveRunResponse]  # type: ignore[assignment]
+    """Called by an administrator. Takes a run out of the archive: lists have it again. Repeatable. Refusals: NOT_FOUND."""
     AskRewards: _aio.UnaryUnaryMultiCallable[_operations_pb2.AskRewardsRequest, _operations_pb2.AskRewardsResponse]  # type: ignore[assignment]
     """Called by an administrator. Sends a batch of rollouts, which the groups score in a round of a reward run. Repeatable while
     that round is open. Refusals: NOT_FOUND, WRONG_PHASE (also while another batch is being scored), INVALID_ARGUMENT,
@@ -143,7 +157,9 @@ class OperationsServiceAsyncStub(OperationsServiceStub):
     GetRun: _aio.UnaryUnaryMultiCallable[_operations_pb2.GetRunRequest, _operations_pb2.GetRunResponse]  # type: ignore[assignment]
     """Called by any member. Returns the status of a run. Refusals: NOT_FOUND."""
     ListRuns: _aio.UnaryUnaryMultiCallable[_operations_pb2.ListRunsRequest, _operations_pb2.ListRunsResponse]  # type: ignore[assignment]
-    """Called by any member. Returns all runs in pages, the newest first. Refusals: INVALID_ARGUMENT."""
+    """Called by any member. Returns the runs in pages, the newest first; archived ones only if the request asks for them.
+    Refusals: INVALID_ARGUMENT.
+    """
     GetRound: _aio.UnaryUnaryMultiCallable[_operations_pb2.GetRoundRequest, _operations_pb2.GetRoundResponse]  # type: ignore[assignment]
     """Called by any member. Returns one round. Refusals: NOT_FOUND."""
     ListRounds: _aio.UnaryUnaryMultiCallable[_operations_pb2.ListRoundsRequest, _operations_pb2.ListRoundsResponse]  # type: ignore[assignment]
@@ -239,6 +255,24 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def ArchiveRun(
+        self,
+        request: _operations_pb2.ArchiveRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.ArchiveRunResponse, _abc.Awaitable[_operations_pb2.ArchiveRunResponse]]:
+        """Called by an administrator. Archives a run that has ended: lists leave it out unless they are asked for it, and runs/- does
+        not mean it. Nothing of the run is deleted, and its own name goes on to work. Repeatable. Refusals: NOT_FOUND, RUN_NOT_ENDED.
+        """
+
+    @_abc_1.abstractmethod
+    def UnarchiveRun(
+        self,
+        request: _operations_pb2.UnarchiveRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.UnarchiveRunResponse, _abc.Awaitable[_operations_pb2.UnarchiveRunResponse]]:
+        """Called by an administrator. Takes a run out of the archive: lists have it again. Repeatable. Refusals: NOT_FOUND."""
+
+    @_abc_1.abstractmethod
     def AskRewards(
         self,
         request: _operations_pb2.AskRewardsRequest,
@@ -273,7 +307,9 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operations_pb2.ListRunsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.ListRunsResponse, _abc.Awaitable[_operations_pb2.ListRunsResponse]]:
-        """Called by any member. Returns all runs in pages, the newest first. Refusals: INVALID_ARGUMENT."""
+        """Called by any member. Returns the runs in pages, the newest first; archived ones only if the request asks for them.
+        Refusals: INVALID_ARGUMENT.
+        """
 
     @_abc_1.abstractmethod
     def GetRound(

@@ -671,6 +671,7 @@ class Run(_message.Message):
     SCORED_SUM_FIELD_NUMBER: _builtins.int
     UPDATES_READ_FIELD_NUMBER: _builtins.int
     BLOCKED_FIELD_NUMBER: _builtins.int
+    ARCHIVED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """runs/{run}"""
     spec_sha256: _builtins.str
@@ -693,6 +694,8 @@ class Run(_message.Message):
     updates_read: Global___UpdatesRead.ValueType
     blocked: _builtins.str
     """Why the run cannot go on before the owners of some clients act; empty if it can go on by itself."""
+    archived: _builtins.bool
+    """The run has ended, and an administrator has archived it."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -753,10 +756,11 @@ class Run(_message.Message):
         scored_sum: Global___RoundSum | None = ...,
         updates_read: Global___UpdatesRead.ValueType = ...,
         blocked: _builtins.str = ...,
+        archived: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "fairness", b"fairness", "newest_sum", b"newest_sum", "phase_deadline", b"phase_deadline", "phase_start_time", b"phase_start_time", "scored_sum", b"scored_sum", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocked", b"blocked", "create_time", b"create_time", "evaluations", b"evaluations", "fairness", b"fairness", "name", b"name", "newest_sum", b"newest_sum", "next", b"next", "outcome", b"outcome", "outcome_reason", b"outcome_reason", "participants", b"participants", "paused", b"paused", "phase", b"phase", "phase_deadline", b"phase_deadline", "phase_start_time", b"phase_start_time", "previous_evaluations", b"previous_evaluations", "received_bytes", b"received_bytes", "refusals", b"refusals", "round", b"round", "rounds", b"rounds", "scored_sum", b"scored_sum", "sent_bytes", b"sent_bytes", "sequence", b"sequence", "spec_sha256", b"spec_sha256", "update_time", b"update_time", "updates_read", b"updates_read", "version", b"version", "version_digest", b"version_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["archived", b"archived", "blocked", b"blocked", "create_time", b"create_time", "evaluations", b"evaluations", "fairness", b"fairness", "name", b"name", "newest_sum", b"newest_sum", "next", b"next", "outcome", b"outcome", "outcome_reason", b"outcome_reason", "participants", b"participants", "paused", b"paused", "phase", b"phase", "phase_deadline", b"phase_deadline", "phase_start_time", b"phase_start_time", "previous_evaluations", b"previous_evaluations", "received_bytes", b"received_bytes", "refusals", b"refusals", "round", b"round", "rounds", b"rounds", "scored_sum", b"scored_sum", "sent_bytes", b"sent_bytes", "sequence", b"sequence", "spec_sha256", b"spec_sha256", "update_time", b"update_time", "updates_read", b"updates_read", "version", b"version", "version_digest", b"version_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

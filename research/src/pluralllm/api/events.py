@@ -22,7 +22,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class RunChanged(Event):
-    """An administrator has started, paused, resumed or cancelled the run; `kind` says which."""
+    """An administrator has started, paused, resumed, cancelled, archived or unarchived the run; `kind` says which."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +121,7 @@ def _number(value: Any) -> float | None:
 
 _MAKERS: dict[str, Callable[[Shared, Values], Event]] = {
     **dict.fromkeys(("RunStarted", "RunPaused", "RunResumed", "RunCancelled"), _changed),
+    **dict.fromkeys(("RunArchived", "RunUnarchived"), _changed),
     "UpdateArrived": _arrived,
     "UpdateRefused": _refused,
     "PlaceLost": _lost,

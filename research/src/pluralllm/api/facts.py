@@ -47,6 +47,7 @@ class RunState:
     next: str  # one sentence: what happens next, and what the run waits for
     participants: tuple[Participant, ...]
     scores: tuple[GroupScore, ...]  # the latest one of each group
+    archived: bool  # whether lists leave the run out
     values: Values
 
     @property
@@ -96,6 +97,7 @@ def run_state(values: Values) -> RunState:
         next=values["next"],
         participants=people,
         scores=scores,
+        archived=values["archived"],
         values=values,
     )
 

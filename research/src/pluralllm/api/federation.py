@@ -95,12 +95,16 @@ class Federation:
 
         return simulate(groups, {} if spec is None else spec, **options)
 
-    def runs(self) -> "list[Run]":
-        """Returns all runs, newest first."""
-        return [Run(self._connection, RunName.parse(one["name"]).run) for one in self._connection.runs(summary=True)]
+    def runs(self, *, archived: bool = False) -> "list[Run]":
+        """Returns the runs, newest first. archived: whether archived runs are listed, too."""
+        listed = self._connection.runs(summary=True, archived=archived)
+        return [Run(self._connection, RunName.parse(one["name"]).run) for one in listed]
 
     def run(self, name: str = NEWEST) -> "Run":
-        """Returns a run by its name; without a name, the newest one. Raises NotFound if there is none."""
+        """Returns a run by its name; without a name, the newest one that is neither archived nor cancelled.
+
+        If there is no such run, another one stands for it. Raises NotFound if there is none at all.
+        """
         return Run(self._connection, RunName.parse(self._connection.get_run(name)["name"]).run)
 
     def members(self) -> list[Member]:
@@ -213,6 +217,14 @@ class Run:
     def cancel(self, reason: str = "") -> RunState:
         """Ends the run for good. reason: text that is stored with the run and reported to the clients."""
         return run_state(self._connection.cancel_run(self.name, reason))
+
+    def archive(self) -> RunState:
+        """Archives the run, which must have ended: lists leave it out. Nothing is deleted. Raises RunNotEnded before its end."""
+        return run_state(self._connection.archive_run(self.name))
+
+    def unarchive(self) -> RunState:
+        """Takes the run out of the archive: lists have it again."""
+        return run_state(self._connection.unarchive_run(self.name))
 
     def watch(self, after: int = 0) -> Iterator[Event]:
         """Yields each event of the run once, and waits for those to come, until the run has ended.

@@ -81,6 +81,7 @@ ALLOWED = {
         *(f"{FEDERATION}{name}" for name in ("ListVersionRecords", "GetManifest", "GetChunks")),
         *(f"{FEDERATION}{name}" for name in ("GetTranscript", "GetMaskedChunks")),
         *(f"{OPERATIONS}{name}" for name in ("CreateRun", "StartRun", "PauseRun", "ResumeRun", "CancelRun")),
+        *(f"{OPERATIONS}{name}" for name in ("ArchiveRun", "UnarchiveRun")),
         *(f"{OPERATIONS}{name}" for name in ("AskRewards", "GetRewards", "GetModel", "ListMembers", "CreateInvite")),
         *(f"{OPERATIONS}{name}" for name in ("ApproveMember", "RevokeMember", "ResetPeerKey", "ListAuditEvents")),
         f"{OPERATIONS}CreatePageLink",
@@ -97,7 +98,7 @@ FOR_ALL = {
 }
 STEERING = {
     f"{OPERATIONS}{name}" for name in ("CreateRun", "StartRun", "PauseRun", "ResumeRun", "CancelRun", "AskRewards")
-} | {f"{OPERATIONS}CreatePageLink"}
+} | {f"{OPERATIONS}{name}" for name in ("ArchiveRun", "UnarchiveRun", "CreatePageLink")}
 REFUSALS_AUDITED = {
     *(f"{OPERATIONS}{name}" for name in ("GetRewards", "ListMembers", "CreateInvite", "ApproveMember", "RevokeMember")),
     f"{OPERATIONS}ResetPeerKey",

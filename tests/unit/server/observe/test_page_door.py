@@ -27,6 +27,7 @@ from pluralllm.server.observe.page import ENTRY, FILES, FULL, Page
 from pluralllm.server.observe.page_door import CERTIFICATE, COOKIE, LoopbackDoor, MembersDoor, hosts_of
 from pluralllm.server.observe.page_facts import SHOWN
 from pluralllm.server.rounds.events import UpdateRefused
+from pluralllm.server.rounds.state import Outcome, Phase
 
 HOST, PORT = "x.example", 7447
 OWN = {"host": f"{HOST}:{PORT}", "origin": f"https://{HOST}:{PORT}"}
@@ -143,9 +144,9 @@ class Place:
         scope = {
             "type": "http",
             "method": method,
-            "path": path,
-            "raw_path": path.encode(),
-            "query_string": b"",
+            "path": path.partition("?")[0],
+            "raw_path": path.partition("?")[0].encode(),
+            "query_string": path.partition("?")[2].encode(),
             "root_path": "",
             "http_version": "1.1",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
@@ -215,6 +216,24 @@ async def test_an_administrator_reads_all_runs_by_certificate(place: Place) -> N
     assert [row["action"] for row in (await place.ask("/api/audit", ROOT)).json] == ["CreateInvite"]
     assert (await place.ask("/", ROOT)).status == 200
     assert (await place.ask("/api/runs/absent/history", ROOT)).status == 404
+
+
+async def test_an_archived_run_is_listed_if_it_is_asked_for_and_shown_by_its_name_as_before(place: Place) -> None:
+    change_state(place.at.parts.runs.get("r"), phase=Phase.ENDED, outcome=Outcome.CANCELLED, archived=True)
+
+    async def listed(query: str, by: Principal = ROOT) -> tuple[list[str], int, int]:
+        answer = (await place.ask(f"/api/runs{query}", by)).json
+        return [f"{run['name']}: {run['state']}" for run in answer["runs"]], answer["of"], answer["archived"]
+
+    other, archived = "other: waiting", "r: cancelled (archived)"
+    for query in ("", "?archived=0", "?archived=2", "?run=", "?run=nobody", "?run=other"):
+        assert await listed(query) == ([other], 1, 1)
+    for query in ("?archived=1", "?run=r", "?archived=1&run=other"):
+        assert await listed(query) == ([other, archived], 2, 1)
+    assert await listed("?archived=1&after=1") == ([archived], 2, 1)
+    assert await listed("", EYE) == ([], 0, 1)
+    assert await listed("?archived=1", EYE) == ([archived], 1, 1)
+    assert (await place.ask("/api/runs/r/history", EYE)).status == 200
 
 
 async def test_a_reader_that_may_read_has_its_certificate_read_once(

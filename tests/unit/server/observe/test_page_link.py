@@ -139,6 +139,50 @@ def test_the_list_of_runs_moves_by_as_many_runs_as_the_coordinator_says() -> Non
     """)
 
 
+def test_archived_runs_are_listed_when_they_are_chosen_and_left_out_again() -> None:
+    in_browser("""
+        const listed = { ...(await good.json()), of: 9, page: 7, archived: 3 }, asked = [];
+        let offered = "";
+        const list = document.getElementById("run");
+        list.replaceChildren = (...options) => { offered = options.map((option) => option.words).join(", "); };
+        document.createElement = () => {
+          const made = element(); made.append = (...parts) => { made.words = parts.join(""); }; return made;
+        };
+        answer = async (path) => { asked.push(path); return { ok: true, json: async () => listed }; };
+        window.hashchange(); await settle();
+        check(offered.includes("3 archived runs"), offered); check(!offered.includes("without"), offered);
+        for (const turned of [">", "+"]) { list.value = turned; list.onchange(); await settle(); }
+        check(list.size > 1, "the list is not open");
+        check(offered.includes("without archived runs"), offered); check(!offered.includes("3 archived"), offered);
+        list.value = "-"; list.onchange(); await settle();
+        check(offered.includes("3 archived runs") && list.size === 1, offered);
+        const expected = ["0", "7", "0&archived=1", "0"].map((end) => `api/runs?after=${end}`);
+        check(asked.join(" ") === expected.join(" "), asked.join(" "));
+    """)
+
+
+def test_the_run_in_the_pages_address_is_asked_for_because_it_may_be_archived() -> None:
+    in_browser("""
+        const listed = { ...(await good.json()), of: 1, page: 7, archived: 1 }, asked = [];
+        listed.runs.push({ name: "old", phase: "ended", state: "cancelled (archived)" });
+        answer = async (path) => { asked.push(path); return { ok: true, json: async () => listed }; };
+        location.hash = "#old"; window.hashchange(); await settle();
+        check(asked[0] === "api/runs?after=0&run=old", asked[0]);
+        check(opened.at(-1).path === "api/runs/old/events", opened.at(-1).path);
+    """)
+
+
+@pytest.mark.parametrize(("archived", "words"), [(0, "no run yet"), (2, "archived runs only")])
+def test_a_page_without_a_run_says_whether_there_are_archived_ones(archived: int, words: str) -> None:
+    in_browser(f"""
+        const list = document.getElementById("run"); list.options = [];
+        list.replaceChildren = (...options) => {{ list.options = options; }};
+        answer = async () => ({{ ok: true, json: async () => ({{ runs: [], of: 0, page: 7, archived: {archived} }}) }});
+        window.hashchange(); await settle();
+        const words = document.getElementById("link").textContent; check(words === {json.dumps(words)}, words);
+    """)
+
+
 def test_the_page_says_who_reads() -> None:
     in_browser("""
         check(document.getElementById("reader").textContent === "", "needs a reader");

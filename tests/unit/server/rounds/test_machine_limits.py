@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from support.round_policies import TWO_OF_THREE
 
-from pluralllm.common.errors.tree import AlreadyCommitted, LeaseLost, RoundClosed, WrongBase, WrongPhase
+from pluralllm.common.errors.tree import AlreadyCommitted, LeaseLost, RoundClosed, RunNotEnded, WrongBase, WrongPhase
 from pluralllm.common.words.aggregation import Aggregation
 from pluralllm.common.words.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber, RunId
 from pluralllm.common.words.reward_weights import RewardAggregation
@@ -169,6 +169,25 @@ def test_an_ended_run_cannot_be_started_paused_resumed_or_cancelled() -> None:
         with pytest.raises(WrongPhase):
             step(aborted, event)
     assert unchanged(ended(), ev.RunCancelled(50, "again"))
+
+
+@pytest.mark.parametrize("outcome", Outcome)
+def test_an_ended_run_is_archived_and_brought_back_and_nothing_else_of_it_changes(outcome: Outcome) -> None:
+    run = replace(ended(), outcome=outcome)
+    archived, effects = step(run, ev.RunArchived(50))
+    assert (archived, effects) == (replace(run, archived=True), ())
+    assert unchanged(archived, ev.RunArchived(51))
+    assert step(archived, ev.RunUnarchived(52)) == (run, ())
+    assert unchanged(run, ev.RunUnarchived(53))
+
+
+@pytest.mark.parametrize("run", [a_run(Phase.CREATED), a_run(), collecting(), aggregating(), evaluating()])
+def test_a_run_that_goes_on_is_not_archived_and_the_refusal_says_what_to_do(run: Run) -> None:
+    with pytest.raises(RunNotEnded) as refused:
+        step(run, ev.RunArchived(50))
+    why, fix = "only a run that has ended can be archived", f"pluralllm run cancel {run.id}"
+    assert all(words in str(refused.value) for words in (f"Run {run.id} is {run.phase};", why, fix))
+    assert unchanged(run, ev.RunUnarchived(50)), "it is not archived, so there is nothing to take back"
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from support.counted_calls import counted_calls
 from support.memory_coordinator import Hooks, MemoryCoordinator, as_caller
 from support.memory_store import nothing
 
-from pluralllm.common.errors.tree import InvalidArgument
+from pluralllm.common.errors.tree import InvalidArgument, RunNotEnded
 from pluralllm.common.words.ids import ClientId, GroupName
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.server.members.access import Principal
@@ -60,6 +60,39 @@ async def listed(operations: Operations, **fields: Any) -> Any:
 async def state_of(operations: Operations, **fields: Any) -> Any:
     with as_caller(ADMIN):
         return await operations.GetRun(pb.GetRunRequest(name="runs/r", **fields), None)
+
+
+async def test_archived_runs_are_listed_only_if_they_are_asked_for_and_pages_count_those_that_are_listed(
+    tmp_path: Path,
+) -> None:
+    place = MemoryCoordinator(tmp_path)
+    for name in ("first", "second", "third"):
+        await place.new_run(name)
+    operations = operations_of(place)
+    request = pb.ArchiveRunRequest(name="runs/second")
+    with as_caller(ADMIN):
+        with pytest.raises(RunNotEnded):
+            await operations.ArchiveRun(request, None)
+        await operations.CancelRun(pb.CancelRunRequest(name="runs/second"), None)
+        archived = (await operations.ArchiveRun(request, None)).run
+    assert (archived.name, archived.archived, archived.phase) == ("runs/second", True, resources_pb2.RUN_PHASE_ENDED)
+
+    async def pages(**fields: Any) -> list[list[tuple[str, bool]]]:
+        rows, token = [], ""
+        while True:
+            answer = await listed(operations, page_size=1, page_token=token, **fields)
+            rows.append([(run.name, run.archived) for run in answer.runs])
+            if not (token := answer.next_page_token):
+                return rows
+
+    third, second, first = (("runs/third", False), ("runs/second", True), ("runs/first", False))
+    assert await pages() == [[third], [first]]
+    assert await pages(show_archived=True, summary=True) == [[third], [second], [first]]
+    with as_caller(ADMIN):
+        back = (await operations.UnarchiveRun(pb.UnarchiveRunRequest(name="runs/second"), None)).run
+    assert not back.archived
+    assert await pages() == [[third], [("runs/second", False)], [first]]
+    await place.stop()
 
 
 async def test_a_list_of_summaries_has_no_clients_and_the_mean_of_their_scores(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ SCHEMAS = {
     3: "5d0667d2a5ba9ad7",
     4: "263ed351acf62548",
     5: "719daf57900e15af",
+    6: "e11883fb3425aa62",
 }
 
 
@@ -118,6 +119,22 @@ async def test_an_abandoned_and_an_ended_round_have_their_checkpoints(place: Mem
     assert checkpoint is not None
     assert checkpoint.sequence == run.sequence
     assert (await recover(place.parts.store, run.record)).progress == run.progress
+
+
+async def test_an_archived_run_is_archived_after_a_start_with_its_checkpoint_and_without(
+    place: MemoryCoordinator,
+) -> None:
+    run = await place.collecting("ann", "ben", rounds=2)
+    await place.coordinator.dispatch(run, ev.RunCancelled(5.0, "enough"))
+    await place.coordinator.dispatch(run, ev.RunArchived(6.0))
+    tables = place.tables.runs[run.id]
+    assert tables.checkpoint is not None
+    assert tables.checkpoint.sequence == run.sequence - 1, "it is from the run's end"
+    for _ in range(2):
+        recovered = await recover(place.parts.store, run.record)
+        assert recovered.state.archived
+        assert recovered.progress == run.progress
+        tables.checkpoint = None
 
 
 async def test_a_skipped_round_has_its_checkpoint(place: MemoryCoordinator) -> None:

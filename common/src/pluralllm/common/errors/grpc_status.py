@@ -35,6 +35,7 @@ CODES: dict[type[e.PluralError], grpc.StatusCode] = {
     e.TooFewQuestions: grpc.StatusCode.FAILED_PRECONDITION,
     e.NotFound: grpc.StatusCode.NOT_FOUND,
     e.WrongPhase: grpc.StatusCode.FAILED_PRECONDITION,
+    e.RunNotEnded: grpc.StatusCode.FAILED_PRECONDITION,
     e.RoundClosed: grpc.StatusCode.FAILED_PRECONDITION,
     e.WrongBase: grpc.StatusCode.FAILED_PRECONDITION,
     e.SpecMismatch: grpc.StatusCode.FAILED_PRECONDITION,

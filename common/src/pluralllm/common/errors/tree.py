@@ -12,6 +12,7 @@ PluralError
 |  |- TooFewQuestions      a group has fewer questions than the run spec's episodes need
 |  |- NotFound             the named run, round, model or task does not exist
 |  |- WrongPhase           the run's phase does not allow the command
+|  |- RunNotEnded          only a run that has ended can be archived
 |  |- RoundClosed          the update's round has ended
 |  |- WrongBase            the update was trained from another model version than the version that its round trains from
 |  |- SpecMismatch         the run was created with another run spec
@@ -158,6 +159,14 @@ class WrongPhase(Refused):
     phase: str
     wanted: str
     why = "Run {run} is {phase}; it cannot be {wanted}."
+
+
+@dataclass(eq=False)
+class RunNotEnded(Refused):
+    run: str
+    phase: str
+    why = "Run {run} is {phase}; only a run that has ended can be archived."
+    fix = "Wait for its end, or end it for good: pluralllm run cancel {run}."
 
 
 @dataclass(eq=False)

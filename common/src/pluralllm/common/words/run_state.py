@@ -5,8 +5,8 @@ READS_SINGLE = "the coordinator reads single updates"
 READS_SUMS = "the coordinator reads sums of updates, no single one"
 
 
-def run_state_text(phase: str, outcome: str, *, paused: bool) -> str:
-    """Returns how a run stands: its outcome once it has ended, else its phase, and whether it is paused."""
+def run_state_text(phase: str, outcome: str, *, paused: bool, archived: bool = False) -> str:
+    """Returns how a run stands: its outcome once it has ended, else its phase, and whether it is paused or archived."""
     if phase == "ended":
-        return outcome
+        return f"{outcome} (archived)" if archived else outcome
     return f"{phase} (paused)" if paused else phase

@@ -112,6 +112,8 @@ RULES: Mapping[str, Rule] = {
     f"{OPERATIONS}PauseRun": STEERING,
     f"{OPERATIONS}ResumeRun": STEERING,
     f"{OPERATIONS}CancelRun": STEERING,
+    f"{OPERATIONS}ArchiveRun": STEERING,
+    f"{OPERATIONS}UnarchiveRun": STEERING,
     f"{OPERATIONS}AskRewards": STEERING,
     f"{OPERATIONS}GetRewards": MANAGING,  # rewards show what groups are predicted to prefer
     f"{OPERATIONS}GetRun": Rule(ANY),

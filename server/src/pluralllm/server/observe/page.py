@@ -132,17 +132,23 @@ class Page:
         return Response(content, media_type=kind, headers=HEADERS)
 
     async def _list(self, request: Request) -> Response:
-        """Returns a page of the list of runs, newest first. The query's `after` is the number of runs to leave out first."""
-        reader = _reader(request)
-        newest_first = [run for run in self._runs.all()[::-1] if may_read(reader, run.id, run.spec.groups)]
-        after = request.query_params.get("after", "0")
-        first = min(int(after), len(newest_first)) if after.isascii() and after.isdigit() and len(after) < 10 else 0
+        """Returns a page of the list of runs, newest first. The query's `after` is the number of runs to leave out first.
+
+        Archived runs are in the list only if the query's `archived` is 1, or if its `run` names one.
+        """
+        reader, query = _reader(request), request.query_params
+        readable = [run for run in self._runs.all()[::-1] if may_read(reader, run.id, run.spec.groups)]
+        shows_all, named = query.get("archived") == "1", query.get("run")
+        listed = [run for run in readable if shows_all or not run.state.archived or run.id == named]
+        after = query.get("after", "0")
+        first = min(int(after), len(listed)) if after.isascii() and after.isdigit() and len(after) < 10 else 0
         facts = {
             "federation": self._federation,
             "reader": {"name": reader.name, "role": reader.role.value},
-            "of": len(newest_first),
+            "of": len(listed),
+            "archived": sum(run.state.archived for run in readable),
             "page": MAX_RUNS,
-            "runs": [row_for(reader, run_row(run)) for run in newest_first[first : first + MAX_RUNS]],
+            "runs": [row_for(reader, run_row(run)) for run in listed[first : first + MAX_RUNS]],
         }
         return json_answer(facts)
 

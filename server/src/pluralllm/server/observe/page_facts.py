@@ -44,7 +44,7 @@ def run_row(run: LiveRun) -> Facts:
         "name": run.id,
         "title": run.spec.title,
         "phase": state.phase.value,
-        "state": run_state_text(state.phase.value, _outcome(run), paused=state.paused),
+        "state": run_state_text(state.phase.value, _outcome(run), paused=state.paused, archived=state.archived),
         "round": state.round,
         "rounds": run.spec.last_round,
         "outcome": _outcome(run),

@@ -101,6 +101,20 @@ class RunCancelled:
 
 
 @dataclass(frozen=True, slots=True)
+class RunArchived:
+    """The event that an operator has archived the ended run: lists leave it out. Nothing of the run is deleted."""
+
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class RunUnarchived:
+    """The event that an operator has taken the run out of the archive: lists have it again."""
+
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class CoordinatorStarted:
     """The event that the coordinator has restarted.
 
@@ -308,6 +322,8 @@ Event = (
     | RunPaused
     | RunResumed
     | RunCancelled
+    | RunArchived
+    | RunUnarchived
     | CoordinatorStarted
     | ClientsJoined
     | ClientsSeen

@@ -23,6 +23,7 @@ Each line of the table holds the phase, the event with its condition, the next p
     WAITING      --ClientsSeen, the rounds are done-->        KEYING       OpenRound    (the closing round, if the run has one)
     WAITING      --ClockTicked, nobody for it-->              ENDED        EndRun
     any but ENDED --RunCancelled-->                           ENDED        Abandon if a round is open, EndRun
+    ENDED        --RunArchived, RunUnarchived-->              ENDED        (only `archived` changes)
 
 "See below" means: after a round or an evaluation the run is EVALUATING if an evaluation of the version is due. Otherwise
 the run is WAITING, or, after the last round, ENDED (EndRun). After the evaluation of the last version, a run that closes is
@@ -47,7 +48,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import assert_never
 
-from pluralllm.common.errors.tree import AlreadyCommitted, LeaseLost, RoundClosed, WrongBase, WrongPhase
+from pluralllm.common.errors.tree import (
+    AlreadyCommitted,
+    LeaseLost,
+    RoundClosed,
+    RunNotEnded,
+    WrongBase,
+    WrongPhase,
+)
 from pluralllm.common.words.ids import ClientId, ModelVersion, RoundNumber
 from pluralllm.common.words.private_rounds import MAX_MEMBERS
 from pluralllm.common.words.reward_weights import remember, weigh_groups
@@ -77,6 +85,8 @@ def step(run: Run, event: ev.Event) -> Step:
             return _pause(run, event)
         case ev.RunCancelled():
             return _cancel(run, event)
+        case ev.RunArchived() | ev.RunUnarchived():
+            return _archive(run, event), ()
         case ev.CoordinatorStarted():
             return _restart_deadlines(run, event.at_s), ()
         case ev.ClientsJoined():
@@ -143,6 +153,18 @@ def _cancel(run: Run, event: ev.RunCancelled) -> Step:
     if run.phase is Phase.ENDED:
         raise WrongPhase(run=run.id, phase=f"{run.phase} ({run.outcome})", wanted="cancelled")
     return end(run, event.at_s, Outcome.CANCELLED, event.reason)
+
+
+def _archive(run: Run, event: ev.RunArchived | ev.RunUnarchived) -> Run:
+    """Marks an ended run as archived, or takes the mark away.
+
+    The mark is part of the run's log, as every command of an operator is. So restarts, backups, standbys and the replay of
+    `verify` need no rule of their own for it.
+    """
+    archived = isinstance(event, ev.RunArchived)
+    if archived and run.phase is not Phase.ENDED:
+        raise RunNotEnded(run=run.id, phase=run.phase)
+    return run if run.archived == archived else replace(run, archived=archived)
 
 
 # Clients come, go, deliver

@@ -77,6 +77,7 @@ class Run:
     refusals: tuple[ev.UpdateRefused, ...] = ()  # newest last
     outcome: Outcome | None = None
     reason: str = ""
+    archived: bool = False  # whether lists leave the run out; only if it has ENDED
     aggregation: Aggregation = Aggregation()
     limits_members: bool = (
         False  # whether weighting.py and clipping.py limit what one member contributes (format run/2 and later)

@@ -143,6 +143,7 @@ def summary_message(run: LiveRun, status: RunStatus, latest: Sequence[Evaluation
         sequence=run.sequence,
         updates_read=updates_read(run.spec),
         blocked=status.blocked,
+        archived=state.archived,
     )
 
 

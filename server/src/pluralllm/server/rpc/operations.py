@@ -94,6 +94,12 @@ class Operations(pb_grpc.OperationsServiceServicer):
         reason = request.reason[:MAX_REASON] or "cancelled by an operator"
         return pb.CancelRunResponse(run=await self._steer(request.name, ev.RunCancelled(self._now_s(), reason)))
 
+    async def ArchiveRun(self, request: pb.ArchiveRunRequest, context: Context) -> pb.ArchiveRunResponse:
+        return pb.ArchiveRunResponse(run=await self._steer(request.name, ev.RunArchived(self._now_s())))
+
+    async def UnarchiveRun(self, request: pb.UnarchiveRunRequest, context: Context) -> pb.UnarchiveRunResponse:
+        return pb.UnarchiveRunResponse(run=await self._steer(request.name, ev.RunUnarchived(self._now_s())))
+
     async def _steer(self, name: str, event: ev.Event) -> resources_pb2.Run:
         run = self._shared.exactly(name)
         await self._coordinator.dispatch(run, event)
@@ -130,7 +136,8 @@ class Operations(pb_grpc.OperationsServiceServicer):
         )
 
     async def ListRuns(self, request: pb.ListRunsRequest, context: Context) -> pb.ListRunsResponse:
-        page, token = page_of(self._shared.newest_first(), request.page_size, request.page_token)
+        listed = self._shared.newest_first() if request.show_archived else self._shared.not_archived()
+        page, token = page_of(listed, request.page_size, request.page_token)
         runs = [await self._describe(run, is_summary=request.summary) for run in page]
         return pb.ListRunsResponse(runs=runs, next_page_token=token)
 

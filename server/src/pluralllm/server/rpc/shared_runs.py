@@ -24,13 +24,14 @@ class SharedRuns:
     def get_or_newest(self, run: str) -> LiveRun:
         """Returns a run by its id, or for NEWEST the newest run that the caller may read. Raises errors as `get` does.
 
-        A cancelled run counts only if all are: after a slip, people look for the run that goes on.
+        Cancelled runs come after the others, and archived runs after all that are not: after a slip, people look for the run that
+        goes on.
         """
         if run != NEWEST:
             return self.get(run)
         if not (runs := self.newest_first()):
             raise NotFound(what="run", name="yet")
-        return next((one for one in runs if one.state.outcome is not Outcome.CANCELLED), runs[0])
+        return min(runs, key=lambda run: (run.state.archived, run.state.outcome is Outcome.CANCELLED))
 
     def named(self, name: str) -> LiveRun:
         """Returns the run with a resource name such as "runs/demo".
@@ -52,6 +53,10 @@ class SharedRuns:
         return self.get(run)
 
     def newest_first(self) -> tuple[LiveRun, ...]:
-        """Returns the runs that the caller may read, the newest first."""
+        """Returns the runs that the caller may read, the newest first, with archived ones."""
         principal = caller()
         return tuple(run for run in self._runs.all()[::-1] if may_read(principal, run.id, run.spec.groups))
+
+    def not_archived(self) -> tuple[LiveRun, ...]:
+        """Returns the runs that the caller may read and nobody has archived, the newest first."""
+        return tuple(run for run in self.newest_first() if not run.state.archived)

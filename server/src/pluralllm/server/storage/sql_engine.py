@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from pluralllm.common.errors.tree import InvalidConfig, PluralError, StorageFull, StoreFailed
 from pluralllm.server.storage import schema
 
-NEWEST_REVISION = "0014"  # of the folder migrations; a test compares the two
+NEWEST_REVISION = "0015"  # of the folder migrations; a test compares the two
 BUSY_TIMEOUT_MS = 5_000
 SETTINGS = (
     *("journal_mode=DELETE", "synchronous=EXTRA", "foreign_keys=ON", f"busy_timeout={BUSY_TIMEOUT_MS}"),

@@ -8,7 +8,7 @@ const ROLE = { train: "training", held_out: "held out" };
 const LIST_EVERY_MS = 30000;
 const WAIT_FIRST_MS = 500, WAIT_LAST_MS = 10000;
 const SILENT_MS = 15000; // the coordinator sends a run's state every two seconds
-let source = null, turn = 0, next = 0, silence = 0, wait = WAIT_FIRST_MS, state = null, history_ = null, seen = "", chosen = "", skew = 0, older = 0, pageSize = 0, listed = 0;
+let source = null, turn = 0, next = 0, silence = 0, wait = WAIT_FIRST_MS, state = null, history_ = null, seen = "", chosen = "", skew = 0, older = 0, archived = 0, pageSize = 0, listed = 0;
 
 const clock = (seconds) => new Date(seconds * 1000).toLocaleTimeString();
 const short = (digest) => node("code", { title: digest }, digest ? digest.slice(0, 10) : "–");
@@ -148,19 +148,23 @@ function showLink(kind, words) {
 }
 // Fills the list of runs, which has a page of them, and returns this page.
 async function listRuns() {
-  const answer = await get(`api/runs?after=${older}`);
+  const run = location.hash.slice(1); // it may be an archived one
+  const query = new URLSearchParams({ after: older, ...(archived && { archived }), ...(run && { run }) });
+  const answer = await get(`api/runs?${query}`);
   const { federation, reader, runs, of } = answer;
   pageSize = answer.page ?? pageSize;
   const option = (value, words) => node("option", { value }, words);
   const options = runs.map((r) => option(r.name, named(r)));
   if (older) options.unshift(option("<", "newer runs …"));
   if (older + runs.length < of) options.push(option(">", `${of - older - runs.length} older runs …`));
+  if (archived) options.push(option("-", "without archived runs …"));
+  else if (answer.archived) options.push(option("+", `${answer.archived} archived runs …`));
   if (state && source && !runs.some((r) => r.name === state.name)) options.unshift(option(state.name, named(state)));
   at("federation").textContent = federation;
   at("reader").textContent = reader ? `reads as ${reader.name} (${reader.role})` : "";
   at("run").replaceChildren(...options);
   if (state && source) at("run").value = state.name;
-  at("run").size = older ? Math.min(options.length, 12) : 1;
+  at("run").size = older || archived ? Math.min(options.length, 12) : 1;
   listed = Date.now();
   return runs;
 }
@@ -172,7 +176,7 @@ async function connect() {
     if (mine !== turn) return;
     const inAddress = location.hash.slice(1);
     const run = runs.find((r) => r.name === inAddress) ?? runs.find((r) => r.phase !== "ended") ?? runs[0];
-    if (!run) { showLink("live", "no run yet"); at("next").textContent = "Make one: pluralllm run create NAME --start"; again(); return; }
+    if (!run) { showLink("live", at("run").options.length ? "archived runs only" : "no run yet"); at("next").textContent = "Make one: pluralllm run create NAME --start"; again(); return; }
     at("run").value = run.name;
     source = new EventSource(`api/runs/${run.name}/events`);
     source.onmessage = (message) => {
@@ -216,8 +220,9 @@ function again() {
 }
 at("run").addEventListener("change", () => {
   const run = at("run").value;
-  if (run !== "<" && run !== ">") { location.hash = run; return; }
-  older = Math.max(0, older + (run === ">" ? pageSize : -pageSize));
+  if (!["<", ">", "+", "-"].includes(run)) { location.hash = run; return; }
+  if (run === "+" || run === "-") { archived = run === "+" ? 1 : 0; older = 0; }
+  else older = Math.max(0, older + (run === ">" ? pageSize : -pageSize));
   listRuns().catch(lose);
 });
 window.addEventListener("hashchange", () => { seen = ""; chosen = ""; connect(); });
