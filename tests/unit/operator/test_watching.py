@@ -151,3 +151,20 @@ def test_the_watch_ends_if_the_run_stands_still_for_a_while_and_not_at_once() ->
 
     states = list(states_of(Standing(), "r", lambda: now_s, lambda _: None))
     assert [bool(state["blocked"]) for state in states] == [False, True, True, False, True, True, True]
+
+
+def test_the_events_end_if_the_run_stands_still_for_a_while_and_go_on_if_it_does_not() -> None:
+    now_s, blocked = 0.0, ["", "ann takes no part", "ann takes no part", "", *["ann takes no part"] * 9]
+    reads = len(blocked)
+
+    class Standing:
+        def get_run(self, run: str) -> dict[str, Any]:
+            return {"name": "runs/r", "sequence": 2, "phase": "waiting", "blocked": blocked.pop(0)}
+
+        def events(self, run: str, after: int) -> Generator[dict[str, Any], None, None]:
+            nonlocal now_s
+            now_s += 0.7 * STANDSTILL_S
+            yield from ({"sequence": number} for number in range(after + 1, 3))
+
+    assert [event["sequence"] for event in events_of(Standing(), "r", 0, lambda: now_s, lambda _: None)] == [1, 2]
+    assert reads - len(blocked) == 7

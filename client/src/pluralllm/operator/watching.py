@@ -36,6 +36,21 @@ class Listened(Protocol):
         """Yields the events with a higher number than `after`, for some seconds."""
 
 
+class _Standstill:
+    """Since when a run has stood still, because it cannot go on before owners of clients act."""
+
+    def __init__(self) -> None:
+        self._since_s: float | None = None
+
+    def lasts(self, facts: Values, now_s: float) -> bool:
+        """Returns whether the run has stood still for longer than STANDSTILL_S seconds. facts: of the run, as they are now."""
+        if not facts.get("blocked"):
+            self._since_s = None
+        elif self._since_s is None:
+            self._since_s = now_s
+        return self._since_s is not None and now_s - self._since_s > STANDSTILL_S
+
+
 def states_of(
     connection: Watched,
     run: str,
@@ -51,12 +66,11 @@ def states_of(
     """
     facts = connection.get_run(run)
     name = RunName.parse(facts["name"]).run
-    answered_s, stands_s = monotonic_s(), None
+    answered_s, standstill = monotonic_s(), _Standstill()
     yield facts
     while facts["phase"] != "ended" and not is_unwatched():
         began_s = monotonic_s()
-        stands_s = (began_s if stands_s is None else stands_s) if facts.get("blocked") else None
-        if stands_s is not None and began_s - stands_s > STANDSTILL_S:
+        if standstill.lasts(facts, began_s):
             return
         try:
             connection.wait_for_event(name, facts["sequence"])
@@ -88,12 +102,13 @@ def events_of(
 ) -> Iterator[Values]:
     """Yields each event of a run once, in order, until the run has ended; waits for those that are still to come.
 
+    Also ends when the run has stood still for STANDSTILL_S seconds, as states_of does.
     after: the sequence number of the last event to leave out; 0 begins with the run's first event.
     Raises an error of the first call. Later, raises an error in ENDS at once, and any other one after PATIENCE_S seconds.
     """
     facts = connection.get_run(run)
     name = RunName.parse(facts["name"]).run
-    answered_s = monotonic_s()
+    answered_s, standstill = monotonic_s(), _Standstill()
     while True:
         began_s, before = monotonic_s(), after
         try:
@@ -103,6 +118,8 @@ def events_of(
                     yield event
                     answered_s = monotonic_s()
             if facts["phase"] == "ended" and (after == before or after >= facts["sequence"]):
+                return
+            if after == before and standstill.lasts(facts, monotonic_s()):
                 return
             facts, answered_s = connection.get_run(name), monotonic_s()
         except PluralError as error:

@@ -45,6 +45,7 @@ class RunState:
     rounds: int
     version: int  # of the newest model
     next: str  # one sentence: what happens next, and what the run waits for
+    blocked: str  # why the run stands still until owners of clients act; empty if it goes on
     participants: tuple[Participant, ...]
     scores: tuple[GroupScore, ...]  # the latest one of each group
     archived: bool  # whether lists leave the run out
@@ -95,6 +96,7 @@ def run_state(values: Values) -> RunState:
         rounds=values["rounds"],
         version=values["version"],
         next=values["next"],
+        blocked=values.get("blocked", ""),  # an earlier release's coordinator does not say so
         participants=people,
         scores=scores,
         archived=values["archived"],

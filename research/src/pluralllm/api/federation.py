@@ -229,6 +229,7 @@ class Run:
     def watch(self, after: int = 0) -> Iterator[Event]:
         """Yields each event of the run once, and waits for those to come, until the run has ended.
 
+        Also ends when the run stands still for 20 seconds because owners of clients must act: `state().blocked` then says why.
         after: number of the last event to leave out; 0 begins with the first. The coordinator may be away for two minutes.
         Raises an error that no later try can mend, such as RoleForbids.
         """
