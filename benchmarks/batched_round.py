@@ -23,7 +23,8 @@ from pluralllm.common.predictor.first_version import write_first_version
 from pluralllm.common.words.ids import ClientId, RoundNumber
 from pluralllm.common.words.questions import Question
 from pluralllm.common.words.spec import RunSpec, merge, preset_values
-from pluralllm.experiment.federated import LocalTraining, clients_per_pass, first_values
+from pluralllm.experiment.federated import LocalTraining, first_values
+from pluralllm.experiment.passes import clients_per_pass
 from pluralllm.server.rounds.cohort import task_seed
 
 CLIENTS, QUESTIONS = 8, 200

@@ -1,16 +1,27 @@
-"""Measures memory and seconds of a federation of virtual clients, and compares the bits of two ways to add its updates.
+"""Measures memory and CPU seconds of a federation of virtual clients, and compares the bits of several ways to play it.
 
-    .venv/bin/python benchmarks/virtual_clients.py                                # 10^5 clients, cohorts of 1,000, 20 rounds
-    .venv/bin/python benchmarks/virtual_clients.py --clients 10000 --cohort 100 --rounds 2
+    .venv/bin/python benchmarks/virtual_clients.py OUT.jsonl                  # 10^5 clients, cohorts of 1,000, 20 rounds
+    .venv/bin/python benchmarks/virtual_clients.py OUT.jsonl --ray 2          # the same rounds with two workers of Ray
+    .venv/bin/python benchmarks/virtual_clients.py OUT.jsonl --slices 8       # the same rounds, other slices of the updates
+    .venv/bin/python benchmarks/virtual_clients.py OUT.jsonl --clients 10000 --cohort 100 --rounds 2
 
-The groups are made up. The model is the preset's, so an update has its true size. With --compare, the run is played again with
-narrow slices of the updates in the file; the digest of the last version must be the same. The passes of both have the same cut.
+The groups are made up. The model is the preset's, so an update has its true size. Each round is one line of OUT.jsonl, with the
+digest of its model version. A run whose setting and round another run has already, played in another way, must have the same digest:
+the benchmark ends with status 1 at the first round that differs. The cut of the passes follows from the setting alone. The last
+round is kept beside OUT.jsonl, so a killed command goes on where it was.
 """
 
 import argparse
+import contextlib
 import hashlib
+import json
+import os
+import pickle
 import resource
+import subprocess
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,8 +31,11 @@ from pluralllm.common.predictor.data import GroupData, group_data
 from pluralllm.common.words.questions import Question
 from pluralllm.common.words.spec import RunSpec, merge, preset_values
 from pluralllm.experiment import federated
+from pluralllm.experiment.federated import Federation
 from pluralllm.experiment.spec import Virtual
 from pluralllm.experiment.virtual import groups_of_clients
+
+SETTING = ("preset", "clients", "cohort", "of_rounds", "groups")
 
 
 def made_up_group(name: str, questions: int, dimension: int, seed: int) -> GroupData:
@@ -36,38 +50,95 @@ def made_up_group(name: str, questions: int, dimension: int, seed: int) -> Group
     return group_data(name, asked, embedded)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def spec_of(asked: argparse.Namespace) -> RunSpec:
+    usual = preset_values(asked.preset)
+    values: dict[str, Any] = {
+        "rounds": asked.rounds,
+        "round": {"min_clients": asked.cohort, "target_clients": asked.cohort},
+        "training": {"keep_optimizer_state": False},
+        "updates": {"encoding": "fp32"},
+        "embedding": {"model": "made up", "dimension": 384 * len(usual["embedding"]["templates"])},
+    }
+    return RunSpec.model_validate(merge(usual, values))
+
+
+class Log:
+    """The lines of OUT.jsonl, and the standing after the newest round of this way of playing."""
+
+    def __init__(self, asked: argparse.Namespace) -> None:
+        self._out: Path = asked.out
+        way = f"ray {asked.ray}" if asked.ray else "one process"
+        facts = vars(asked) | {"of_rounds": asked.rounds}
+        self._line = {key: facts[key] for key in SETTING} | {"way": f"{way}, {asked.slices} x narrower slices"}
+        digest = hashlib.sha256(json.dumps(self._line).encode()).hexdigest()[:12]
+        self._kept = self._out.with_name(f"{self._out.stem}-{digest}.pickle")
+        here = Path(__file__).parent
+        commit = ["git", "rev-parse", "--short", "HEAD"]
+        self._commit = subprocess.run(commit, check=True, capture_output=True, text=True, cwd=here).stdout.strip()
+
+    def go_on(self, federation: Federation) -> tuple[float, float]:
+        """Sets the federation to the kept round, if there is one. Returns its CPU seconds and peak in MiB so far."""
+        if not self._kept.exists():
+            return 0.0, 0.0
+        standing, seconds, peak_mib = pickle.loads(self._kept.read_bytes())
+        federation.go_on_from(standing)
+        print(f"goes on after round {federation.point.rounds}", flush=True)
+        return seconds, peak_mib
+
+    def add(self, federation: Federation, seconds: float, peak_mib: float) -> bool:
+        """Adds a round, and keeps the standing after it. Returns whether all lines of the same round have its digest."""
+        point = federation.point
+        digest = hashlib.sha256(point.values.tobytes()).hexdigest()[:16]
+        line = self._line | {"round": point.rounds, "sha256": digest}
+        lines = [json.loads(text) for text in self._out.read_text().splitlines()] if self._out.exists() else []
+        same = [other for other in lines if all(other[key] == line[key] for key in (*SETTING, "round"))]
+        with self._out.open("a") as file:
+            figures = {"cpu_s": round(seconds, 1), "peak_mib": round(peak_mib), "commit": self._commit}
+            file.write(json.dumps(line | figures) + "\n")
+        part = self._kept.with_suffix(".part")
+        part.write_bytes(pickle.dumps((federation.standing(), seconds, peak_mib)))
+        os.replace(part, self._kept)
+        equal = all(other["sha256"] == digest for other in same)
+        print(
+            f"{line['way']}: round {point.rounds}, {digest}, {'same as' if equal else 'NOT the bits of'} {len(same)} other "
+            f"lines; {seconds:.0f} CPU-s, at most {peak_mib:,.0f} MiB",
+            flush=True,
+        )
+        return equal
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, metavar="OUT.jsonl")
     parser.add_argument("--clients", type=int, default=100_000)
     parser.add_argument("--cohort", type=int, default=1_000)
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--stop-after", type=int, help="Play the first so many of the rounds only.")
     parser.add_argument("--groups", type=int, default=8)
     parser.add_argument("--preset", default="default")
-    parser.add_argument("--compare", action="store_true", help="Play the run again with narrow slices.")
-    options = parser.parse_args()
+    parser.add_argument("--slices", type=int, default=1, help="Read the updates in slices so many times narrower.")
+    parser.add_argument("--ray", type=int, default=0, metavar="WORKERS", help="Train the passes on Ray.")
+    asked = parser.parse_args()
     torch.set_num_threads(1)
-    values: dict[str, Any] = {
-        "rounds": options.rounds,
-        "round": {"min_clients": options.cohort, "target_clients": options.cohort},
-        "training": {"keep_optimizer_state": False},
-        "updates": {"encoding": "fp32"},
-    }
-    usual = preset_values(options.preset)
-    values["embedding"] = {"model": "made up", "dimension": 384 * len(usual["embedding"]["templates"])}
-    spec = RunSpec.model_validate(merge(usual, values))
-    names = [f"group {number}" for number in range(options.groups)]
+    spec = spec_of(asked)
+    names = [f"group {number}" for number in range(asked.groups)]
     groups = {name: made_up_group(name, 300, spec.embedding.dimension, seed) for seed, name in enumerate(names)}
-    clients = groups_of_clients(Virtual(clients=options.clients), names, spec.seed)
-    for schedule in ("wide slices", "narrow slices") if options.compare else ("wide slices",):
-        if schedule != "wide slices":
-            federated.VALUES_AT_ONCE //= 8  # other slices of the updates
+    clients = groups_of_clients(Virtual(clients=asked.clients), names, spec.seed)
+    federated.VALUES_AT_ONCE //= asked.slices
+    with contextlib.ExitStack() as stack:
+        federation = Federation(spec, groups, torch.device("cpu"), clients)
+        log = Log(asked)
+        before_s, before_mib = log.go_on(federation)
         start_s = time.process_time()
-        for point in federated.federate(spec, groups, torch.device("cpu"), clients):
-            seconds = time.process_time() - start_s
-            peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-            print(f"{schedule}: round {point.rounds}, {seconds:.0f} CPU-s, at most {peak_mb:,.0f} MiB", flush=True)
-        print(f"{schedule}: last version {hashlib.sha256(point.values.tobytes()).hexdigest()[:16]}")
+        while not federation.is_over and federation.point.rounds < (asked.stop_after or asked.rounds):
+            federation.play_round()
+            seconds = before_s + time.process_time() - start_s
+            if not log.add(
+                federation, seconds, max(before_mib, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+            ):
+                return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -10,7 +10,7 @@ from support.small_survey import small_group, small_spec
 
 from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber
 from pluralllm.common.words.spec import RunSpec
-from pluralllm.experiment import federated
+from pluralllm.experiment import federated, passes
 from pluralllm.experiment.federated import LocalTraining, aggregate, federate, first_values
 from pluralllm.experiment.stacked import Flat
 from pluralllm.server.rounds import events as ev
@@ -88,7 +88,7 @@ def test_a_client_trains_the_same_whoever_is_in_its_cohort_and_in_its_pass(monke
     clients = {ClientId(name): small_group(name, questions=20, seed=seed) for seed, name in enumerate(NAMES)}
     base = first_values(spec)
     whole, _ = LocalTraining(spec, clients, base, torch.device("cpu")).train_round(base, RoundNumber(1))
-    monkeypatch.setattr(federated, "QUESTIONS_PER_PASS", 24)  # two clients in a pass
+    monkeypatch.setattr(passes, "QUESTIONS_PER_PASS", 24)  # two clients in a pass
     few = LocalTraining(spec, clients, base, torch.device("cpu"))
     for cohort in (("b", "d"), ("a", "b", "d"), ("b", "c")):
         deltas, _ = few.train_round(base, RoundNumber(1), [ClientId(name) for name in cohort])

@@ -19,7 +19,8 @@ from pluralllm.common.weights.update_format import SliceReader, update_format
 from pluralllm.common.words.ids import ClientId, RoundNumber
 from pluralllm.common.words.spec import UpdateEncoding
 from pluralllm.experiment.alone import centralize, train_alone
-from pluralllm.experiment.federated import MOST_ON_A_GPU, LocalTraining, clients_per_pass, first_values
+from pluralllm.experiment.federated import LocalTraining, first_values
+from pluralllm.experiment.passes import MOST_ON_A_GPU, clients_per_pass
 from pluralllm.experiment.stacked import StackedPredictors, clip_each
 from pluralllm.server.rounds.cohort import task_seed
 

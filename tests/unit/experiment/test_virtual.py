@@ -15,8 +15,9 @@ from support.small_survey import small_group, small_spec
 from pluralllm.common.errors.tree import InvalidSpec, StorageFull
 from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber
 from pluralllm.common.words.spec import RunSpec
-from pluralllm.experiment import federated
-from pluralllm.experiment.federated import LocalTraining, federate, first_values, training_questions
+from pluralllm.experiment import federated, passes
+from pluralllm.experiment.federated import LocalTraining, federate, first_values
+from pluralllm.experiment.passes import training_questions
 from pluralllm.experiment.spec import Experiment, Virtual
 from pluralllm.experiment.stacked import Learners
 from pluralllm.experiment.virtual import WaitingUpdates, groups_of_clients
@@ -81,7 +82,7 @@ def test_a_cohort_of_virtual_clients_has_the_bits_of_clients_in_memory(
     spec = spec_of(aggregation={"rule": rule})
     drawn = groups_of_clients(Virtual(clients=12, alpha=1.0), NAMES, 0)
     groups = {name: small_group(name, questions=20, seed=seed) for seed, name in enumerate(NAMES)}
-    monkeypatch.setattr(federated, "QUESTIONS_PER_PASS", 24)  # two clients in a pass
+    monkeypatch.setattr(passes, "QUESTIONS_PER_PASS", 24)  # two clients in a pass
     monkeypatch.setattr(federated, "VALUES_AT_ONCE", 1)  # the narrowest slices
     monkeypatch.setattr(federated, "COLUMNS", 1000)
     waiting = [point.values for point in federate(spec, groups, CPU, drawn)]
@@ -106,14 +107,14 @@ class InMemory(dict[ClientId, Any]):
 def test_passes_without_a_state_share_their_learners_and_keep_their_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = spec_of()
     groups = {ClientId(str(number)): small_group("a", questions=20, seed=number) for number in range(5)}
-    monkeypatch.setattr(federated, "QUESTIONS_PER_PASS", 24)
+    monkeypatch.setattr(passes, "QUESTIONS_PER_PASS", 24)
     base, made = first_values(spec), list[int]()
 
     def counted(*arguments: Any) -> Any:
         made.append(len(arguments[1]))
         return Learners(*arguments)
 
-    monkeypatch.setattr(federated, "Learners", counted)
+    monkeypatch.setattr(passes, "Learners", counted)
     shared = LocalTraining(spec, groups, base, CPU)
     deltas, _ = shared.train_round(base, RoundNumber(1))
     assert made == [2, 1], "one set for the passes of two clients, one for the last client"

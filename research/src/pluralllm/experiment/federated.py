@@ -8,16 +8,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pluralllm.client.work.losses import base_distances
-from pluralllm.client.work.train import draw_episodes, learning_rate, repeatable, rounding
+from pluralllm.client.work.train import rounding
 from pluralllm.common.predictor.architecture import initial_values, layout_for, parameters
 from pluralllm.common.predictor.data import GroupData
 from pluralllm.common.weights.server_optimizer import first_moments, server_optimizer
 from pluralllm.common.weights.update_format import as_read, update_format
 from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber, RunId
 from pluralllm.common.words.spec import RunSpec
+from pluralllm.experiment.passes import PassesHere, PassWorkers, cut, training_questions
 from pluralllm.experiment.ring_sums import RingSums
-from pluralllm.experiment.stacked import Flat, Learners
+from pluralllm.experiment.stacked import Flat
 from pluralllm.experiment.sums import SumsRounds, without_projection
 from pluralllm.experiment.virtual import WaitingUpdates
 from pluralllm.server.aggregation.arithmetic import shorten
@@ -31,8 +31,6 @@ from pluralllm.server.rounds.weighting import weights_of
 
 VALUES_AT_ONCE = 16 * 1024 * 1024  # of the updates that wait in a file: 64 MiB
 Updates = Mapping[ClientId, Flat]
-MOST_ON_A_GPU = 512  # clients of one pass: their values, gradients and moments are 12 GB with the largest preset
-QUESTIONS_PER_PASS = 500  # on a CPU; measured by benchmarks/batched_round.py
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,48 +59,109 @@ def federate(
     groups: dict[str, GroupData],
     device: torch.device,
     virtual: Mapping[ClientId, str] | None = None,
+    passes: PassWorkers | None = None,
 ) -> Iterator[Point]:
     """Runs a federation to its end; yields model version 0, then the model version of each round.
 
-    virtual: the group of each virtual client; None: each training group of the spec is one client. No client evaluates, because
-    the caller scores the models itself.
+    The arguments are those of `Federation`.
+    """
+    federation = Federation(spec, groups, device, virtual, passes)
+    yield federation.point
+    while not federation.is_over:
+        federation.play_round()
+        yield federation.point
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A federation between two rounds, if its clients keep nothing from round to round."""
+
+    run: Run
+    point: Point
+    moments: NDArray[np.float32]  # of the server optimizer
+
+
+class Federation:
+    """A federation in one process, which is played round by round. No client evaluates: the caller scores the models itself.
+
     The round machine gets the time 0 in every step. Time plays no role here, because every client answers at once.
     """
-    named = {ClientId(f"client-{number}"): name for number, name in enumerate(sorted(spec.groups.train))}
-    trainers = {client: groups[name] for client, name in (named if virtual is None else virtual).items()}
-    everybody, usable = tuple(sorted(trainers)), training_questions(spec, trainers)
-    values = first_values(spec)
-    clients: Rounds
-    if spec.sums is None:
-        clients = LocalTraining(spec, trainers, values, device, updates_wait=virtual is not None)
-    else:
-        clients, values = SumsRounds(spec, trainers, device), without_projection(spec, values)
-    policy = spec.round.model_copy(update={"evaluate_every": spec.rounds + 1})
-    run = Run(RunId("experiment"), spec.seed, spec.rounds, policy, 0, Digest("0"), evaluated=ModelVersion(0))
-    run = replace(run, aggregation=spec.aggregation, limits_members=spec.limits_members)
-    run, _ = step(run, ev.RunStarted(0.0))
-    episodes, moved, longest = 0, 0, 0.0
-    yield Point(values, 0, 0, 0, 0)
-    while run.phase is not Phase.ENDED and run.round < spec.rounds:
-        run, effects = step(run, ev.ClientsSeen(0.0, everybody, ()))
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        groups: dict[str, GroupData],
+        device: torch.device,
+        virtual: Mapping[ClientId, str] | None = None,
+        passes: PassWorkers | None = None,
+    ) -> None:
+        """Prepares the federation before its first round.
+
+        virtual: the group of each virtual client; None: each training group of the spec is one client.
+        passes: the workers that train the clients; None: this process.
+        """
+        named = {ClientId(f"client-{number}"): name for number, name in enumerate(sorted(spec.groups.train))}
+        trainers = {client: groups[name] for client, name in (named if virtual is None else virtual).items()}
+        self._spec, self._everybody = spec, tuple(sorted(trainers))
+        self._usable = training_questions(spec, trainers)
+        values = first_values(spec)
+        self._clients: Rounds
+        if spec.sums is None:
+            self._clients = LocalTraining(
+                spec, trainers, values, device, updates_wait=virtual is not None, passes=passes
+            )
+        else:
+            self._clients, values = SumsRounds(spec, trainers, device), without_projection(spec, values)
+        policy = spec.round.model_copy(update={"evaluate_every": spec.rounds + 1})
+        run = Run(RunId("experiment"), spec.seed, spec.rounds, policy, 0, Digest("0"), evaluated=ModelVersion(0))
+        run = replace(run, aggregation=spec.aggregation, limits_members=spec.limits_members)
+        self._run, _ = step(run, ev.RunStarted(0.0))
+        self.point = Point(values, 0, 0, 0, 0)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all rounds are played."""
+        return self._run.phase is Phase.ENDED or self._run.round >= self._spec.rounds
+
+    def play_round(self) -> None:
+        """Trains a cohort and averages its updates; `point` is then the new model version."""
+        spec, clients, base = self._spec, self._clients, self.point.values
+        run, effects = step(self._run, ev.ClientsSeen(0.0, self._everybody, ()))
         cohort = next((effect.cohort for effect in effects if isinstance(effect, ev.OpenRound)), ())
         assert len(cohort) == spec.round.target_clients  # a client that was busy would be missing
         number = RoundNumber(run.round)
-        deltas, distances = clients.train_round(values, number, cohort)
+        deltas, distances = clients.train_round(base, number, cohort)
+        longest = self.point.longest_update
         average: ev.Average | None = None
         for client in cohort:
-            examples = len(usable[client])
+            examples = len(self._usable[client])
             norm = norm_of(deltas[client])
             longest = max(longest, norm)
             receipt = ev.Receipt(client, Digest(f"{number}-{client}"), examples, distances[client], norm)
             run, effects = step(run, ev.UpdateArrived(0.0, number, run.version, receipt))
             average = next((effect for effect in effects if isinstance(effect, ev.Average)), average)
         assert average is not None  # every client of the cohort has delivered its update
-        values = clients.next_version(values, average, deltas)
-        run, effects = step(run, ev.ModelAveraged(0.0, number, Digest(f"version-{number}")))
-        episodes += len(cohort) * clients.steps_of_round * spec.training.batch_episodes
-        moved += len(cohort) * clients.moved_bytes(number)
-        yield Point(values, number, number * clients.steps_of_round, episodes, moved, longest)
+        values = clients.next_version(base, average, deltas)
+        self._run, _ = step(run, ev.ModelAveraged(0.0, number, Digest(f"version-{number}")))
+        episodes = self.point.episodes + len(cohort) * clients.steps_of_round * spec.training.batch_episodes
+        moved = self.point.moved_bytes + len(cohort) * clients.moved_bytes(number)
+        self.point = Point(values, number, number * clients.steps_of_round, episodes, moved, longest)
+
+    def standing(self) -> Standing:
+        """Returns the present standing, from which an equal federation can go on. Only for clients that keep nothing."""
+        return Standing(self._run, self.point, self._stateless().moments)
+
+    def go_on_from(self, standing: Standing) -> None:
+        """Continues an equal federation. standing: what that federation's `standing` returned."""
+        self._stateless().moments = standing.moments
+        self._run, self.point = standing.run, standing.point
+
+    def _stateless(self) -> "LocalTraining":
+        clients, spec = self._clients, self._spec
+        keeps = spec.training.keep_optimizer_state or spec.updates.encoding != "fp32"
+        assert isinstance(clients, LocalTraining), "sums keep a solver's state"
+        assert not keeps, "the clients keep optimizer states or rounding errors"
+        return clients
 
 
 class Rounds(Protocol):
@@ -129,11 +188,7 @@ class Rounds(Protocol):
 
 
 class LocalTraining:
-    """Trains the clients of every round, in batched passes of several clients.
-
-    A pass has the number of clients at which training is fastest. Its optimizer state is kept from round to round, so a spec
-    that keeps the state must have every client in every round. Without that state, all passes share one set of learners.
-    """
+    """Trains the clients of every round, in batched passes of several clients."""
 
     def __init__(
         self,
@@ -143,23 +198,22 @@ class LocalTraining:
         device: torch.device,
         *,
         updates_wait: bool = False,
+        passes: PassWorkers | None = None,
     ) -> None:
         """Prepares the clients and what they keep from round to round, with the first `values`.
 
         updates_wait: whether the updates of a round wait in a file, so that memory does not grow with the cohort.
+        passes: the workers that train; None: this process.
         """
         self._spec, self._device, self.steps_of_round = spec, device, spec.training.local_steps
-        self._moments = np.repeat(np.array(first_moments(spec.aggregation), np.float32)[:, None], values.size, axis=1)
+        self.moments = np.repeat(np.array(first_moments(spec.aggregation), np.float32)[:, None], values.size, axis=1)
         self._model_bytes = values.nbytes
         self._trainers, self._updates_wait = trainers, updates_wait
-        self._usable = training_questions(spec, trainers)
         self._sums = None if spec.private_rounds is None else RingSums(spec)
         form = update_format(layout_for(spec), spec.updates.encoding if self._sums is None else "ring32")
         self.update_bytes = form.size_bytes - len(form.header)  # size of one client's update
         self._residuals = {client: np.zeros_like(values) for client in trainers if spec.updates.encoding != "fp32"}
-        self._learners: dict[
-            tuple[int, int], Learners
-        ] = {}  # by number of the pass, if it has a state to keep, and number of its clients
+        self._passes = passes or PassesHere(spec, device)
 
     def moved_bytes(self, number: RoundNumber) -> int:  # noqa: ARG002 - the same in every round
         """Returns how many bytes of model and update one client moves in a round."""
@@ -168,10 +222,10 @@ class LocalTraining:
     def next_version(self, base: Flat, average: ev.Average, deltas: Updates) -> Flat:
         """Returns the values of the next model version, and keeps the new moments of the server optimizer."""
         if self._sums is None:
-            values, self._moments = aggregate(self._spec, base, self._moments, average, deltas)
+            values, self.moments = aggregate(self._spec, base, self.moments, average, deltas)
             return values
         mean = self._sums.mean(average.round, average.receipts, deltas)
-        values, self._moments = server_optimizer(self._spec.aggregation)(base, mean, self._moments)
+        values, self.moments = server_optimizer(self._spec.aggregation)(base, mean, self.moments)
         return values
 
     def train_round(
@@ -181,42 +235,16 @@ class LocalTraining:
 
         base: the parameter values that training starts from. Also returns, for each client, the distance between the answers
         that the base model predicts and the group's true answers.
-        number: the round's number. A client draws the same episodes as a real client of the service, because both use the
-        same task seed. cohort: the clients of the round; None: all clients.
+        number: the round's number. cohort: the clients of the round; None: all clients.
         """
-        training = self._spec.training
         deltas: WaitingUpdates | dict[ClientId, Flat] = WaitingUpdates(base.size) if self._updates_wait else {}
         distances: dict[ClientId, float | None] = {}
-        for trainers, learners in self._passes(sorted(self._trainers if cohort is None else cohort), base):
-            learners.restart(base)
-            generators = {c: np.random.default_rng(task_seed(self._spec.seed, number, c)) for c in trainers}
-            first_step = (number - 1) * training.local_steps
-            with repeatable(task_seed(self._spec.seed, number, next(iter(trainers))), self._device):
-                for step_number in range(first_step, first_step + training.local_steps):
-                    episodes = [
-                        episode
-                        for client, data in trainers.items()
-                        for episode in draw_episodes(
-                            self._spec, data, self._usable[client], step_number, generators[client]
-                        )
-                    ]
-                    learnt = learners.learn(episodes, learning_rate(self._spec, step_number))
-                    if step_number == first_step:
-                        measured = base_distances(learnt.predicted, learnt.batch, len(trainers))
-                        distances |= dict(zip(trainers, measured, strict=True))
-            for client, values in zip(trainers, learners.stack.flat(), strict=True):
-                deltas[client] = self._travelled(client, values - base, number)
+        clients = {client: self._trainers[client] for client in (self._trainers if cohort is None else cohort)}
+        for trained in self._passes.train(cut(self._spec, self._device, clients), base, number):
+            distances |= trained.distances
+            for client, delta in trained.deltas.items():
+                deltas[client] = self._travelled(client, delta, number)
         return deltas, distances
-
-    def _passes(self, clients: list[ClientId], base: Flat) -> Iterator[tuple[dict[ClientId, GroupData], Learners]]:
-        """Yields the clients of each pass with their learners. Learners with a state serve the pass of the same number only."""
-        size = clients_per_pass(self._spec, self._device, len(clients))
-        for start in range(0, len(clients), size):
-            batch = clients[start : start + size]
-            place = start // size if self._spec.training.keep_optimizer_state else 0, len(batch)
-            if place not in self._learners:
-                self._learners[place] = Learners(self._spec, [base] * len(batch), self._device)
-            yield {client: self._trainers[client] for client in batch}, self._learners[place]
 
     def _travelled(self, client: ClientId, delta: Flat, number: RoundNumber) -> Flat:
         """Returns the delta as the coordinator would read it, after the update's encoding has rounded the values.
@@ -229,26 +257,6 @@ class LocalTraining:
         read = as_read(exact, self._spec.updates.encoding, rounding(task_seed(self._spec.seed, number, client)))
         self._residuals[client] = exact - read
         return read
-
-
-def training_questions(spec: RunSpec, trainers: Mapping[ClientId, GroupData]) -> dict[ClientId, tuple[int, ...]]:
-    """Returns the numbers of the questions that each client trains on. Clients with the same questions share one tuple."""
-    distinct = {id(data.questions): data for data in trainers.values()}
-    split = {key: data.split(spec.held_out)[0] for key, data in distinct.items()}
-    return {client: split[id(data.questions)] for client, data in trainers.items()}
-
-
-def clients_per_pass(spec: RunSpec, device: torch.device, clients: int) -> int:
-    """Returns how many clients train in one pass: on a CPU as many as keep the activations in the cache.
-
-    On a CPU one larger pass is slower than several small passes. On a GPU it is all clients, up to what its memory holds.
-    """
-    if device.type != "cpu":
-        return min(max(1, clients), MOST_ON_A_GPU)
-    episodes = spec.training.episodes
-    ends = (episodes.min_context, episodes.max_context, episodes.min_targets, episodes.max_targets)
-    questions = sum(ends) / 2 * spec.training.batch_episodes  # average number in one step of one client
-    return max(1, int(QUESTIONS_PER_PASS / questions))
 
 
 def aggregate(
