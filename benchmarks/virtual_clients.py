@@ -6,16 +6,15 @@
     .venv/bin/python benchmarks/virtual_clients.py OUT.jsonl --clients 10000 --cohort 100 --rounds 2
 
 The groups are made up. The model is the preset's, so an update has its true size. Each round is one line of OUT.jsonl, with the
-digest of its model version. A run whose setting and round another run has already, played in another way, must have the same digest:
-the benchmark ends with status 1 at the first round that differs. The cut of the passes follows from the setting alone. The last
-round is kept beside OUT.jsonl, so a killed command goes on where it was.
+digest of its model version. All lines of one setting and round must have one digest, however the round was played: the benchmark
+ends with status 1 at the first round that differs. The cut of the passes follows from the setting alone. The last round is kept
+beside OUT.jsonl, so a killed command goes on where it was.
 """
 
 import argparse
 import contextlib
 import hashlib
 import json
-import os
 import pickle
 import resource
 import subprocess
@@ -31,6 +30,7 @@ from pluralllm.common.predictor.data import GroupData, group_data
 from pluralllm.common.words.questions import Question
 from pluralllm.common.words.spec import RunSpec, merge, preset_values
 from pluralllm.experiment import federated
+from pluralllm.experiment.engines.units import RayOptions
 from pluralllm.experiment.federated import Federation
 from pluralllm.experiment.spec import Virtual
 from pluralllm.experiment.virtual import groups_of_clients
@@ -97,7 +97,7 @@ class Log:
             file.write(json.dumps(line | figures) + "\n")
         part = self._kept.with_suffix(".part")
         part.write_bytes(pickle.dumps((federation.standing(), seconds, peak_mib)))
-        os.replace(part, self._kept)
+        part.replace(self._kept)
         equal = all(other["sha256"] == digest for other in same)
         print(
             f"{line['way']}: round {point.rounds}, {digest}, {'same as' if equal else 'NOT the bits of'} {len(same)} other "
@@ -126,13 +126,22 @@ def main() -> int:
     clients = groups_of_clients(Virtual(clients=asked.clients), names, spec.seed)
     federated.VALUES_AT_ONCE //= asked.slices
     with contextlib.ExitStack() as stack:
-        federation = Federation(spec, groups, torch.device("cpu"), clients)
+        passes = None
+        if asked.ray:
+            from pluralllm.experiment.engines.ray_cluster import connected  # noqa: PLC0415 - Ray is an extra
+            from pluralllm.experiment.engines.ray_passes import RayPasses  # noqa: PLC0415
+            from pluralllm.experiment.engines.ray_workers import Terms, versions_here  # noqa: PLC0415
+
+            stack.enter_context(connected(RayOptions(), asked.ray))
+            passes = RayPasses(spec, Terms(versions_here()))
+        federation = Federation(spec, groups, torch.device("cpu"), clients, passes)
         log = Log(asked)
         before_s, before_mib = log.go_on(federation)
         start_s = time.process_time()
         while not federation.is_over and federation.point.rounds < (asked.stop_after or asked.rounds):
             federation.play_round()
-            seconds = before_s + time.process_time() - start_s
+            elsewhere_s = passes.elsewhere_s if passes else 0.0
+            seconds = before_s + time.process_time() - start_s + elsewhere_s
             if not log.add(
                 federation, seconds, max(before_mib, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
             ):

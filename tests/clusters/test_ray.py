@@ -3,27 +3,38 @@
 Ray is an extra that `make test` does not install. Run these tests with `make ray`.
 """
 
+import hashlib
+import itertools
+import json
 import os
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
-from support.small_experiment import files_of, small_plan
+from support.small_experiment import GROUPS, files_of, small_plan
+from support.small_survey import small_group
 
 from pluralllm.common.errors.tree import InvalidArgument, NotFinite
 from pluralllm.experiment.engines.units import RayOptions
+from pluralllm.experiment.federated import federate
 from pluralllm.experiment.play import Player
 from pluralllm.experiment.runner import Plan, run_experiment
+from pluralllm.experiment.spec import Virtual
+from pluralllm.experiment.virtual import groups_of_clients
 
 pytest.importorskip("ray", reason="Ray is not installed; make ray runs these tests")
 
 psutil = pytest.importorskip("psutil")
 
 from pluralllm.experiment.engines import ray_cluster  # noqa: E402 - it imports Ray
+from pluralllm.experiment.engines.ray_passes import RayPasses  # noqa: E402
+from pluralllm.experiment.engines.ray_workers import Terms, versions_here  # noqa: E402
 
+T = TypeVar("T")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
@@ -31,15 +42,21 @@ def quiet(*_: object) -> None:
     pass
 
 
-def inline(plan: Plan) -> dict[str, list[dict[str, Any]]]:
-    """Returns the files of the same experiment, played unit by unit in this process with one thread."""
+def with_one_thread(work: Callable[[], T]) -> T:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    try:
+        return work()
+    finally:
+        torch.set_num_threads(threads)
+
+
+def inline(plan: Plan) -> dict[str, list[dict[str, Any]]]:
+    """Returns the files of the same experiment, played unit by unit in this process with one thread."""
     engine = OneByOne()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pluralllm.experiment.runner._engine", lambda _plan, _origin, player: engine.with_player(player))
-        run_experiment(replace(plan, out=plan.out.with_name("inline")), quiet)
-    torch.set_num_threads(threads)
+        with_one_thread(lambda: run_experiment(replace(plan, out=plan.out.with_name("inline")), quiet))
     return files_of(plan.out.with_name("inline"))
 
 
@@ -99,11 +116,92 @@ def _title(process: Any) -> str:
         return ""
 
 
+# With 16 episodes in a step, two clients are one pass.
+VIRTUAL = {"batch_episodes": 16, "keep_optimizer_state": False, "local_steps": 20}
+
+
+def virtual_plan(folder: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]) -> Plan:
+    """Returns an experiment of 40 virtual clients, of which nine are in a round, so in five passes."""
+    plan = small_plan(folder, monkeypatch, {"data": {"virtual": {"clients": 40}}} | changes)
+    training = {"training": plan.experiment.methods[0].spec["training"] | VIRTUAL}
+    methods = tuple(
+        method.model_copy(update={"cohort": 9, "adapt_steps": None, "spec": method.spec | training})
+        for method in plan.experiment.methods
+    )
+    return replace(plan, experiment=plan.experiment.model_copy(update={"methods": methods}))
+
+
+class Killing(RayPasses):
+    """Kills a worker that trains a pass, after the first pass of the first round."""
+
+    killed = 0
+
+    def train(self, passes: Any, base: Any, number: Any) -> Any:
+        assert [len(clients) for clients in passes] == [2, 2, 2, 2, 1]
+        for trained in super().train(passes, base, number):
+            if not self.killed:
+                self.killed = kill_one("ray::train_pass")
+            yield trained
+
+
+def kill_one(title: str) -> int:
+    """Kills a worker while it does the task of this title. Waits until there is one."""
+    while True:
+        for child in psutil.Process().children(recursive=True):
+            if title in _title(child):
+                os.kill(child.pid, signal.SIGSTOP)  # it cannot end the task before the blow
+                is_at_it = title in _title(child)
+                os.kill(child.pid, signal.SIGKILL)
+                if is_at_it:
+                    return int(child.pid)
+
+
+def test_the_passes_of_a_round_have_the_bits_of_one_process_for_any_number_of_workers_also_after_a_killed_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = virtual_plan(tmp_path, monkeypatch, {"rounds": 3})
+    spec = plan.experiment.run_spec(plan.experiment.methods[0], 0)
+    groups = {name: small_group(name, questions=30, seed=seed) for seed, name in enumerate(GROUPS)}
+    clients = groups_of_clients(Virtual(clients=40), GROUPS[:2], 0)
+
+    def digests(passes: RayPasses | None) -> list[str]:
+        played = federate(spec, groups, torch.device("cpu"), clients, passes)
+        return [hashlib.sha256(point.values.tobytes()).hexdigest() for point in played]
+
+    expected = with_one_thread(lambda: digests(None))
+    assert len(set(expected)) == 4
+    for workers, kind in ((1, RayPasses), (2, RayPasses), (2, Killing)):
+        with ray_cluster.connected(RayOptions(), workers):
+            passes = kind(spec, Terms(versions_here()))
+            assert digests(passes) == expected
+            assert passes.elsewhere_s > 0
+            assert isinstance(passes, Killing) == bool(getattr(passes, "killed", 0))
+
+
+def test_an_experiment_with_virtual_clients_has_the_same_figures_on_ray_one_unit_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = virtual_plan(tmp_path, monkeypatch, {"rounds": 4, "scoring": {"every": 2}})
+    training: list[str] = []
+    on_ray = replace(plan, out=plan.out.with_name("on-ray"), jobs=2, ray=RayOptions())
+    run_experiment(on_ray, lambda what, *_: training.append(what))
+    assert without_machine(files_of(on_ray.out)) == without_machine(inline(plan))
+    units = [unit for unit, _ in itertools.groupby(what for what in training if what.endswith(": training"))]
+    assert len(units) == 4, "each unit has the cluster for itself"
+    seconds = [
+        json.loads(line)["seconds"]
+        for path in on_ray.out.glob("one.seed*.jsonl")
+        for line in path.read_text().splitlines()
+        if json.loads(line)["kind"] == "point" and json.loads(line)["rounds"]
+    ]
+    assert min(seconds) > 0.05, "the seconds of the workers count"
+
+
 def test_workers_of_other_versions_are_refused_or_named_in_the_header(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = replace(small_plan(tmp_path, monkeypatch), only=("one",))
-    here = ray_cluster.versions_here() | {"numpy": "1.0"}
+    here = versions_here() | {"numpy": "1.0"}
     monkeypatch.setattr(ray_cluster, "versions_here", lambda: here)  # of the driver
     with pytest.raises(InvalidArgument, match=r"a worker that has numpy [\d.]+, here 1\.0.*--mixed"):
         run_experiment(replace(plan, ray=RayOptions()), quiet)

@@ -10,7 +10,7 @@ from support.small_survey import small_group, small_spec
 
 from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber
 from pluralllm.common.words.spec import RunSpec
-from pluralllm.experiment import federated, passes
+from pluralllm.experiment import passes
 from pluralllm.experiment.federated import LocalTraining, aggregate, federate, first_values
 from pluralllm.experiment.stacked import Flat
 from pluralllm.server.rounds import events as ev

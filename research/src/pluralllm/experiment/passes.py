@@ -35,6 +35,8 @@ class Trained:
 class PassWorkers(Protocol):
     """Workers that train the passes of a round."""
 
+    elsewhere_s: float  # CPU seconds that other processes have trained so far
+
     def train(self, passes: Sequence[Clients], base: Flat, number: RoundNumber) -> Iterator[Trained]:
         """Trains every pass, and yields the results in the order of the passes.
 
@@ -46,8 +48,11 @@ class PassWorkers(Protocol):
 class PassesHere:
     """Trains passes in this process, one after the other.
 
-    Their optimizer state is kept from round to round if the spec says so. Without that state, all passes share one set of learners.
+    Their optimizer state is kept from round to round if the spec says so. Without that state, passes of one size share their
+    learners.
     """
+
+    elsewhere_s = 0.0
 
     def __init__(self, spec: RunSpec, device: torch.device) -> None:
         self._spec, self._device = spec, device

@@ -17,6 +17,7 @@ from pluralllm.experiment.alone import centralize, train_alone
 from pluralllm.experiment.baselines import TrainingMean
 from pluralllm.experiment.federated import Point, federate, first_values
 from pluralllm.experiment.groups import Groups, embed_groups, embedding_digest
+from pluralllm.experiment.passes import PassWorkers
 from pluralllm.experiment.records import (
     Provenance,
     Record,
@@ -51,6 +52,7 @@ class Setting:
     model_path: Path | None
     cache: Path
     device: torch.device
+    passes: PassWorkers | None = None  # of a unit with virtual clients; None: this process trains
 
 
 class Player:
@@ -89,7 +91,7 @@ class Player:
         groups = self.groups(spec, on_embedded)
         facts = (method.kind, seed, spec, embedding_digest(groups), setting.device)
         models: Models = {}
-        clock = _Clock(setting.device)
+        clock = _Clock(setting.device, setting.passes)
         total = method.steps or spec.rounds * (spec.training.local_steps if spec.sums is None else 1)
         point_records: list[Record] = []
         for point, models in _points(method, spec, setting, groups):
@@ -168,14 +170,18 @@ class Player:
 class _Clock:
     """Stopwatch that counts training time; it is stopped while models are scored.
 
-    On a CPU the stopwatch counts this process's CPU time, so that other processes do not change the result. On an accelerator
-    it counts wall-clock time.
+    On a CPU the stopwatch counts CPU time of this process and of the workers that train its passes, so that other processes do
+    not change the result. On an accelerator it counts wall-clock time.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._now_s = time.process_time if device.type == "cpu" else time.monotonic
+    def __init__(self, device: torch.device, passes: PassWorkers | None = None) -> None:
+        self._own_s = time.process_time if device.type == "cpu" else time.monotonic
+        self._passes = passes
         self.seconds = 0.0
         self._since_s = self._now_s()
+
+    def _now_s(self) -> float:
+        return self._own_s() + (0.0 if self._passes is None else self._passes.elsewhere_s)
 
     def stop(self) -> None:
         self.seconds += self._now_s() - self._since_s
@@ -196,7 +202,7 @@ def _points(method: Method, spec: RunSpec, setting: Setting, groups: Groups) -> 
         case "fedavg":
             virtual, training = setting.experiment.data.virtual, setting.experiment.training_groups(method)
             clients = None if virtual is None else groups_of_clients(virtual, training, spec.seed)
-            for point in federate(spec, groups, setting.device, clients):
+            for point in federate(spec, groups, setting.device, clients, setting.passes):
                 yield point, dict.fromkeys(scored, point.values)
         case "centralized":
             for point in centralize(spec, steps, every, groups, setting.device):

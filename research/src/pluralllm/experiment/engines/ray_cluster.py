@@ -6,25 +6,24 @@ Ray's handles have no types, so they are Any here.
 
 import asyncio
 import contextlib
-import importlib.metadata
-import os
-import platform
 import socket
 import time
 import urllib.parse
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import ray
 import structlog
 import torch
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError
 
 from pluralllm.client.work.side_by_side import MAX_TRIES
-from pluralllm.common.errors.tree import InvalidArgument, PluralError, WorkerDied, leaves
+from pluralllm.common.errors.tree import InvalidArgument, WorkerDied
 from pluralllm.common.words.spec import Embedding
+from pluralllm.experiment.engines.ray_passes import RayPasses
+from pluralllm.experiment.engines.ray_workers import Outcome, Terms, answered, outcome_of, versions_here
 from pluralllm.experiment.engines.units import RayOptions, Results, Tell, Unit
 from pluralllm.experiment.groups import Groups
 from pluralllm.experiment.play import Player, Setting
@@ -33,19 +32,8 @@ from pluralllm.experiment.spec import Experiment, Method
 
 log = structlog.get_logger()
 
-# A unit's figures may depend on these packages; Ray itself demands one version of Python.
-PACKAGES = ("pluralllm-common", "pluralllm-client", "pluralllm-server", "pluralllm-research", "torch", "numpy")
 POLL_S = 0.5
 CONNECT_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """A worker's answer for a unit: the records or an error, and how the worker differs from the driver."""
-
-    records: Results = field(default_factory=dict)
-    differences: tuple[str, ...] = ()
-    error: tuple[str, dict[str, Any]] | None = None  # reason and facts of an error of our tree
 
 
 class ProgressBoard:
@@ -79,45 +67,30 @@ class Order:
     method: str
     seed: int
     device: str
-    versions: Mapping[str, str]  # of the driver
-    is_mixed: bool  # whether a worker with other versions may play
+    terms: Terms
+    is_spread: bool  # whether the passes of its rounds are tasks of the cluster
 
 
-def versions_here() -> dict[str, str]:
-    """Returns whatever of this process may change a unit's figures: versions of packages, and the kind of processor."""
-    packages = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return packages | {"processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"}
-
-
-def differences_of(there: Mapping[str, str], here: Mapping[str, str]) -> tuple[str, ...]:
-    """Returns the differences between a worker and the driver, each as "torch 2.9, here 2.13"."""
-    return tuple(f"{name} {there[name]}, here {here[name]}" for name in here if there[name] != here[name])
-
-
-def play_unit(order: Order, groups: Groups, board: Any) -> Outcome:
-    """Plays one unit in a worker of the cluster. An error of our tree is returned, as Ray cannot carry its fields."""
+def play_unit(order: Order, groups: Groups, board: Any) -> Outcome[Results]:
+    """Plays one unit in a worker of the cluster."""
     board.begin.remote(order.number)
-    differences = differences_of(versions_here(), order.versions)
-    if differences and not order.is_mixed:
-        problem = (
-            f"names a cluster with a worker that has {'; '.join(differences)}. The figures may differ: install the same "
-            f"versions there, or give --mixed"
-        )
-        error = InvalidArgument(field="--ray-address", problem=problem)
-        return Outcome(differences=differences, error=(error.reason, error.facts))
-    torch.set_num_threads(1)
-    os.putenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    experiment = Experiment.model_validate_json(order.experiment_json)
-    method = next(method for method in experiment.methods if method.name == order.method)
-    provenance = Provenance(experiment, order.data_sha256)
-    setting = Setting(experiment, {}, provenance, None, Path(), torch.device(order.device))
-    embedding = experiment.run_spec(method, order.seed).embedding
-    try:
-        player = Player(setting, {embedding: groups})
+    differences: set[str] = set()  # of the workers that trained passes
+
+    def play() -> Results:
+        experiment = Experiment.model_validate_json(order.experiment_json)
+        method = next(method for method in experiment.methods if method.name == order.method)
+        spec = experiment.run_spec(method, order.seed)
+        passes = RayPasses(spec, order.terms) if order.is_spread else None
+        provenance = Provenance(experiment, order.data_sha256)
+        setting = Setting(experiment, {}, provenance, None, Path(), torch.device(order.device), passes)
+        player = Player(setting, {spec.embedding: groups})
         records = player.play(method, order.seed, lambda *_: None, _reporter(board, order.number))
-    except PluralError as error:
-        return Outcome(differences=differences, error=(error.reason, error.facts))
-    return Outcome(records, differences)
+        if passes is not None:
+            differences.update(passes.differences)
+        return records
+
+    outcome = answered(order.terms, play)
+    return replace(outcome, differences=tuple(sorted({*outcome.differences, *differences})))
 
 
 def _reporter(board: Any, number: int) -> Callable[[int, int], None]:
@@ -143,60 +116,67 @@ class RayCluster:
     groups_of: Callable[[Method], Groups]  # the embedded groups of a method
 
     async def map(self, units: Sequence[Unit], tell: Tell) -> AsyncGenerator[tuple[Unit, Results], None]:
-        """Plays every unit, as `Engine` says. Raises InvalidArgument if there is no such cluster, or one of other versions."""
+        """Plays every unit, as `Engine` says. Raises InvalidArgument if there is no such cluster, or one of other versions.
+
+        The passes of a unit with virtual clients fill the cluster, so such units are played one after the other.
+        """
         with connected(self.options, self.jobs):
             board = ray.remote(num_cpus=0)(ProgressBoard).remote()
-            running = self._submit(units, board)
+            stored: dict[Embedding, Any] = {}
+            running: dict[Any, Unit] = {}
             tries: dict[int, int] = {}
+            waiting = list(enumerate(units))
             try:
-                while running:
+                while running or waiting:
+                    for number, unit in tuple(waiting):
+                        if not (self._is_spread(unit) and any(map(self._is_spread, running.values()))):
+                            running[self._begun(number, unit, board, stored)] = unit
+                            waiting.remove((number, unit))
                     await asyncio.sleep(POLL_S)  # no thread waits for Ray: it would hang when this engine is stopped
                     done, _ = ray.wait(list(running), num_returns=len(running), timeout=0)
                     tries = _follow(board, units, tries, tell)
                     for reference in done:
                         unit = running.pop(reference)
-                        yield unit, self._records(unit, reference)
+                        yield unit, _records(unit, reference)
             finally:
                 for reference in running:
                     ray.cancel(reference, force=True)
 
-    def _submit(self, units: Sequence[Unit], board: Any) -> dict[Any, Unit]:
-        play = ray.remote(num_cpus=1, num_gpus=self.options.gpus_per_unit, max_retries=MAX_TRIES - 1)(play_unit)
-        experiment, here = self.provenance.experiment, versions_here()
-        stored: dict[Embedding, Any] = {}
-        running: dict[Any, Unit] = {}
-        for number, unit in enumerate(units):
-            embedding = experiment.run_spec(unit.method, unit.seed).embedding
-            if embedding not in stored:
-                stored[embedding] = ray.put(self.groups_of(unit.method))
-            order = Order(
-                number=number,
-                experiment_json=experiment.model_dump_json(),
-                data_sha256=self.provenance.data_sha256,
-                method=unit.method.name,
-                seed=unit.seed,
-                device="cuda" if self.options.gpus_per_unit else "cpu",
-                versions=here,
-                is_mixed=self.options.is_mixed,
-            )
-            running[play.remote(order, stored[embedding], board)] = unit
-        return running
+    def _is_spread(self, unit: Unit) -> bool:
+        """Whether the unit's passes are tasks: with virtual clients, on CPUs. A GPU trains large passes by itself."""
+        has_virtual = self.provenance.experiment.data.virtual is not None
+        return has_virtual and unit.method.kind == "fedavg" and not self.options.gpus_per_unit
 
-    def _records(self, unit: Unit, reference: Any) -> Results:
-        """Returns a unit's records. Where the worker differs from the driver, the headers say how."""
-        try:
-            outcome: Outcome = ray.get(reference)
-        except RayTaskError as error:
-            raise WorkerDied(problem=f"{type(error.cause).__name__} in {unit}: {error.cause}") from error
-        except RayError as error:
-            raise WorkerDied(problem=f"{type(error).__name__}, {MAX_TRIES} times in {unit}") from error
-        if outcome.error is not None:
-            reason, facts = outcome.error
-            raise leaves()[reason](**facts)
-        if outcome.differences:
-            for records in outcome.records.values():
-                records[0]["mixed"] = list(outcome.differences)
-        return outcome.records
+    def _begun(self, number: int, unit: Unit, board: Any, stored: dict[Embedding, Any]) -> Any:
+        """Begins a unit, and returns Ray's reference to its outcome. stored: the references to the groups so far."""
+        experiment, is_spread = self.provenance.experiment, self._is_spread(unit)
+        embedding = experiment.run_spec(unit.method, unit.seed).embedding
+        if embedding not in stored:
+            stored[embedding] = ray.put(self.groups_of(unit.method))
+        order = Order(
+            number=number,
+            experiment_json=experiment.model_dump_json(),
+            data_sha256=self.provenance.data_sha256,
+            method=unit.method.name,
+            seed=unit.seed,
+            device="cuda" if self.options.gpus_per_unit else "cpu",
+            terms=Terms(versions_here(), self.options.is_mixed),
+            is_spread=is_spread,
+        )
+        cores = 0 if is_spread else 1  # while its passes are trained, a unit waits
+        gpus = self.options.gpus_per_unit
+        play = ray.remote(num_cpus=cores, num_gpus=gpus, max_retries=MAX_TRIES - 1)(play_unit)
+        return play.remote(order, stored[embedding], board)
+
+
+def _records(unit: Unit, reference: Any) -> Results:
+    """Returns a unit's records. Where a worker differs from the driver, the headers say how."""
+    outcome: Outcome[Results] = outcome_of(reference, str(unit))
+    assert outcome.answer is not None
+    if outcome.differences:
+        for records in outcome.answer.values():
+            records[0]["mixed"] = list(outcome.differences)
+    return outcome.answer
 
 
 def _follow(board: Any, units: Sequence[Unit], before: Mapping[int, int], tell: Tell) -> dict[int, int]:

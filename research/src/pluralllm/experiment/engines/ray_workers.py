@@ -1,0 +1,87 @@
+"""The side of Ray's workers: a worker checks that it may answer, answers, and returns errors of our tree with their fields.
+
+Ray's handles have no types, so they are Any here.
+"""
+
+import functools
+import importlib.metadata
+import os
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import ray
+import torch
+from ray.exceptions import RayError, RayTaskError
+
+from pluralllm.client.work.side_by_side import MAX_TRIES
+from pluralllm.common.errors.tree import InvalidArgument, PluralError, WorkerDied, leaves
+
+# A unit's figures may depend on these packages; Ray itself demands one version of Python.
+PACKAGES = ("pluralllm-common", "pluralllm-client", "pluralllm-server", "pluralllm-research", "torch", "numpy")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """The terms on which a worker may answer."""
+
+    versions: Mapping[str, str]  # of the driver
+    is_mixed: bool = False  # whether a worker with other versions may answer
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome(Generic[T]):
+    """A worker's answer or an error, and how the worker differs from the driver."""
+
+    answer: T | None = None
+    differences: tuple[str, ...] = ()
+    error: tuple[str, dict[str, Any]] | None = None  # reason and facts of an error of our tree
+
+
+@functools.cache
+def versions_here() -> dict[str, str]:
+    """Returns whatever of this process may change a unit's figures: versions of packages, and the kind of processor."""
+    packages = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return packages | {"processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"}
+
+
+def differences_of(there: Mapping[str, str], here: Mapping[str, str]) -> tuple[str, ...]:
+    """Returns the differences between a worker and the driver, each as "torch 2.9, here 2.13"."""
+    return tuple(f"{name} {there[name]}, here {here[name]}" for name in here if there[name] != here[name])
+
+
+def answered(terms: Terms, work: Callable[[], T]) -> Outcome[T]:
+    """Does the work in a worker, with one thread. An error of our tree is returned, as Ray cannot carry its fields."""
+    differences = differences_of(versions_here(), terms.versions)
+    if differences and not terms.is_mixed:
+        problem = (
+            f"names a cluster with a worker that has {'; '.join(differences)}. The figures may differ: install the same "
+            f"versions there, or give --mixed"
+        )
+        error = InvalidArgument(field="--ray-address", problem=problem)
+        return Outcome(differences=differences, error=(error.reason, error.facts))
+    torch.set_num_threads(1)
+    os.putenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    try:
+        return Outcome(work(), differences)
+    except PluralError as failure:
+        return Outcome(differences=differences, error=(failure.reason, failure.facts))
+
+
+def outcome_of(reference: Any, what: str) -> Outcome[Any]:
+    """Returns a worker's outcome, which holds an answer. what: the work, for a message.
+
+    Raises the worker's error, or WorkerDied if the work failed in every try.
+    """
+    try:
+        outcome: Outcome[Any] = ray.get(reference)
+    except RayTaskError as error:
+        raise WorkerDied(problem=f"{type(error.cause).__name__} in {what}: {error.cause}") from error
+    except RayError as error:
+        raise WorkerDied(problem=f"{type(error).__name__}, {MAX_TRIES} times in {what}") from error
+    if outcome.error is not None:
+        reason, facts = outcome.error
+        raise leaves()[reason](**facts)
+    return outcome
