@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from support.small_experiment import small_plan
 from support.small_survey import small_group, small_spec
 
 from pluralllm.common.words.ids import ClientId, RoundNumber
@@ -13,6 +15,8 @@ from pluralllm.common.words.spec import RunSpec
 from pluralllm.experiment import passes
 from pluralllm.experiment.federated import Federation, LocalTraining, federate, first_values
 from pluralllm.experiment.passes import Clients, PassesHere, Trained, cut
+from pluralllm.experiment.play import Player, Setting
+from pluralllm.experiment.records import Provenance
 from pluralllm.experiment.spec import Virtual
 from pluralllm.experiment.stacked import Flat
 from pluralllm.experiment.virtual import groups_of_clients
@@ -36,24 +40,40 @@ def spec_of(**training: object) -> RunSpec:
 
 
 class Backwards:
-    """Trains the last pass first, each on a worker of its own, and yields them in order."""
-
-    elsewhere_s = 0.0
+    """Trains the last pass first, each on a worker of its own, and yields them in order. A round costs it 1,000 seconds."""
 
     def __init__(self, spec: RunSpec) -> None:
         self._spec = spec
+        self.elsewhere_s = 0.0
 
     def train(self, cut_passes: Sequence[Clients], base: Flat, number: RoundNumber) -> Iterator[Trained]:
         trained = [next(PassesHere(self._spec, CPU).train([one], base, number)) for one in reversed(cut_passes)]
+        self.elsewhere_s += 1_000
         yield from reversed(trained)
 
 
 def test_passes_have_the_same_bits_in_any_order_and_on_any_worker() -> None:
     spec = spec_of()
     here = [point.values for point in federate(spec, GROUPS, CPU, CLIENTS)]
-    elsewhere = [point.values for point in federate(spec, GROUPS, CPU, CLIENTS, Backwards(spec))]
+    backwards = Backwards(spec)
+    elsewhere = [point.values for point in federate(spec, GROUPS, CPU, CLIENTS, backwards)]
     assert len(here) == 4
+    assert backwards.elsewhere_s == 3_000, "its workers trained all three rounds"
     assert all(np.array_equal(one, other) for one, other in zip(here, elsewhere, strict=True))
+
+
+def test_the_seconds_of_a_unit_are_those_of_the_workers_that_train_its_passes_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = small_plan(tmp_path, monkeypatch, {"rounds": 2, "data": {"virtual": {"clients": 5}}})
+    training = {"training": plan.experiment.methods[0].spec["training"] | {"keep_optimizer_state": False}}
+    method = plan.experiment.methods[0].model_copy(update={"spec": plan.experiment.methods[0].spec | training})
+    experiment = plan.experiment.model_copy(update={"methods": (method,)})
+    workers = Backwards(experiment.run_spec(method, 0))
+    setting = Setting(experiment, {}, Provenance(experiment, "digest"), None, plan.cache, CPU, workers)
+    records = Player(setting).play(method, 0, lambda *_: None, lambda *_: None)[method.name]
+    seconds = [record["seconds"] for record in records if record["kind"] == "point"]
+    assert [round(value, -3) for value in seconds] == [0, 2_000]
 
 
 def test_a_round_is_cut_into_passes_in_sorted_order_whatever_the_order_of_its_cohort() -> None:
