@@ -15,25 +15,27 @@ import argparse
 import contextlib
 import hashlib
 import json
-import pickle
 import resource
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter
 
 from pluralllm.common.predictor.data import GroupData, group_data
 from pluralllm.common.words.questions import Question
 from pluralllm.common.words.spec import RunSpec, merge, preset_values
 from pluralllm.experiment import federated
 from pluralllm.experiment.engines.units import RayOptions
-from pluralllm.experiment.federated import Federation
+from pluralllm.experiment.federated import Federation, Point, Standing
 from pluralllm.experiment.spec import Virtual
 from pluralllm.experiment.virtual import groups_of_clients
+from pluralllm.server.rounds.state import Run
 
 SETTING = ("preset", "clients", "cohort", "of_rounds", "groups")
 
@@ -62,6 +64,20 @@ def spec_of(asked: argparse.Namespace) -> RunSpec:
     return RunSpec.model_validate(merge(usual, values))
 
 
+@dataclass(frozen=True)
+class Kept:
+    """Facts from which a killed command goes on, beside the model's values and the moments of the server optimizer."""
+
+    run: Run
+    counts: tuple[int, int, int, int]  # rounds, gradient steps, episodes and bytes
+    longest_update: float
+    seconds: float  # of CPU
+    peak_mib: float
+
+
+KEPT = TypeAdapter(Kept)
+
+
 class Log:
     """The lines of OUT.jsonl, and the standing after the newest round of this way of playing."""
 
@@ -71,7 +87,7 @@ class Log:
         facts = vars(asked) | {"of_rounds": asked.rounds}
         self._line = {key: facts[key] for key in SETTING} | {"way": f"{way}, {asked.slices} x narrower slices"}
         digest = hashlib.sha256(json.dumps(self._line).encode()).hexdigest()[:12]
-        self._kept = self._out.with_name(f"{self._out.stem}-{digest}.pickle")
+        self._kept = self._out.with_name(f"{self._out.stem}-{digest}.npz")
         here = Path(__file__).parent
         commit = ["git", "rev-parse", "--short", "HEAD"]
         self._commit = subprocess.run(commit, check=True, capture_output=True, text=True, cwd=here).stdout.strip()
@@ -80,10 +96,12 @@ class Log:
         """Sets the federation to the kept round, if there is one. Returns its CPU seconds and peak in MiB so far."""
         if not self._kept.exists():
             return 0.0, 0.0
-        standing, seconds, peak_mib = pickle.loads(self._kept.read_bytes())
-        federation.go_on_from(standing)
+        with np.load(self._kept) as file:
+            kept = KEPT.validate_json(file["json"].tobytes())
+            point = Point(file["values"], *kept.counts, kept.longest_update)
+            federation.go_on_from(Standing(kept.run, point, file["moments"]))
         print(f"goes on after round {federation.point.rounds}", flush=True)
-        return seconds, peak_mib
+        return kept.seconds, kept.peak_mib
 
     def add(self, federation: Federation, seconds: float, peak_mib: float) -> bool:
         """Adds a round, and keeps the standing after it. Returns whether all lines of the same round have its digest."""
@@ -95,8 +113,11 @@ class Log:
         with self._out.open("a") as file:
             figures = {"cpu_s": round(seconds, 1), "peak_mib": round(peak_mib), "commit": self._commit}
             file.write(json.dumps(line | figures) + "\n")
-        part = self._kept.with_suffix(".part")
-        part.write_bytes(pickle.dumps((federation.standing(), seconds, peak_mib)))
+        standing = federation.standing()
+        counts = (point.rounds, point.gradient_steps, point.episodes, point.moved_bytes)
+        kept = KEPT.dump_json(Kept(standing.run, counts, point.longest_update, seconds, peak_mib))
+        part = self._kept.with_suffix(".part.npz")
+        np.savez(part, values=point.values, moments=standing.moments, json=np.frombuffer(kept, np.uint8))
         part.replace(self._kept)
         equal = all(other["sha256"] == digest for other in same)
         print(
