@@ -3,7 +3,7 @@
 import ast
 
 import pytest
-from architecture.test_imports import SOURCES, imports, within
+from architecture.source_trees import MODULES, imports, tree_of, within
 
 PRIVATE_FILE = "pluralllm.client.data.private_data"
 # Function or class -> the modules outside the package client.data that may use it, with the reason.
@@ -34,14 +34,14 @@ def reads_counts(tree: ast.AST) -> bool:
 
 @pytest.mark.parametrize("name", MAY_USE)
 def test_true_answers_are_read_by_nobody_else(name: str) -> None:
-    users = {module for module in SOURCES if name in imports(module) and not within(module, "client.data")}
+    users = {module for module in MODULES if name in imports(module) and not within(module, "client.data")}
     assert users <= MAY_USE[name]
-    whole = {module for module in SOURCES if name.rpartition(".")[0] in imports(module)}
+    whole = {module for module in MODULES if name.rpartition(".")[0] in imports(module)}
     assert whole == set(), "import the functions by their names, so that this test sees which are used"
 
 
 def test_counts_are_read_only_where_noise_is_added_to_them() -> None:
-    readers = {module for module, tree in SOURCES.items() if reads_counts(tree)} - OTHER_COUNTS
+    readers = {module for module in MODULES if reads_counts(tree_of(module))} - OTHER_COUNTS
     assert [
         module for module in readers if not within(module, "client.data") and not within(module, "client.privacy")
     ] == []
