@@ -27,8 +27,8 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 
 from pluralllm.client.work.embedding_pool import Workers, cut, fill
 from pluralllm.common.predictor.embedding import Embedder
+from pluralllm.common.words.embedding import Embedding
 from pluralllm.common.words.questions import Question
-from pluralllm.common.words.spec import Embedding
 
 WIDTH, DISTINCT = 384, 10_000
 

@@ -28,9 +28,10 @@ from pluralllm.common.predictor.data import Batch, Episode, GroupData, group_dat
 from pluralllm.common.predictor.metrics import js_distance, js_distances
 from pluralllm.common.predictor.model import load_weights
 from pluralllm.common.predictor.neural_process import NeuralProcessPredictor
+from pluralllm.common.words.embedding import Embedding
 from pluralllm.common.words.predictors import NeuralProcess
 from pluralllm.common.words.questions import Question
-from pluralllm.common.words.spec import Embedding, Training
+from pluralllm.common.words.spec import Training
 
 CONTEXT, TARGETS, OPTIONS = 55, 55, 5
 RATE = 3e-4

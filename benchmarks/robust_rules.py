@@ -33,7 +33,7 @@ from pluralllm.common.words.spec import RunSpec, merge, preset_values
 from pluralllm.experiment.federated import LocalTraining, aggregate, first_values
 from pluralllm.experiment.scoring import Scorer, alignment, episode_of
 from pluralllm.experiment.stacked import Flat, Learners
-from pluralllm.server.aggregation.rules import aggregator
+from pluralllm.server.aggregation.aggregator import aggregator
 from pluralllm.server.aggregation.update_files import norm_of
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.clipping import clip_scales

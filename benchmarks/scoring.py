@@ -32,9 +32,10 @@ from pluralllm.client.work.train import pick_device
 from pluralllm.common.predictor.embedding import Embedder
 from pluralllm.common.predictor.group_predictor import GroupPredictor, PredictedAnswer
 from pluralllm.common.predictor.model import new_predictor
+from pluralllm.common.words.embedding import Embedding
 from pluralllm.common.words.predictors import parse_predictor
 from pluralllm.common.words.questions import Question
-from pluralllm.common.words.spec import PRESETS, Embedding, preset_values
+from pluralllm.common.words.spec import PRESETS, preset_values
 
 OPTIONS, DIMENSION, CONTEXT = 5, 768, 20
 FEATURES, PRODUCT = "from features", "a plain product"

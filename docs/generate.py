@@ -27,7 +27,16 @@ from pluralllm.common.errors.grpc_status import CODES
 from pluralllm.common.errors.root import PluralError, reason_of
 from pluralllm.common.process.exits import exit_code_of
 from pluralllm.common.process.json_forms import FORMS
-from pluralllm.common.words import aggregation, noise, predictors, private_rounds, reward_weights, spec
+from pluralllm.common.words import (
+    aggregation,
+    embedding,
+    noise,
+    plugins,
+    predictors,
+    private_rounds,
+    reward_weights,
+    spec,
+)
 from pluralllm.common.words.predictors import architecture_of
 from pluralllm.server.observe.gauges import COUNTERS, GAUGES
 from pluralllm.server.process import instruments as of_server
@@ -164,7 +173,7 @@ def log_lines(folder: Path) -> Iterator[tuple[str, str, str]]:
 
 def run_spec_page() -> str:
     comments: dict[tuple[str, str], str] = {}
-    for module in (spec, aggregation, noise, predictors, private_rounds, reward_weights):
+    for module in (spec, aggregation, embedding, noise, plugins, predictors, private_rounds, reward_weights):
         comments |= field_comments(Path(str(module.__file__)))
     presets = {name: spec.preset_values(name, has_private_rounds=True) for name in spec.PRESETS}
     sections = "\n".join(_spec_part(spec.RunSpec, (), comments, presets))

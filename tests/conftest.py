@@ -10,6 +10,7 @@ import hypothesis
 import pytest
 from drill.pairs import Embedded, Served, StorePair
 from support import fork_server, real_stores
+from support.installed_package import Site
 from support.leftovers import nothing_left_over
 from support.plain_logs import is_plain, let_no_logger_keep_its_configuration, log_plainly
 from support.session_folder import open_session_folder, session_folder
@@ -77,6 +78,14 @@ def forked_starts() -> Iterator[None]:
 def forked_workers() -> Iterator[None]:
     """Makes the workers of a module's daemons and its drilled clients such forks, and no other process."""
     yield from forking(fork_server.WORKERS)
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    """An empty folder of installed packages, for the example packages of tests/support."""
+    site = Site(tmp_path / "site-packages", monkeypatch)
+    yield site
+    site.uninstall()
 
 
 @pytest.fixture(scope="session")

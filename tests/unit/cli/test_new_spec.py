@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.installed_package import METHODS, RULE, VECTORS, Site
 from typer.testing import CliRunner
 
 from pluralllm.cli.__main__ import app
@@ -130,3 +131,27 @@ def test_an_empty_file_which_a_failed_command_leaves_is_no_spec(tmp_path: Path) 
     (tmp_path / "run.toml").write_text("\n")
     with pytest.raises(InvalidSpec, match="it is empty; `pluralllm spec new` prints a spec"):
         load_spec_values(tmp_path / "run.toml")
+
+
+def test_parts_of_installed_packages_are_named_with_their_versions_and_an_aggregator_has_plain_rounds(
+    site: Site, tmp_path: Path
+) -> None:
+    site.install("town_hall_methods", version="1.2")
+    words = ["spec", "new", "--aggregator", RULE, "--embedder", VECTORS, "--width", "32"]
+    text = CliRunner().invoke(app, words, catch_exceptions=False).stdout
+    spec = spec_from_toml(text, "new")
+    assert spec.aggregation.rule == "plugin"
+    for plugin, name in ((spec.aggregation.plugin, RULE), (spec.embedding.plugin, VECTORS)):
+        assert plugin is not None
+        assert (plugin.name, plugin.distribution, plugin.version) == (name, METHODS, "1.2")
+    assert (spec.embedding.model, spec.embedding.dimension, spec.aggregation.max_examples) == (VECTORS, 64, 1024)
+    assert spec.private_rounds is None
+    assert f"# Plain rounds: {READS_SINGLE} (aggregation.rule plugin looks at single updates" in text
+    with pytest.raises(InvalidArgument, match="no installed package has it; there are: clamped-mean"):
+        CliRunner().invoke(app, ["spec", "new", "--aggregator", "clamped"], catch_exceptions=False)
+
+
+def test_an_embedder_alone_leaves_the_rounds_private(site: Site) -> None:
+    site.install("town_hall_methods")
+    text = CliRunner().invoke(app, ["spec", "new", "--embedder", VECTORS, "--width", "32"]).stdout
+    assert spec_from_toml(text, "new").private_rounds is not None

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from support.installed_package import METHODS, Site
 from support.process_harness import process_spec
 
 from pluralllm.client import doctor as doctor_module
@@ -38,7 +39,7 @@ def test_the_policy_line_names_the_keys_that_an_older_file_lacks(tmp_path: Path)
     check = PROBES["policy"](config_of(tmp_path))
     assert check.ok
     assert (
-        "keys not in it have their defaults: allow_sums, allowed_presets, compare_questions, max_evaluations_of_run"
+        "keys not in it have their defaults: allow_sums, allowed_aggregators, allowed_embedders, allowed_presets, compare"
         in check.result
     )
     (tmp_path / "policy.toml").write_text(DEFAULT_POLICY)
@@ -78,3 +79,12 @@ def test_doctor_takes_the_folder_and_the_file_that_run_takes(tmp_path: Path, mon
     monkeypatch.setattr(doctor_module, "checks_of", checks_of)
     doctor_module.doctor(data=tmp_path / "north.jsonl", state_dir=tmp_path / "north")
     assert [(one.data, one.state_dir) for one in checked_settings] == [(tmp_path / "north.jsonl", tmp_path / "north")]
+
+
+def test_the_model_line_names_the_packages_whose_embedders_may_run_here(tmp_path: Path, site: Site) -> None:
+    assert PROBES["embedding model"](config_of(tmp_path)).result == "looked up by the run spec's id"
+    site.install("town_hall_methods")
+    (tmp_path / "policy.toml").write_text(f'allowed_embedders = ["{METHODS}==1.1", "nobodys"]\n')
+    check = PROBES["embedding model"](config_of(tmp_path).model_copy(update={"policy": tmp_path / "policy.toml"}))
+    allowed = f"embedders allowed: {METHODS}==1.1 (1.0 is installed), nobodys (not installed)"
+    assert check.result == f"looked up by the run spec's id; {allowed}"

@@ -1,40 +1,24 @@
 """The importer of another package, installed as its pyproject.toml says."""
 
-import sys
-import tomllib
-from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
 import typer
+from support.installed_package import Site
 from typer.testing import CliRunner
 
 from pluralllm.client.data.codebook import codebook_beside
 from pluralllm.client.data.private_data import read_counted
 from pluralllm.client.data_commands import app
-from pluralllm.client.plugin_command import find_importer, imported, options_of
+from pluralllm.client.plugin_command import imported, options_of
 from pluralllm.common.errors.tree import CommandBroken, InvalidArgument, InvalidData
-
-PACKAGE = Path(__file__).parents[2] / "support" / "town_hall_importer"
+from pluralllm.common.process.plugins import IMPORTERS, one_named
 
 
 @pytest.fixture
-def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Puts the example package on the path, with the metadata that its installation would write."""
-    project = tomllib.loads((PACKAGE / "pyproject.toml").read_text())["project"]
-    metadata = tmp_path / "site" / "town_hall_importer-1.0.dist-info"
-    metadata.mkdir(parents=True)
-    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: 1.0\n")
-    lines = [
-        f"[{group}]\n" + "".join(f"{k} = {v}\n" for k, v in one.items())
-        for group, one in project["entry-points"].items()
-    ]
-    (metadata / "entry_points.txt").write_text("\n".join(lines))
-    monkeypatch.syspath_prepend(PACKAGE)
-    monkeypatch.syspath_prepend(metadata.parent)
-    yield
-    sys.modules.pop("town_hall", None)
+def installed(site: Site) -> None:
+    site.install("town_hall_importer")
 
 
 def types(*words: str | Path) -> None:
@@ -95,5 +79,5 @@ def test_a_broken_importer_is_named_with_its_package(value: str, problem: str) -
 
 def test_an_importer_that_two_packages_have_is_not_chosen_by_chance() -> None:
     with pytest.raises(InvalidArgument, match="more than one package"):
-        find_importer("broken", [point("a:f"), point("b:f")])
+        one_named("broken", IMPORTERS, [point("a:f"), point("b:f")])
     assert options_of(["a=b=c"]) == {"a": "b=c"}

@@ -12,7 +12,7 @@ from support.small_experiment import files_of, small_plan
 from support.small_survey import DIMENSION
 
 from pluralllm.common.errors.tree import InvalidArgument, WorkerDied
-from pluralllm.common.words.spec import Embedding
+from pluralllm.common.words.embedding import Embedding
 from pluralllm.experiment import runner, worker
 from pluralllm.experiment.engines.units import Results, Shard, Tell, Unit
 from pluralllm.experiment.orders import Fetch, Play

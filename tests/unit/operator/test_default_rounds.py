@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.installed_package import VECTORS, Site, plugin
 from typer.testing import CliRunner, Result
 
 from pluralllm.cli import __main__ as command_line
 from pluralllm.cli import run_commands
 from pluralllm.cli.new_spec import new_spec
 from pluralllm.common.errors.tree import InvalidArgument, InvalidSpec
+from pluralllm.common.words.plugins import Plugin
 from pluralllm.common.words.private_rounds import MAX_WEIGHT
 from pluralllm.common.words.run_state import READS_SINGLE, READS_SUMS
 from pluralllm.common.words.spec import RunSpec, merge, parse_spec, spec_from_values, spec_values
@@ -182,3 +184,16 @@ def test_a_new_spec_is_printed_with_the_table_and_without_it() -> None:
     ]
     assert [text.rstrip("\n") for text in printed] == [new_spec(), new_spec(plain_rounds=True)]
     assert ["[private_rounds]\n" in text for text in printed] == [True, False]
+
+
+def test_the_probes_of_an_installed_embedder_are_made_when_the_run_is_created(
+    there: FakeRemote, tmp_path: Path, site: Site
+) -> None:
+    (tmp_path / FILE).write_text(new_spec(width=32, embedder=Plugin.model_validate(plugin(VECTORS))))
+    assert "the spec has no probe vectors" in create(str(tmp_path / FILE)).stderr
+    site.install("town_hall_methods", version="1.1")
+    create(str(tmp_path / FILE))
+    site.uninstall()
+    site.install("town_hall_methods")
+    assert "probe" not in create(str(tmp_path / FILE)).stderr
+    assert [len(spec.embedding.probes) for spec in there.specs] == [0, 0, 3]

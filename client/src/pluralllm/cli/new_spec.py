@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from pluralllm.common.errors.tree import InvalidArgument
 from pluralllm.common.words.noise import RESPONDENT
+from pluralllm.common.words.plugins import Plugin
 from pluralllm.common.words.spec import CLOSES_FROM, preset_values, spec_from_toml, spec_values
 from pluralllm.common.words.usual_embedding import MODEL, WIDTH
 from pluralllm.operator.default_rounds import (
@@ -41,6 +42,8 @@ def new_spec(
     plain_rounds: bool = False,
     closing_round: bool = False,
     rounds: int = USUAL_ROUNDS,
+    aggregator: Plugin | None = None,
+    embedder: Plugin | None = None,
 ) -> str:
     """Returns the text of a new run spec in TOML.
 
@@ -50,6 +53,7 @@ def new_spec(
     respondents_epsilon: the most that clients' answers may tell about one respondent; None takes answers without noise, too.
     plain_rounds: whether the rounds are plain, although the clients are enough for private ones. closing_round: whether one
     more round sums the scores of the last version. rounds: the number of the other ones.
+    aggregator: of another package; the rounds are plain then. embedder: of another package, in the place of `model`.
     Raises InvalidArgument for a closing round of a run that can have none, and InvalidSpec then if the whole spec is not valid.
     """
     expected = max(len(train) or clients, FEWEST_CLIENTS)
@@ -62,12 +66,15 @@ def new_spec(
         )
     closes = f'format = "{CLOSES_FROM}"  # with a closing round, which sums the scores of the last version\n'
     head = f'preset = "{preset}"\n{closes if closing_round else ""}seed = 0\nrounds = {rounds}\n\n'
+    rule = "" if aggregator is None else f'rule = "plugin"\n{_plugin("aggregation", aggregator)}'
     before = (
         f"{head}[groups]\ntrain = {_listed(train)}{note}\n"
         f"held_out = {_listed(held_out)}\n\n[round]\nmin_clients = {least_clients(expected)}  # in every published model\n"
-        f"target_clients = {expected}\ndeadline_s = 600\n\n[aggregation]\nmax_examples = {MAX_EXAMPLES}\n\n"
+        f"target_clients = {expected}\ndeadline_s = 600\n\n[aggregation]\nmax_examples = {MAX_EXAMPLES}\n{rule}\n"
     )
-    after = f'{demand}[embedding]\nmodel = "{model}"\ndimension = {dimension}'
+    named = f'model = "{model}"\n' if embedder is None else ""
+    after = f"{demand}[embedding]\n{named}dimension = {dimension}"
+    after += "" if embedder is None else f"\n{_plugin('embedding', embedder).rstrip()}"
     text = f"{before}{_rounds(before, after, expected, plain=plain_rounds)}\n{after}"
     if closing_round and not spec_from_toml(text, "of the new run").closes:
         problem = f"needs private rounds (at least {FEWEST_PRIVATE} clients), and updates that are no terms of sums"
@@ -93,6 +100,12 @@ def _rounds(before: str, after: str, clients: int, *, plain: bool) -> str:
     text = plain_note(reason, clients)
     hint = f"# {THREE}\n" if clients < FEWEST_PRIVATE and not plain else ""
     return f"# {text[0].upper()}{text[1:]}.\n{hint}"
+
+
+def _plugin(table: str, plugin: Plugin) -> str:
+    """Returns the lines that name a plug-in. table: the one that they belong to."""
+    names = f'name = "{plugin.name}"\ndistribution = "{plugin.distribution}"\nversion = "{plugin.version}"'
+    return f"\n[{table}.plugin]  # everybody who uses it: pip install '{plugin.requirement}'\n{names}\n"
 
 
 def _listed(groups: Sequence[str]) -> str:

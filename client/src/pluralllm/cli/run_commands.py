@@ -1,6 +1,7 @@
 """The commands `pluralllm run ...`, which create and steer runs."""
 
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +16,7 @@ from pluralllm.common.errors.tree import InvalidSpec
 from pluralllm.common.process.console import Json, say
 from pluralllm.common.process.extras import need_torch
 from pluralllm.common.process.json_forms import RUN
+from pluralllm.common.process.plugins import installed_version
 from pluralllm.common.words.context_gain import check_context_gain, mean_gain
 from pluralllm.common.words.ids import Digest
 from pluralllm.common.words.names import ModelName
@@ -57,7 +59,7 @@ def create(
     values = with_usual_embedding(values)
     new = with_default_rounds(values, file, plain=plain_rounds)
     loaded = new.spec
-    if embedding_model_path is not None and not loaded.embedding.probes:
+    if not loaded.embedding.probes and (embedding_model_path is not None or _has_embedder(loaded)):
         loaded = _with_probes(loaded, embedding_model_path)
     connection = remote(coordinator)
     created = connection.create_run(run, loaded.canonical_json())
@@ -78,7 +80,14 @@ def create(
     show(RUN, created, as_json=as_json, screen=status_view)
 
 
-def _with_probes(spec: RunSpec, model_path: Path) -> RunSpec:
+def _has_embedder(spec: RunSpec) -> bool:
+    """Returns whether the spec names a plug-in that can make its probe vectors here."""
+    plugin = spec.embedding.plugin
+    is_here = plugin is not None and installed_version(plugin.distribution) == plugin.version
+    return is_here and find_spec("torch") is not None
+
+
+def _with_probes(spec: RunSpec, model_path: Path | None) -> RunSpec:
     need_torch()
     import torch  # noqa: PLC0415 - only here
 

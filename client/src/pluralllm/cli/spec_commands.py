@@ -11,6 +11,7 @@ from pluralllm.cli.output import show
 from pluralllm.common.errors.tree import InvalidArgument
 from pluralllm.common.process.console import Json, say
 from pluralllm.common.process.json_forms import SPEC
+from pluralllm.common.process.plugins import AGGREGATORS, EMBEDDERS, installed_plugin
 from pluralllm.common.words.spec import PRESETS
 from pluralllm.common.words.usual_embedding import MODEL, WIDTH, load_spec
 from pluralllm.operator.default_rounds import FEWEST_CLIENTS, FLAG
@@ -47,6 +48,13 @@ def spec_new(
             help="Take noised answers only, which tell at most this (epsilon) about one respondent, as the partners state it.",
         ),
     ] = None,
+    aggregator: Annotated[
+        str | None, typer.Option(help="Name of an aggregator that another package installed here has; plain rounds.")
+    ] = None,
+    embedder: Annotated[
+        str | None,
+        typer.Option(help="Name of an embedder that another package installed here has; --width says its length."),
+    ] = None,
     plain_rounds: PlainRounds = False,
     closing_round: Annotated[
         bool,
@@ -62,7 +70,12 @@ def spec_new(
     groups = train or (), held_out or ()
     people = clients, *groups, respondents_epsilon
     text = new_spec(
-        model, width, preset, *people, plain_rounds=plain_rounds, closing_round=closing_round, rounds=rounds
+        *(model, width, preset, *people),
+        plain_rounds=plain_rounds,
+        closing_round=closing_round,
+        rounds=rounds,
+        aggregator=None if aggregator is None else installed_plugin(AGGREGATORS, aggregator),
+        embedder=None if embedder is None else installed_plugin(EMBEDDERS, embedder),
     )
     say(text)
 

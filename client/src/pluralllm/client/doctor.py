@@ -1,5 +1,6 @@
 """The command `pluralllm-client doctor`: checks everything that could keep this daemon from working, and shows the fixes."""
 
+import contextlib
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -20,12 +21,14 @@ from pluralllm.client.private_rounds.pins import load_pins, pins_file
 from pluralllm.client.private_rounds.roster_watch import read_roster
 from pluralllm.client.process.config import ClientConfig
 from pluralllm.client.work.embedding_notes import read_notes
+from pluralllm.common.errors.tree import InvalidConfig
 from pluralllm.common.process.configuration import load_config
 from pluralllm.common.process.connections import connect
 from pluralllm.common.process.console import Check, Json, checked, print_checks
 from pluralllm.common.process.extras import need_torch
 from pluralllm.common.process.files import can_others_read, why_not_writable
 from pluralllm.common.process.model_folder import is_model_folder
+from pluralllm.common.process.plugins import installed_version
 from pluralllm.common.process.proxies import DIRECT
 from pluralllm.common.trust.identity import Identity
 from pluralllm.common.words.spec import GroupRole
@@ -179,18 +182,30 @@ def _device(config: ClientConfig) -> Check:
 
 
 def _model(config: ClientConfig) -> Check:
-    """Checks that the configured folder of the embedding model holds a model. Names what it did not see in the last run."""
+    """Checks that the configured folder of the embedding model holds a model. Names what it did not see in the last run.
+
+    Names the packages, too, whose embedders the policy allows, with their versions here.
+    """
     path = config.embedding_model_path
     if path is not None and not is_model_folder(path):
         fix = "embedding_model_path must be a folder with a config.json"
         return Check("embedding model", ok=False, result=str(path), fix=fix)
     result = "looked up by the run spec's id" if path is None else str(path)
+    with contextlib.suppress(InvalidConfig):  # the policy's own line says that
+        if packages := load_policy(config.policy_file).allowed_embedders:
+            result += f"; embedders allowed: {', '.join(map(_with_version, packages))}"
     notes = read_notes(config.cache_dir or config.state_dir / "cache", config.data)
     if notes is None or not notes.not_seen:
         return Check("embedding model", ok=True, result=result)
     # Kinds, not numbers: a support bundle holds this line.
     not_seen = f"{result}; in your data {notes.model} does not see {', '.join(notes.not_seen)}"
     return Check("embedding model", ok=True, result=not_seen, fix=SEE_NUMBERS)
+
+
+def _with_version(package: str) -> str:
+    """Returns a package of the policy with the version that is installed here. package: NAME or NAME==VERSION."""
+    version = installed_version(package.split("==", maxsplit=1)[0])
+    return f"{package} ({'not installed' if version is None else f'{version} is installed'})"
 
 
 def _partner(config: ClientConfig) -> Check:

@@ -6,7 +6,7 @@ function runs with the rights of this command, so install packages of people you
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Annotated
 
@@ -16,9 +16,9 @@ from pluralllm.client.data.counted_question import have_counts
 from pluralllm.client.data.private_data import read_counted
 from pluralllm.client.survey_commands import Out, write_imported
 from pluralllm.common.errors.tree import CommandBroken, InvalidArgument, PluralError
+from pluralllm.common.process.plugins import IMPORTERS, one_named, package_of
 from pluralllm.common.words.questions import Question
 
-ENTRY_POINTS = "pluralllm.importers"
 COMMAND = "pluralllm-client data import plugin"
 
 
@@ -31,21 +31,9 @@ def plugin(
     ] = None,
 ) -> None:
     """Import with an importer that another installed package has (entry point pluralllm.importers)."""
-    importer = find_importer(name, entry_points(group=ENTRY_POINTS))
-    questions = imported(importer, source, options_of(option or ()))
+    questions = imported(one_named(name, IMPORTERS), source, options_of(option or ()))
     write_imported(out, questions, str(source), asked=questions if have_counts(questions) else None)
     read_counted(out)  # what the package has made is read as strictly as every private file
-
-
-def find_importer(name: str, declared: Sequence[EntryPoint]) -> EntryPoint:
-    """Returns the entry point of an importer. Raises InvalidArgument if no package declares it, or if more than one does."""
-    named = [point for point in declared if point.name == name]
-    if not named:
-        known = ", ".join(sorted({point.name for point in declared})) or "none"
-        raise InvalidArgument(field="name", problem=f"is {name!r}, and no installed package has it; there are: {known}")
-    if len(named) > 1:
-        raise InvalidArgument(field="name", problem=f"is {name!r}, and more than one package has it; uninstall one")
-    return named[0]
 
 
 def options_of(texts: Sequence[str]) -> dict[str, str]:
@@ -64,7 +52,6 @@ def imported(importer: EntryPoint, source: Path, options: Mapping[str, str]) -> 
 
     Raises CommandBroken if the importer cannot be loaded, fails with another error, or returns something else than questions.
     """
-    distribution = importer.value if importer.dist is None else importer.dist.name
     try:
         function: Callable[..., Sequence[Question]] = importer.load()
         questions = tuple(function(source, **options))
@@ -74,5 +61,7 @@ def imported(importer: EntryPoint, source: Path, options: Mapping[str, str]) -> 
         raise
     except Exception as error:
         problem = f"{type(error).__name__}: {error}"
-        raise CommandBroken(command=f"{COMMAND} {importer.name}", distribution=distribution, problem=problem) from error
+        raise CommandBroken(
+            command=f"{COMMAND} {importer.name}", distribution=package_of(importer), problem=problem
+        ) from error
     return questions

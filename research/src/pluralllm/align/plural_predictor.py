@@ -35,9 +35,9 @@ from pluralllm.common.process.files import write_durably
 from pluralllm.common.text.printable import printable
 from pluralllm.common.text.reading import read_json
 from pluralllm.common.weights.chunks import manifest_of
+from pluralllm.common.words.embedding import Embedding
 from pluralllm.common.words.predictors import NeuralProcess, parse_predictor
 from pluralllm.common.words.problems import explain
-from pluralllm.common.words.spec import Embedding
 
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token", "subfolder", "proxies")
 

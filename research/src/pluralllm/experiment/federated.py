@@ -20,8 +20,9 @@ from pluralllm.experiment.ring_sums import RingSums
 from pluralllm.experiment.stacked import Flat
 from pluralllm.experiment.sums import SumsRounds, without_projection
 from pluralllm.experiment.virtual import WaitingUpdates
+from pluralllm.server.aggregation.aggregator import aggregator
 from pluralllm.server.aggregation.arithmetic import shorten
-from pluralllm.server.aggregation.rules import COLUMNS, aggregator
+from pluralllm.server.aggregation.rules import COLUMNS
 from pluralllm.server.aggregation.update_files import norm_of
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.cohort import task_seed
@@ -99,7 +100,9 @@ class Federation:
 
         virtual: the group of each virtual client; None: each training group of the spec is one client.
         passes: the workers that train the clients; None: this process.
+        Raises PluginMissing or PluginBroken if the spec's aggregator is another package's and cannot be used.
         """
+        aggregator(spec.aggregation)
         named = {ClientId(f"client-{number}"): name for number, name in enumerate(sorted(spec.groups.train))}
         trainers = {client: groups[name] for client, name in (named if virtual is None else virtual).items()}
         self._spec, self._everybody = spec, tuple(sorted(trainers))

@@ -13,8 +13,9 @@ from pluralllm.client.work.embedding_pool import Piece, Workers, check_room, cut
 from pluralllm.common.errors.tree import InvalidData, TooFewQuestions
 from pluralllm.common.predictor.data import GroupData, check_enough, group_data
 from pluralllm.common.predictor.embedding import Embedder, Progress
+from pluralllm.common.words.embedding import Embedding
 from pluralllm.common.words.questions import Question
-from pluralllm.common.words.spec import Embedding, RunSpec
+from pluralllm.common.words.spec import RunSpec
 from pluralllm.experiment.spec import Data, Experiment
 
 Groups = dict[str, GroupData]

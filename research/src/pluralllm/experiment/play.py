@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 
 from pluralllm.common.predictor.embedding import Progress
+from pluralllm.common.words.embedding import Embedding
 from pluralllm.common.words.questions import Question
-from pluralllm.common.words.spec import Embedding, RunSpec
+from pluralllm.common.words.spec import RunSpec
 from pluralllm.experiment.alone import centralize, train_alone
 from pluralllm.experiment.baselines import TrainingMean
 from pluralllm.experiment.federated import Point, federate, first_values

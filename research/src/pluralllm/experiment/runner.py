@@ -15,9 +15,9 @@ import torch
 
 from pluralllm.client.work.embedding_pool import Workers
 from pluralllm.client.work.train import pick_device
-from pluralllm.common.errors.tree import InvalidArgument
+from pluralllm.common.errors.tree import InvalidArgument, InvalidSpec
 from pluralllm.common.process.files import make_folder
-from pluralllm.common.words.spec import Embedding
+from pluralllm.common.words.embedding import Embedding
 from pluralllm.experiment.baselines import (
     NEAREST,
     TRAINING_MEAN,
@@ -36,6 +36,7 @@ from pluralllm.experiment.play import Player, Setting
 from pluralllm.experiment.records import Provenance, file_of, final_record, is_done, options_record, write_records
 from pluralllm.experiment.scoring import episode_of
 from pluralllm.experiment.spec import Experiment, Method
+from pluralllm.server.aggregation.aggregator import aggregator
 
 Tell = Callable[[str, int, int], None]  # reports progress: what is done, how much of it, of how much
 
@@ -67,7 +68,7 @@ def run_experiment(plan: Plan, tell: Tell) -> None:
 
     tell: is called with the present stage, the amount of work done and the whole amount.
     Raises InvalidSpec if the folder holds results of another experiment. Also raises InvalidArgument, InvalidData,
-    TooFewQuestions, ModelUnavailable, StorageFull or WorkerDied.
+    TooFewQuestions, ModelUnavailable, PluginMissing, PluginBroken, StorageFull or WorkerDied.
     """
     experiment = plan.experiment
     device = pick_device(plan.device)
@@ -77,6 +78,8 @@ def run_experiment(plan: Plan, tell: Tell) -> None:
     chosen = [method for method in experiment.methods if not plan.only or method.name in plan.only]
     questions = read_groups(experiment)
     check_sizes(experiment, questions)
+    for method in chosen:
+        _check_aggregator(experiment, method)
     provenance = Provenance(experiment, data_digest(questions))
     # Seeds in the outer loop: an interrupted experiment then compares all methods on few seeds, not few methods on all seeds.
     units = plan.shard.of([Unit(method, seed) for seed in experiment.seeds for method in chosen])
@@ -105,6 +108,18 @@ def run_experiment(plan: Plan, tell: Tell) -> None:
             _guess(plan, provenance, groups)
     engine = _engine(plan, provenance, player)
     asyncio.run(_play_all(plan, engine, todo, len(units), provenance, tell))
+
+
+def _check_aggregator(experiment: Experiment, method: Method) -> None:
+    """Checks before any work that this machine has the package of a method's aggregator, if it is another package's.
+
+    Raises PluginMissing or PluginBroken if it cannot be used; InvalidSpec if it looks at whole updates of virtual clients, which
+    are in memory piece by piece.
+    """
+    rule = aggregator(experiment.run_spec(method, experiment.seeds[0]).aggregation)
+    if rule.choose is not None and experiment.data.virtual is not None and method.kind == "fedavg":
+        problem = "  data.virtual: leave it out, or name an aggregator that looks at no distances between updates"
+        raise InvalidSpec(file=f"of method {method.name}", problems=problem)
 
 
 async def _play_all(

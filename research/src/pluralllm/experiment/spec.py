@@ -333,6 +333,8 @@ class Experiment(SpecPart):
             own["training"] = {"schedule": "cosine", "cosine_steps": method.steps}
         usual = preset_values(method.preset, has_private_rounds="private_rounds" in method.spec)
         values = merge(merge(usual, own), method.spec)
+        if "plugin" in values["embedding"]:
+            del values["embedding"]["model"]
         values["embedding"].setdefault("dimension", self.width * len(values["embedding"]["templates"]))
         try:
             spec = RunSpec.model_validate(values)

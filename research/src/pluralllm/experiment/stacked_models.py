@@ -19,8 +19,9 @@ from pluralllm.common.predictor.data import Batch
 from pluralllm.common.predictor.interface import Points, Prediction
 from pluralllm.common.predictor.model import new_predictor
 from pluralllm.common.predictor.neural_process import input_scale
+from pluralllm.common.words.embedding import Embedding
 from pluralllm.common.words.predictors import NeuralProcess
-from pluralllm.common.words.spec import Embedding, RunSpec
+from pluralllm.common.words.spec import RunSpec
 
 Piece = tuple[str, tuple[int, ...]]  # name and shape of one tensor of a client's parameters
 QUERY, KEY_VALUE = ".query", ".key_value"  # the rows of attention_in in two tensors, as targets need no keys and values

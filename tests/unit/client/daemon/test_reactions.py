@@ -30,6 +30,8 @@ REFUSED = {  # only what the partner, or the run's owner, must change
     "NotReleased",
     "OverLimit",
     "PeerKeyDiffers",
+    "PluginBroken",
+    "PluginMissing",
     "PolicyForbids",
     "RecordInvalid",
     "RosterDiverged",

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.installed_package import METHODS, RULE, VECTORS, plugin
 
 from pluralllm.cli.new_spec import new_spec
 from pluralllm.client.disclosure.differences import (
@@ -273,3 +274,25 @@ def test_a_partner_that_is_asked_before_the_first_evaluation_is_asked_about_the_
     assert task_fields("allowed", 3, TaskKind.EVALUATE, **asked) == ["training.local_steps"]
     held_out = {**asked, "groups": {"train": ["a", "b", "c"], "held_out": ["G"]}}
     assert "private_rounds" not in task_fields("required", 3, TaskKind.EVALUATE, **held_out)
+
+
+def test_an_aggregator_of_another_package_waits_for_consent_unless_the_policy_names_the_package() -> None:
+    spec = spec_of(aggregation={"rule": "plugin", "plugin": plugin(RULE)})
+    [difference] = differences_of(Policy(allowed_presets=("*",)), spec)
+    assert difference.text == (
+        "aggregation.plugin is clamped-mean of town-hall-methods==1.0, allowed is the rules of this release "
+        "(allowed_aggregators)"
+    )
+    assert "everybody who reads the model learns" in difference.danger
+    assert fields_of(spec, allowed_aggregators=[METHODS]) == []
+    assert fields_of(spec, allowed_aggregators=[f"{METHODS}==1.0"]) == []
+    assert fields_of(spec, allowed_aggregators=[f"{METHODS}==1.1"]) == ["aggregation.plugin"]
+    assert fields_of(spec, allowed_embedders=[METHODS]) == ["aggregation.plugin"]
+
+
+def test_the_options_of_an_embedder_need_consent_and_its_package_has_a_key_of_its_own() -> None:
+    values = spec_of().model_dump(mode="json")
+    usual = {key: values["embedding"][key] for key in ("dimension", "templates", "max_tokens", "normalize")}
+    for options, fields in (({}, []), ({"width": "9"}, ["embedding.plugin.options.width"])):
+        spec = RunSpec.model_validate({**values, "embedding": {**usual, "plugin": plugin(VECTORS, **options)}})
+        assert fields_of(spec) == fields

@@ -1,16 +1,19 @@
 """Each limit of the policy: the value that is still allowed, and the next one, which is not."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+from support.installed_package import METHODS, VECTORS, plugin
 from support.open_policy import open_policy
 from support.process_harness import process_spec
 from support.tasks import task_of
 
 from pluralllm.client.disclosure.limits import MIB, check_task, check_updates_behind
-from pluralllm.client.disclosure.policy import Policy
+from pluralllm.client.disclosure.policy import Policy, load_policy
 from pluralllm.common.errors.tree import PolicyForbids
 from pluralllm.common.predictor.architecture import layout_for
+from pluralllm.common.words.embedding import Embedding
 from pluralllm.common.words.names import TaskKind
 from pluralllm.common.words.private_rounds import PrivateRounds
 from pluralllm.common.words.spec import GroupRole, Groups, RunSpec
@@ -373,3 +376,28 @@ def test_a_private_run_too_small_to_hide_an_update_is_refused() -> None:
     text = refusal(rounds_policy(colluders=1, hidden_among=3), private_spec(3))
     assert "hidden_among is at most 2 of 3 clients, 1 of whom may collude, allowed is at least 3" in text
     check(rounds_policy(colluders=1, hidden_among=2), private_spec(3))
+
+
+def embedding(version: str = "1.0") -> RunSpec:
+    """Returns the spec of a run whose vectors another package makes."""
+    spec = process_spec()
+    made = {"plugin": plugin(VECTORS, version), "dimension": 64}
+    return spec.model_copy(update={"embedding": Embedding.model_validate(made)})
+
+
+def test_no_other_packages_code_makes_vectors_here_unless_the_policy_names_the_package() -> None:
+    for policy in (Policy(), open_policy()):  # whatever embedding models it allows
+        text = refusal(policy, embedding())
+        assert "allowed_embedders is letter-counts of town-hall-methods==1.0, allowed is none" in text
+        assert 'this line would allow its code here: allowed_embedders = ["town-hall-methods==1.0"]' in text
+    for allowed in ([METHODS], [f"{METHODS}==1.0"]):
+        check(open_policy(allowed_embedders=allowed, allowed_embedding_models=[]), embedding())
+    other = refusal(open_policy(allowed_embedders=["other", f"{METHODS}==1.0"]), embedding("1.1"))
+    assert "allowed is other, town-hall-methods==1.0; this line" in other
+    assert 'allowed_embedders = ["other", "town-hall-methods==1.0", "town-hall-methods==1.1"]' in other
+
+
+def test_the_line_of_a_refusal_allows_the_embedder(tmp_path: Path) -> None:
+    line = refusal(Policy(), embedding()).partition("code here: ")[2].partition("]")[0] + "]\n"
+    (tmp_path / "policy.toml").write_text(f"{line}min_cohort = 1\n")
+    check(load_policy(tmp_path / "policy.toml"), embedding())

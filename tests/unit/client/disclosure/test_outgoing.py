@@ -29,6 +29,7 @@ from pluralllm.common.errors.tree import (
     NoisedFileLost,
     NotFinite,
     NotReleased,
+    PluginBroken,
     PolicyForbids,
     TooFewQuestions,
 )
@@ -181,6 +182,7 @@ def test_progress_has_hundredths_and_known_stages() -> None:
         InvalidData(file="/home/ann/answers.jsonl", problems="  line 3: shares sum to 0.97, not to 1"),
         InvalidConfig(file="/home/ann/answers.jsonl", problems="  threads: 83"),
         ModelUnavailable(model="/home/ann/models", problem="83 is no file"),
+        PluginBroken("embedder", "letters", "town", "1", problem="there is no file /home/ann/83"),
         ValueError("shares sum to 0.97"),
         NotReleased(file="/home/town.jsonl"),
         NoisedFileLost(file="/home/noised-83.jsonl", sha256="0.97"),

@@ -89,6 +89,8 @@ DEFAULTS = {
     "compare_questions": False,
     "max_worker_memory_gib": 16.0,
     "allowed_embedding_models": ("sentence-transformers/*@main",),
+    "allowed_embedders": (),
+    "allowed_aggregators": (),
     "allowed_presets": ("default", "attention", "paper"),
     "min_cohort": 3,
     "min_questions_behind": 30,

@@ -21,6 +21,7 @@ from hostile.evil_records import (
     train_task,
 )
 from structlog.testing import capture_logs
+from support.installed_package import RULE, plugin
 
 from pluralllm.client.keeping.history import MAX_UPDATES_OF_ROUND, OVER, History
 from pluralllm.client.keeping.history_copy import FILE, HistoryCopy
@@ -30,6 +31,7 @@ from pluralllm.common.trust.version_record import record_sha256
 from pluralllm.common.words.ids import ModelVersion, RoundNumber, RunId
 from pluralllm.common.words.names import TaskKind
 from pluralllm.common.words.private_rounds import PrivateRounds
+from pluralllm.common.words.spec import RunSpec
 
 
 async def follow(history: History, shown: Presented) -> None:
@@ -321,6 +323,18 @@ async def test_a_rule_that_chooses_leaves_out_as_many_updates_as_the_spec_says_a
         return
     await history.follow(shown.task, spec, shown.fetch)
     assert history.updates_of(RUN, ModelVersion(1)) == 3
+
+
+async def test_weights_of_another_packages_rule_are_taken_and_the_updates_that_it_leaves_out_do_not_count(
+    tmp_path: Path,
+) -> None:
+    records = chain_of(1)
+    records = rechained([records[0], replace(records[1], weights=(1.0, 0.0, 0.0, 1.0))])
+    shown, history = Presented(train_task(records[1]), records), of_client(tmp_path)
+    rule = {"rule": "plugin", "plugin": plugin(RULE)}
+    values = {**SPEC.model_dump(mode="json"), "format": "pluralllm.run/2", "aggregation": rule}
+    await history.follow(shown.task, RunSpec.model_validate(values), shown.fetch)
+    assert history.updates_of(RUN, ModelVersion(1)) == 2
 
 
 async def test_new_versions_are_copied_to_the_place_of_the_partners_choice(tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ from pluralllm.client.work.embedding_worker import PieceWork
 from pluralllm.common.errors.tree import EmbeddingMismatch, InvalidArgument, WorkerDied
 from pluralllm.common.predictor import embedding, encoder
 from pluralllm.common.predictor.embedding import Embedder
+from pluralllm.common.words.embedding import Embedding, Probe
 from pluralllm.common.words.questions import Question
-from pluralllm.common.words.spec import Embedding, Probe
 
 CPU = torch.device("cpu")
 QUESTIONS = [Question(f"{'Agree ' * (n % 7)}Tea {n}?", ("Yes", f"No {n}"), (0.5, 0.5)) for n in range(200)]

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from support.installed_package import VECTORS, Site, plugin
 from support.small_survey import DIMENSION, SUMS, small_group, small_spec, write_version_0
 
 from pluralllm.client.data.answers import sha256_of
@@ -24,7 +25,14 @@ from pluralllm.client.work.orders import Evaluate, Prepare, Prepared, Reward, Tr
 from pluralllm.client.work.sums import GroupTerms, answer_sums
 from pluralllm.client.work.train import evaluate, evaluation_episode, reward_context, train
 from pluralllm.client.work.worker import LocalWork, PreparedRun, Scorer, check_names_no_path
-from pluralllm.common.errors.tree import DataChanged, InvalidArgument, PluralError, PolicyForbids, TooFewQuestions
+from pluralllm.common.errors.tree import (
+    DataChanged,
+    InvalidArgument,
+    PluginMissing,
+    PluralError,
+    PolicyForbids,
+    TooFewQuestions,
+)
 from pluralllm.common.predictor.blindness import Blindness
 from pluralllm.common.predictor.data import GroupData
 from pluralllm.common.predictor.group_predictor import GroupPredictor, PredictedAnswer
@@ -482,3 +490,19 @@ def test_rewards_are_sent_in_hundredths_and_follow_from_the_orders_seed(tmp_path
         AssertionError
     ):  # another context needs another predictor, and this worker has no embedding model
         work.reward(quietly, Reward(run, weights, batch, out, 8))
+
+
+def test_a_run_whose_vectors_another_package_makes_is_prepared_where_the_package_is_installed(
+    tmp_path: Path, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = small_spec().model_dump(mode="json")
+    spec = RunSpec.model_validate({**values, "embedding": {"plugin": plugin(VECTORS), "dimension": 64}})
+    order = order_for(tmp_path, spec)
+    with pytest.raises(PluginMissing, match="not installed"):
+        LocalWork().prepare(quietly, order)
+    site.install("town_hall_methods")
+    (tmp_path / VECTORS).mkdir()  # the name of a plug-in is no path
+    monkeypatch.chdir(tmp_path)
+    work = LocalWork()
+    assert work.prepare(quietly, order).questions == 60
+    assert work._runs[spec.sha256()].data.embeddings.shape[1] == 64

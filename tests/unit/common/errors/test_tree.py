@@ -10,6 +10,7 @@ from support.errors_to_raise import example, failed_call
 
 from pluralllm.common.errors import grpc_status as status
 from pluralllm.common.errors import membership as membership_errors
+from pluralllm.common.errors import plugins as plugin_errors
 from pluralllm.common.errors import privacy as privacy_errors
 from pluralllm.common.errors import private_rounds as private_round_errors
 from pluralllm.common.errors import storage as storage_errors
@@ -57,7 +58,7 @@ def test_a_fact_that_no_message_can_show_makes_an_error_that_can_be_shown(
 
 
 def test_the_tree_in_the_docstring_is_the_tree_in_the_code() -> None:
-    modules = (errors, membership_errors, privacy_errors, private_round_errors, storage_errors)
+    modules = (errors, membership_errors, plugin_errors, privacy_errors, private_round_errors, storage_errors)
     drawn = set(re.findall(r"[|`]- (\w+)", "".join(str(module.__doc__) for module in modules)))
     assert drawn == {leaf.__name__ for leaf in leaves().values()} | {"Refused", "Broken", "NoAnswer"}
 

@@ -14,8 +14,8 @@ from pluralllm.common.predictor import encoder as encoder_module
 from pluralllm.common.predictor.blindness import Blindness, TokenCount, are_usable, blindness_of, has_alike_options
 from pluralllm.common.predictor.embedding import Embedder
 from pluralllm.common.predictor.encoder import Encoder
+from pluralllm.common.words.embedding import Embedding
 from pluralllm.common.words.questions import Question
-from pluralllm.common.words.spec import Embedding
 
 CPU = torch.device("cpu")
 MINILM = Embedding(model="all-MiniLM-L6-v2", dimension=768)

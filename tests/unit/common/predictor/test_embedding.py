@@ -19,8 +19,8 @@ from transformers import AutoModel, AutoTokenizer, LlamaConfig, LlamaModel, PreT
 from pluralllm.common.errors.tree import EmbeddingMismatch, ModelUnavailable
 from pluralllm.common.predictor.embedding import Embedder, fill, make_probes
 from pluralllm.common.predictor.encoder import Encoder, families_of
+from pluralllm.common.words.embedding import Embedding, Probe
 from pluralllm.common.words.questions import Question
-from pluralllm.common.words.spec import Embedding, Probe
 
 CPU = torch.device("cpu")
 TEA = Question("Tea or coffee?", ("Agree", "Bad", "Don't know"), (0.5, 0.3, 0.2))

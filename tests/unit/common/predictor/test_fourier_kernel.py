@@ -11,8 +11,8 @@ from torch import Tensor
 from pluralllm.common.predictor.architecture import WEAK_QUESTION, feature_deviations, initial_values, parameters
 from pluralllm.common.predictor.fourier_kernel import LEAST_NOISE, FourierKernelPredictor, KernelContext, solve
 from pluralllm.common.predictor.interface import Points
+from pluralllm.common.words.embedding import Embedding
 from pluralllm.common.words.predictors import FourierKernel
-from pluralllm.common.words.spec import Embedding
 
 WIDTH = 6
 EMBEDDING = Embedding(model="m", dimension=2 * WIDTH)

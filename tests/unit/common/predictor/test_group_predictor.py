@@ -14,9 +14,9 @@ from pluralllm.common.predictor.data import Episode, group_data, log_softmax_by_
 from pluralllm.common.predictor.embedding import Embedder
 from pluralllm.common.predictor.group_predictor import GroupPredictor
 from pluralllm.common.predictor.model import new_predictor
+from pluralllm.common.words.embedding import Embedding
 from pluralllm.common.words.predictors import FourierKernel, NeuralProcess
 from pluralllm.common.words.questions import Question
-from pluralllm.common.words.spec import Embedding
 
 CPU = torch.device("cpu")
 

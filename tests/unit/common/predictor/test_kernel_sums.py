@@ -23,8 +23,8 @@ from pluralllm.common.predictor.first_version import write_first_version
 from pluralllm.common.predictor.interface import Points
 from pluralllm.common.predictor.kernel_sums import KernelSumsPredictor
 from pluralllm.common.predictor.model import load_weights, new_predictor
+from pluralllm.common.words.embedding import Embedding
 from pluralllm.common.words.predictors import KernelSums
-from pluralllm.common.words.spec import Embedding
 
 WIDTH = 6
 EMBEDDING = Embedding(model="m", dimension=2 * WIDTH)

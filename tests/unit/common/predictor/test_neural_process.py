@@ -12,8 +12,8 @@ from pluralllm.common.predictor.architecture import initial_values, parameters
 from pluralllm.common.predictor.interface import Points
 from pluralllm.common.predictor.model import load_weights
 from pluralllm.common.predictor.neural_process import EncoderLayer, NeuralProcessPredictor, input_scale
+from pluralllm.common.words.embedding import Embedding
 from pluralllm.common.words.predictors import NeuralProcess
-from pluralllm.common.words.spec import Embedding
 
 SPEC = small_spec({"predictor": {"layers": 3, "share_scale": 5.0}})
 assert isinstance(SPEC.predictor, NeuralProcess)

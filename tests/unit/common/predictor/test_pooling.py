@@ -15,7 +15,7 @@ from pluralllm.common.errors.tree import ModelUnavailable
 from pluralllm.common.predictor import encoder as encoder_module
 from pluralllm.common.predictor.embedding import Embedder
 from pluralllm.common.predictor.encoder import Encoder
-from pluralllm.common.words.spec import Embedding, Pooling
+from pluralllm.common.words.embedding import Embedding, Pooling
 
 CPU = torch.device("cpu")
 PROMPT = (

@@ -196,7 +196,7 @@ RULE = MINIMAL + "[round]\nmin_clients = 7\ntarget_clients = 8\n[aggregation]\nr
             "aggregation.rule median looks at single updates; private rounds hide them: choose rule = mean",
         ),
         (f'preset = "sums"\n{MINIMAL}[aggregation]\nrule = "median"\n', "terms of sums: set aggregation.rule = mean"),
-        (f'{RULE}"krum"\n', "'multi_krum' or 'median_norm_clip'"),
+        (f'{RULE}"krum"\n', "'median_norm_clip' or 'plugin'"),
         (f'{RULE}"median"\nassumed_attackers = 0\n', "assumed_attackers: Input should be greater than or equal to 1"),
     ],
 )

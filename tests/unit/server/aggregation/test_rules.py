@@ -20,9 +20,10 @@ from pluralllm.common.words.aggregation import Aggregation
 from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber, RunId
 from pluralllm.common.words.spec import RunSpec, UpdateEncoding
 from pluralllm.server.aggregation import next_version, update_files
+from pluralllm.server.aggregation.aggregator import aggregator
 from pluralllm.server.aggregation.arithmetic import weighted_mean
 from pluralllm.server.aggregation.next_version import NextVersion, write_next
-from pluralllm.server.aggregation.rules import add_squared_distances, aggregator, closest, median, trimmed_mean
+from pluralllm.server.aggregation.rules import add_squared_distances, closest, median, trimmed_mean
 from pluralllm.server.aggregation.update_files import width_for
 from pluralllm.server.rounds.events import Receipt
 from pluralllm.server.storage.blobs import LocalBlobs

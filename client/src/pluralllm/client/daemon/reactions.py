@@ -63,6 +63,8 @@ PERMANENT: tuple[type[e.PluralError], ...] = (
     e.NotFinite,
     e.NotReleased,
     e.OverLimit,
+    e.PluginBroken,
+    e.PluginMissing,
     e.PolicyForbids,
     e.RecordInvalid,
     e.SpecMismatch,

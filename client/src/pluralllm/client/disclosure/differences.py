@@ -21,8 +21,9 @@ COMPARED: Mapping[str, frozenset[str]] = {
     "predictor": frozenset(),
     "training": frozenset(),
     "evaluation": frozenset({"holdout_share"}),  # the share has a rule of its own: it is fixed for the private file
-    # The policy has a key for the model; the vectors' length and the probes follow from the model.
-    "embedding": frozenset({"model", "revision", "dimension", "probes"}),
+    # The policy has keys for the model and for a plug-in's package; the vectors' length and the probes follow from them. The
+    # options of a plug-in are compared by _compared.
+    "embedding": frozenset({"model", "revision", "dimension", "probes", "plugin"}),
 }
 DEFAULT, EARLIER_DEFAULT = "default", "attention"  # names of presets: the second was the default of earlier releases
 MAX_SHOWN = 48  # characters of a value in one line of an error
@@ -47,6 +48,10 @@ HELD_OUT_SHOW = (
 PLAIN_ROUNDS_SHOW = (
     "In plain rounds the coordinator reads each single update. From one update it can name this group and compute some of its "
     "answers, unless they are noised. So few clients cannot hide an update from each other, therefore this run is plain."
+)
+AGGREGATOR_SHOWS = (
+    "The code of this package makes the models from the updates, on the coordinator's machine, and it is no part of PluralLLM. "
+    "At worst a published model is this group's update, which everybody who reads the model learns."
 )
 REWARDS_FIELD = "rewards"
 SMALL_RUN = 3  # clients; a run of so few is plain by default
@@ -93,7 +98,7 @@ def differences_of(policy: Policy, spec: RunSpec) -> tuple[Difference, ...]:
 
     A rule about another danger gets its function here, with one Difference for each value to consent to.
     """
-    return (*_small_rounds(policy, spec), *_rewards(policy, spec), *_settings(policy, spec))
+    return (*_small_rounds(policy, spec), *_aggregator(policy, spec), *_rewards(policy, spec), *_settings(policy, spec))
 
 
 def is_small(spec: RunSpec) -> bool:
@@ -146,6 +151,14 @@ def _small_rounds(policy: Policy, spec: RunSpec) -> Iterator[Difference]:
         yield Difference("round.min_clients", asked, allowed, "min_cohort", SMALL_ROUNDS_SHOW)
 
 
+def _aggregator(policy: Policy, spec: RunSpec) -> Iterator[Difference]:
+    """Yields a difference if another package makes the models from updates, and the policy does not allow this package."""
+    plugin = spec.aggregation.plugin
+    if plugin is not None and not plugin.is_among(policy.allowed_aggregators):
+        asked, allowed = f"{plugin.name} of {plugin.requirement}", "the rules of this release"
+        yield Difference("aggregation.plugin", asked, allowed, "allowed_aggregators", AGGREGATOR_SHOWS)
+
+
 def _rewards(policy: Policy, spec: RunSpec) -> Iterator[Difference]:
     """Yields a difference if the run asks for rewards: many rewards show the group's views, whatever the settings are."""
     if spec.rewards is not None and ANY_SPEC not in policy.allowed_presets:
@@ -194,6 +207,8 @@ def _compared(spec: RunSpec) -> dict[str, Any]:
     compared: dict[str, Any] = {"format": spec.format if spec.format == "pluralllm.run/1" else "pluralllm.run/3"}
     for table, left_out in COMPARED.items():
         compared |= dict(_leaves(table, {key: value for key, value in values[table].items() if key not in left_out}))
+    if spec.embedding.plugin is not None:
+        compared |= {f"embedding.plugin.options.{key}": text for key, text in spec.embedding.plugin.options.items()}
     return compared
 
 

@@ -4,6 +4,7 @@ Each refusal is a PolicyForbids, which names the key of policy.toml, what the ta
 """
 
 import fnmatch
+import json
 import re
 
 from pluralllm.client.disclosure.differences import is_small
@@ -11,9 +12,11 @@ from pluralllm.client.disclosure.policy import Policy
 from pluralllm.client.link.tasks import Task
 from pluralllm.common.errors.tree import PolicyForbids
 from pluralllm.common.predictor.architecture import layout_for
+from pluralllm.common.words.embedding import Embedding
 from pluralllm.common.words.names import TaskKind
+from pluralllm.common.words.plugins import Plugin
 from pluralllm.common.words.predictors import SUMS_SHOW
-from pluralllm.common.words.spec import Embedding, Episodes, GroupRole, RunSpec
+from pluralllm.common.words.spec import Episodes, GroupRole, RunSpec
 
 MIB = 2**20
 TABLE = "[private_rounds]"  # of policy.toml, in the names of keys
@@ -31,7 +34,10 @@ def check_task(policy: Policy, group: str, role: GroupRole, spec: RunSpec, task:
     """
     check_part(group, role, spec, task)
     check_sums(policy, group, role, spec)
-    check_embedding_model(policy, spec.embedding)
+    if spec.embedding.plugin is None:
+        check_embedding_model(policy, spec.embedding)
+    else:
+        check_embedder(policy, spec.embedding.plugin)
     check_model_size(policy, spec)
     check_step(policy, spec)
     if task.base_version > policy.max_rounds:  # this client reads the record of each version up to it
@@ -91,6 +97,20 @@ def check_embedding_model(policy: Policy, embedding: Embedding) -> None:
     model = f"{embedding.model}@{embedding.revision}"
     if not any(fnmatch.fnmatchcase(model, pattern if "@" in pattern else f"{pattern}@*") for pattern in patterns):
         _forbid(key, model, ", ".join(patterns) or "none")
+
+
+def check_embedder(policy: Policy, plugin: Plugin) -> None:
+    """Checks that the policy allows the package of the run's embedder, whose code would run here.
+
+    Raises PolicyForbids otherwise.
+    """
+    key, packages = "allowed_embedders", policy.allowed_embedders
+    if not plugin.is_among(packages):
+        line = f"{key} = {json.dumps([*packages, plugin.requirement])}"
+        allowed = ", ".join(packages) or "none"
+        _forbid(
+            key, f"{plugin.name} of {plugin.requirement}", f"{allowed}; this line would allow its code here: {line}"
+        )
 
 
 def check_model_size(policy: Policy, spec: RunSpec) -> None:

@@ -25,6 +25,7 @@ from pluralllm.common.errors.tree import (
     NoisedFileLost,
     NotFinite,
     NotReleased,
+    PluginBroken,
     PluralError,
     PolicyForbids,
 )
@@ -52,6 +53,7 @@ PRIVATE_TEXTS: Mapping[type[Exception], str] = MappingProxyType(
         NotFinite: f"The update has NaN or infinite values; {IN_LOG}.",
         TermTooLong: f"The term of the sum is longer than the run's bound; {IN_LOG}.",
         ModelUnavailable: f"The embedding model cannot be loaded; {IN_LOG}.",
+        PluginBroken: f"The embedder that the run spec names cannot be used; {IN_LOG}.",
     }
 )
 

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeIn
 
 from pluralllm.common.errors.tree import InvalidConfig
 from pluralllm.common.words.model_files import load_model
+from pluralllm.common.words.plugins import check_package
 from pluralllm.common.words.predictors import SUMS_SHOW
 from pluralllm.common.words.private_rounds import MAX_MEMBERS
 from pluralllm.common.words.spec import PRESETS
@@ -37,6 +38,8 @@ NEW_KEYS = frozenset(
         "allow_sums",
         "private_rounds",
         "compare_questions",
+        "allowed_embedders",
+        "allowed_aggregators",
     }
 )
 # The presets whose updates were examined for what they show of the answers. Runs of the other presets wait for consent.
@@ -57,6 +60,7 @@ def _known_preset(name: str) -> str:
 
 
 Preset = Annotated[str, AfterValidator(_known_preset)]
+Package = Annotated[str, AfterValidator(check_package)]  # NAME, or NAME==VERSION
 
 
 class RespondentPrivacy(BaseModel):
@@ -123,6 +127,11 @@ class Policy(BaseModel):
     # Patterns as in a shell. A run spec names a model id, never a path; the partner's own folder is in its configuration.
     # A pattern without @REVISION allows every revision, also one that a stranger proposed.
     allowed_embedding_models: tuple[str, ...] = ("sentence-transformers/*@main",)
+    # Packages whose embedders a run spec may name: their code runs here, with the rights of this client. Only what is installed
+    # here can be named, in exactly the version that the run spec states.
+    allowed_embedders: tuple[Package, ...] = ()
+    # Packages whose aggregators a run spec may name without the owner's consent. Their code runs at the coordinator only.
+    allowed_aggregators: tuple[Package, ...] = ()
     # A run with other settings waits for the owner's consent: settings alone can make an update that shows every answer.
     allowed_presets: tuple[Preset, ...] = EXAMINED_PRESETS
     # Limits on what leaves this machine. The consents and budgets are in the state directory, in the folder disclosure.

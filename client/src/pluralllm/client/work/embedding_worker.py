@@ -13,7 +13,7 @@ from pluralllm.client.work.command_loop import Action, Report, answer_commands
 from pluralllm.client.work.embedding_orders import EMBED_PIECE, EmbeddedPiece, EmbedPiece
 from pluralllm.client.work.train import pick_device
 from pluralllm.common.predictor.embedding import Embedder
-from pluralllm.common.words.spec import Embedding
+from pluralllm.common.words.embedding import Embedding
 
 PEAK_UNIT_BYTES = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
 

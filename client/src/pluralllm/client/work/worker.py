@@ -102,7 +102,8 @@ class LocalWork:
         if order.threads is not None:
             torch.set_num_threads(order.threads)
         device = pick_device(order.device)
-        check_names_no_path(spec.embedding.model, order.model_path)
+        if spec.embedding.plugin is None:
+            check_names_no_path(spec.embedding.model, order.model_path)
         questions = read_answers(order.data, order.data_sha256)
         self._close()
         self._embedder = embedder = Embedder(spec.embedding, order.model_path, order.cache, device)

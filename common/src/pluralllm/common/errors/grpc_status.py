@@ -59,6 +59,8 @@ CODES: dict[type[e.PluralError], grpc.StatusCode] = {
     e.ExtraMissing: grpc.StatusCode.FAILED_PRECONDITION,
     e.CommandMissing: grpc.StatusCode.FAILED_PRECONDITION,
     e.CommandBroken: grpc.StatusCode.FAILED_PRECONDITION,
+    e.PluginMissing: grpc.StatusCode.FAILED_PRECONDITION,
+    e.PluginBroken: grpc.StatusCode.FAILED_PRECONDITION,
     e.HistoryDiverged: grpc.StatusCode.FAILED_PRECONDITION,
     e.RecordInvalid: grpc.StatusCode.FAILED_PRECONDITION,
     e.PrivacyBudgetSpent: grpc.StatusCode.FAILED_PRECONDITION,

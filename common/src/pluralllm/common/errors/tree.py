@@ -48,7 +48,7 @@ PluralError
 |  |  |- LinkTooSlow       the network carries less than the slowest speed that is supported
 |  |  `- ForeignAnswer     gRPC, a proxy or another server has ended the call
 |  `- ...                  members, certificates and invites: membership.py; backups and disk space: storage.py;
-|                          noised answers: privacy.py; private rounds: private_rounds.py
+|                          noised answers: privacy.py; private rounds: private_rounds.py; plug-ins: plugins.py
 `- Broken                  this program is at fault
    |- AnswerInvalid        the coordinator's answer breaks the protocol
    |- WorkerDied           the training process ended unexpectedly
@@ -62,6 +62,8 @@ Each error carries its facts (the values that describe the error) as dataclass f
 
 from dataclasses import dataclass
 
+from pluralllm.common.errors.plugins import PluginBroken as PluginBroken
+from pluralllm.common.errors.plugins import PluginMissing as PluginMissing
 from pluralllm.common.errors.privacy import AnswersProtected as AnswersProtected
 from pluralllm.common.errors.privacy import LedgerBroken as LedgerBroken
 from pluralllm.common.errors.privacy import LedgerDiverged as LedgerDiverged

@@ -1,8 +1,12 @@
-"""Turns texts into vectors with the transformer that the run spec's [embedding] section names, and caches the vectors on disk.
+"""Turns texts into vectors as the run spec's [embedding] section says, and caches the vectors on disk.
+
+A transformer makes the vectors (encoder.py), or the embedder of another package (plugin_encoder.py). `Embedder` is the one way to
+them, for the daemon, the commands, scoring and experiments.
 
 The cache (vector_cache.py) is bounded. The key of a vector is made from model, revision, model files, pooling, maximum length
-and text. If the cache has the vectors of all texts, the transformer is not loaded. Beside each vector, the cache has the text's
-number of tokens and of unknown tokens, under a key of its own. A vector that is not finite is neither cached nor used.
+and text; with a plug-in, from its package's version and files, its options and the text. If the cache has the vectors of all
+texts, neither transformer nor plug-in is loaded. Beside each vector, the cache has the text's number of tokens and of unknown
+tokens, under a key of its own. A vector that is not finite is neither cached nor used.
 """
 
 import hashlib
@@ -17,10 +21,11 @@ from numpy.typing import NDArray
 from pluralllm.common.errors.tree import EmbeddingMismatch, EmbeddingUnusable, ModelUnavailable
 from pluralllm.common.predictor.blindness import Blindness, TokenCount, are_usable, blindness_of
 from pluralllm.common.predictor.encoder import Batch, Encoder
+from pluralllm.common.predictor.plugin_encoder import PluginEncoder, plugin_key
 from pluralllm.common.predictor.vector_cache import MAX_BYTES, VectorCache
 from pluralllm.common.process.model_folder import is_model_folder
+from pluralllm.common.words.embedding import Embedding, Probe
 from pluralllm.common.words.questions import Question
-from pluralllm.common.words.spec import Embedding, Probe
 from pluralllm.common.words.templates import fill_template
 
 PROBE_TEXTS = (
@@ -47,17 +52,19 @@ class Embedder:
         contract: the run spec's [embedding] section, which says how texts are embedded. cache: folder for the cache file.
         model_path: local folder with the model; None means that the library `transformers` looks up the model id that
         `contract` names.
-        Raises ModelUnavailable if `model_path` has no config.json.
+        A plug-in has no such folder.
+        Raises ModelUnavailable if `model_path` has no config.json; PluginMissing if the section names a plug-in, and its package
+        is not installed in the section's version.
         """
+        model_path = model_path if contract.plugin is None else None
         self.contract, self.model_path, self.folder = contract, model_path, cache
         self._source = str(model_path) if model_path is not None else contract.model
         self._device = device
-        self._encoder: Encoder | None = None
+        self._encoder: Encoder | PluginEncoder | None = None
         self.blindness = Blindness()  # of all questions that this object has embedded
         self._tokens: dict[bytes, TokenCount | None] = {}  # of the texts of the present call, by key
         if model_path is not None and not is_model_folder(model_path):
             raise ModelUnavailable(model=contract.model, problem=f"{model_path} is not a folder with a config.json")
-        self._cache = VectorCache(cache)  # any thread may use it, but callers must let only one thread in at a time
         facts = [
             contract.model,
             contract.revision,
@@ -65,7 +72,10 @@ class Embedder:
             contract.pooling,
             str(contract.max_tokens),
         ]
+        if contract.plugin is not None:
+            facts = [plugin_key(contract.plugin)]
         self._key = "\x1f".join(facts)
+        self._cache = VectorCache(cache)  # any thread may use it, but callers must let only one thread in at a time
 
     def notes(self) -> tuple[str, ...]:
         """Returns what the model could not see in the questions that this object has embedded, as `Blindness.notes`."""
@@ -222,9 +232,12 @@ class Embedder:
     def _hash(self, text: str) -> bytes:
         return hashlib.sha256(f"{self._key}\x1f{text}".encode()).digest()
 
-    def _encoder_loaded(self) -> Encoder:
-        if self._encoder is None:
-            contract = self.contract
+    def _encoder_loaded(self) -> Encoder | PluginEncoder:
+        contract = self.contract
+        if self._encoder is None and contract.plugin is not None:
+            width = contract.dimension // len(contract.templates)
+            self._encoder = PluginEncoder(contract.plugin, width, self._device)
+        elif self._encoder is None:
             self._encoder = Encoder(
                 self._source, contract.revision, contract.max_tokens, self._device, contract.pooling
             )

@@ -25,7 +25,7 @@ from torch import Tensor
 from pluralllm.common.errors.tree import ModelUnavailable
 from pluralllm.common.predictor.blindness import TokenCount
 from pluralllm.common.process.imports import without_collecting
-from pluralllm.common.words.spec import Pooling
+from pluralllm.common.words.embedding import Pooling
 
 BATCH_TOKENS = 8_192  # tokens in one forward pass, padding included
 TEXTS_AT_ONCE = 4_096  # in a piece: bounds the memory for tokens, for any number of texts

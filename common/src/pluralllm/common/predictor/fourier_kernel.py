@@ -27,8 +27,8 @@ from torch import Tensor, nn
 
 from pluralllm.common.predictor.architecture import initial_values, parameters
 from pluralllm.common.predictor.interface import EncodedContext, Points, Prediction, PreferencePredictor
+from pluralllm.common.words.embedding import Embedding
 from pluralllm.common.words.predictors import FourierKernel
-from pluralllm.common.words.spec import Embedding
 
 PRIOR_SCALE = 0.1  # with sqrt(d) the factor of the prior's weights, which sets how fast they learn
 GROUP_SCALE = 32.0  # factor of the group part of the kernel, which sets how fast its projection learns

@@ -32,8 +32,8 @@ from pluralllm.common.predictor.architecture import (
 )
 from pluralllm.common.predictor.fourier_kernel import Kernel, KernelContext, context_weights
 from pluralllm.common.predictor.interface import EncodedContext, Points, Prediction, PreferencePredictor
+from pluralllm.common.words.embedding import Embedding
 from pluralllm.common.words.predictors import KernelSums
-from pluralllm.common.words.spec import Embedding
 
 KERNEL = Kernel(scale=0.9, noise=0.7, group_scale=1.44)
 FINAL_FACTOR = 1.08  # of the logits

@@ -12,8 +12,8 @@ from pluralllm.common.predictor.fourier_kernel import FourierKernelPredictor
 from pluralllm.common.predictor.interface import PreferencePredictor
 from pluralllm.common.predictor.kernel_sums import KernelSumsPredictor
 from pluralllm.common.predictor.neural_process import NeuralProcessPredictor
+from pluralllm.common.words.embedding import Embedding
 from pluralllm.common.words.predictors import AnyPredictor, FourierKernel, KernelSums, NeuralProcess
-from pluralllm.common.words.spec import Embedding
 
 
 def new_predictor(config: AnyPredictor, embedding: Embedding) -> PreferencePredictor:

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from pluralllm.common.predictor.architecture import OUTPUTS
 from pluralllm.common.predictor.interface import EncodedContext, Points, Prediction, PreferencePredictor
+from pluralllm.common.words.embedding import Embedding
 from pluralllm.common.words.predictors import NeuralProcess
-from pluralllm.common.words.spec import Embedding
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,13 @@
 """The table [aggregation] of a run spec: how the updates of a round become the next model version."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from pluralllm.common.words.plugins import Plugin
 from pluralllm.common.words.spec_part import Count, Positive, SpecPart
 
-Rule = Literal["mean", "trimmed_mean", "median", "multi_krum", "median_norm_clip"]
+Rule = Literal["mean", "trimmed_mean", "median", "multi_krum", "median_norm_clip", "plugin"]
 LATER_KEYS = ("rule", "assumed_attackers")  # that specs of earlier releases do not have
 
 
@@ -22,11 +23,13 @@ class Aggregation(SpecPart):
     # trimmed_mean leaves out the largest and the smallest numbers, and median takes the one in the middle. multi_krum leaves out
     # whole updates that are far from the others, and median_norm_clip shortens every update to the round's median length. All
     # of them need format run/2 or later, and plain rounds. docs/security.md says what each stops, and what it costs a minority.
+    # plugin: the aggregator of another package, which the table [aggregation.plugin] names.
     rule: Rule = "mean"
     # For trimmed_mean and multi_krum: how many members of one round may be hostile. trimmed_mean leaves out so many numbers at
     # each end and needs round.min_clients of twice as many and one; multi_krum leaves out so many updates and needs twice as
     # many and three. It has no effect with the other rules.
     assumed_attackers: Count = 1
+    plugin: Annotated[Plugin | None, Field(exclude_if=lambda plugin: plugin is None)] = None
     optimizer: Literal["fedavg", "fedavgm", "fedadam", "fedyogi"] = "fedavg"
     # With fedadam and fedyogi this is about the most that one value moves in a round, so choose 0.1 or less.
     server_learning_rate: Positive = 1.0
@@ -45,6 +48,12 @@ class Aggregation(SpecPart):
     max_examples: Count = 100_000  # upper bound of one client's weight
     max_delta_norm: Positive = 100.0  # L2 norm of the whole update
 
+    @model_validator(mode="after")
+    def _plugin_fits(self) -> Self:
+        if (self.rule == "plugin") is not (self.plugin is not None):
+            raise ValueError('rule = "plugin" and the table [aggregation.plugin] belong together')
+        return self
+
     def later_defaults(self) -> set[str]:
         """Returns the keys that came in a later release and have their defaults. They are left out of a spec's hash."""
         fields = type(self).model_fields
@@ -59,7 +68,7 @@ class Aggregation(SpecPart):
     def least_clients(self) -> int:
         """The smallest number of updates of one round that the rule can work with."""
         match self.rule:
-            case "mean":
+            case "mean" | "plugin":  # a plug-in refuses by itself what is too few for it
                 return 1
             case "trimmed_mean":
                 return 2 * self.assumed_attackers + 1

@@ -15,6 +15,7 @@ from pydantic import FailFast, Field, ValidationError, model_validator
 from pluralllm.common.errors.tree import InvalidSpec
 from pluralllm.common.text.reading import Unreadable, read_text
 from pluralllm.common.words.aggregation import Aggregation
+from pluralllm.common.words.embedding import Embedding
 from pluralllm.common.words.ids import Digest
 from pluralllm.common.words.names import ModelName
 from pluralllm.common.words.predictors import (
@@ -31,8 +32,7 @@ from pluralllm.common.words.problems import MAX_PROBLEMS, explain, shown_part
 from pluralllm.common.words.questions import HoldOut
 from pluralllm.common.words.reward_weights import RewardOptions, RewardRun
 from pluralllm.common.words.roles import GroupRole as GroupRole  # noqa: PLC0414 - most modules take it from here
-from pluralllm.common.words.spec_part import YEAR_S, Count, GroupLabel, Name, NoNul, Positive, Seconds, Seed, SpecPart
-from pluralllm.common.words.templates import check_template
+from pluralllm.common.words.spec_part import YEAR_S, Count, GroupLabel, NoNul, Positive, Seconds, Seed, SpecPart
 
 Preset = Literal["default", "attention", "paper", "fourier", "sums"]
 PRESETS: tuple[str, ...] = get_args(Preset)
@@ -40,13 +40,11 @@ PRESETS: tuple[str, ...] = get_args(Preset)
 # A spec comes from another machine. Its sender chooses how much work the reader has, so every size has a bound.
 MAX_SPEC_BYTES = 256 * 1024  # of a spec's JSON, as it is sent and as it is stored
 MAX_GROUPS = 1000
-MAX_PROBES = 64
 
 CLOSES_FROM = "pluralllm.run/4"  # the first format with closing rounds
 LATER_TABLES = ("rewards", "privacy", "private_rounds")
 
 UpdateEncoding = Literal["fp32", "bf16", "int8"]
-Pooling = Literal["mean", "cls", "last"]
 
 
 class Groups(SpecPart):
@@ -172,50 +170,6 @@ class Evaluation(SpecPart):
     # Share of a training group's questions that nobody trains on; a training group is scored on these alone. The hash of a
     # question decides, so all groups leave out the same ones. A held-out group is scored on all questions but its context.
     holdout_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
-
-
-class Probe(SpecPart):
-    """A text with the vector that every client's embedding model must give for the text."""
-
-    text: Name
-    vector: Annotated[tuple[Annotated[float, Field(allow_inf_nan=False)], ...], Field(max_length=65_536), FailFast()]
-
-
-MIN_COSINE = 0.999
-
-
-class Embedding(SpecPart):
-    """The rules by which all clients turn a text into the same vector; otherwise the shared weights would have no meaning.
-
-    Each option of a question becomes one vector. For this vector, every template is filled in and embedded, and the vectors
-    of all templates are concatenated. The fields of a template are {question}, {options} ("A. .. B. .."), {letter} and
-    {option}.
-    """
-
-    model: Name  # model id; a client may map it to a local folder
-    revision: Name = "main"
-    # The mean of the tokens' states; the first token's (cls); or the last one's, for causal models. A model's card names it.
-    pooling: Pooling = "mean"
-    normalize: bool = True  # scales the vector of each template to unit length
-    max_tokens: Annotated[int, Field(ge=8, le=8192)] = 256
-    templates: Annotated[tuple[Name, ...], Field(min_length=1, max_length=4)] = ("{question}", "{option}")
-    dimension: Annotated[int, Field(ge=1, le=65_536)]  # length of the concatenated vector
-    probes: Annotated[tuple[Probe, ...], Field(max_length=MAX_PROBES)] = ()
-    # A constant: below it two installations embed differently, above it are only rounding errors. It stays in the format
-    # because it is part of the hash of every spec.
-    min_cosine: Annotated[float, Field(ge=MIN_COSINE, le=MIN_COSINE)] = MIN_COSINE
-
-    @model_validator(mode="after")
-    def _probes_fit(self) -> Self:
-        if self.dimension % len(self.templates):
-            raise ValueError(f"dimension {self.dimension} is not a multiple of the {len(self.templates)} templates")
-        width = self.dimension // len(self.templates)
-        for number, probe in enumerate(self.probes, 1):
-            if len(probe.vector) != width:
-                raise ValueError(f"probe {number} has {len(probe.vector)} numbers, one template's vector has {width}")
-        for template in self.templates:
-            check_template(template)
-        return self
 
 
 class RunSpec(SpecPart):

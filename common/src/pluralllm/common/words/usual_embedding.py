@@ -20,12 +20,12 @@ def load_spec(path: Path) -> RunSpec:
 
 
 def with_usual_embedding(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the values of a spec with the usual embedding model, if they name neither a model nor a dimension.
+    """Returns the values of a spec with the usual embedding model, if they name no model, no plug-in and no dimension.
 
     values: as in a spec file, without the preset's values.
     """
     embedding, preset = values.get("embedding", {}), values.get("preset", "default")
-    if preset not in PRESETS or not isinstance(embedding, dict) or {"model", "dimension"} & embedding.keys():
+    if preset not in PRESETS or not isinstance(embedding, dict) or {"model", "dimension", "plugin"} & embedding.keys():
         return dict(values)
     templates = embedding.get("templates")
     if not isinstance(templates, list | tuple):

@@ -21,7 +21,7 @@ from ray.exceptions import GetTimeoutError, RayActorError
 
 from pluralllm.client.work.side_by_side import MAX_TRIES
 from pluralllm.common.errors.tree import InvalidArgument, WorkerDied
-from pluralllm.common.words.spec import Embedding
+from pluralllm.common.words.embedding import Embedding
 from pluralllm.experiment.engines.ray_passes import RayPasses
 from pluralllm.experiment.engines.ray_workers import Outcome, Terms, answered, outcome_of, versions_here
 from pluralllm.experiment.engines.units import RayOptions, Results, Tell, Unit

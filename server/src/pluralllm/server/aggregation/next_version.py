@@ -20,8 +20,8 @@ from pluralllm.common.weights.server_optimizer import first_moments, server_opti
 from pluralllm.common.weights.stored_weights import StoredWeights
 from pluralllm.common.words.ids import Digest
 from pluralllm.common.words.spec import RunSpec
+from pluralllm.server.aggregation.aggregator import aggregator
 from pluralllm.server.aggregation.reward_files import write_aggregate
-from pluralllm.server.aggregation.rules import aggregator
 from pluralllm.server.aggregation.update_files import average, distances_between
 from pluralllm.server.rounds.events import Receipt
 from pluralllm.server.rounds.weighting import weights_of
@@ -65,8 +65,8 @@ async def write_next(
     place of the moments, and neither weights nor scales count. A rule that chooses among the updates chooses anew, whatever
     the weights are.
     Raises BaseLost or UpdateLost if a blob of the base version or of an update is missing or corrupt. Raises Corrupt or
-    NotFound if reading failed once but all blobs are whole in a second check. Raises StorageFull if no space is left. After an
-    error no file is left.
+    NotFound if reading failed once but all blobs are whole in a second check. Raises StorageFull if no space is left. Raises
+    PluginMissing or PluginBroken if the run's aggregator is another package's and cannot be used. After an error no file is left.
     """
     bases = () if spec.rewards is not None else (base.digest, *base.moments)
     try:
@@ -112,11 +112,12 @@ async def _write(
         sums = partial(write_next_sum, spec, base.version, start, kept, members, updates, outs)
         manifests = await asyncio.to_thread(sums)
         return NextVersion(tuple(map(Draft, outs, manifests)))
-    rule, factors = aggregator(aggregation), np.array(weights_of(receipts, aggregation, weights), dtype=np.float64)
+    rule = await asyncio.to_thread(aggregator, aggregation)  # another package's may take long to import
+    factors = np.array(weights_of(receipts, aggregation, weights), dtype=np.float64)
     chosen: tuple[float, ...] = ()
     if rule.choose is not None:
         distances = partial(distances_between, updates, layout_for(spec), spec.updates.encoding, scales)
-        places = rule.choose(await asyncio.to_thread(distances))
+        places = await asyncio.to_thread(rule.choose, await asyncio.to_thread(distances))
         chosen = tuple(float(place in places) for place in range(len(updates)))
         updates, factors = [updates[place] for place in places], np.ones(len(places))
         scales = [scales[place] for place in places] if scales else ()

@@ -1,8 +1,7 @@
 """Rules that take the place of the weighted mean, so that a few hostile members cannot move the model where they like.
 
 The functions are pure. They calculate in float64 and in a fixed order, and use no matrix product, so that `verify` gives the
-same bits on another machine. An aggregator is what a run spec's table [aggregation] asks for; the service, `verify` and
-experiments all get theirs from `aggregator`.
+same bits on another machine. aggregator.py chooses among them.
 
 trimmed_mean and median look at each value of the model alone, so they work slice by slice and their bits do not depend on the
 slices. multi_krum looks at whole updates: one pass over the slices gives the distances between the updates, and a second pass
@@ -19,62 +18,18 @@ are this project's. Blanchard et al. 2017 (NIPS 2017, arXiv 1703.02757), section
 """
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
-from typing import assert_never
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pluralllm.common.weights.update_format import BLOCK
-from pluralllm.common.words.aggregation import Aggregation
-from pluralllm.server.aggregation.arithmetic import weighted_mean
 
 COLUMNS = BLOCK  # values of the model that are worked on at once: few enough that the sorted copies stay in the cache
 WEIGHT_BITS = 52  # of the sum of all weights as a whole number: then every partial sum is exact in float64
 
 Exact = NDArray[np.float64]
 Floats = NDArray[np.float32]
-# deltas (clients, slice), weights (clients,) -> (slice,)
-Combine = Callable[[Floats, Exact], Exact]
-# squared distances between the updates (clients, clients), above the diagonal -> the places of the chosen ones, ascending
-Choose = Callable[[Exact], tuple[int, ...]]
-
-
-@dataclass(frozen=True, slots=True)
-class Aggregator:
-    """The steps from the updates of a round to their mean delta, or to what takes its place."""
-
-    choose: Choose | None = None  # None: every update counts
-    combine: Combine | None = None  # None: the weighted mean, which can be added up in blocks of clients
-
-    def whole(self, deltas: Floats, weights: Exact) -> Exact:
-        """Returns the result for updates that are in memory as a whole. It has the bits that files give slice by slice.
-
-        Shapes: deltas (clients, values), weights (clients,), result (values,).
-        """
-        if self.choose is not None:
-            distances = np.zeros((len(deltas), len(deltas)))
-            add_squared_distances(distances, deltas)
-            chosen = list(self.choose(distances))
-            deltas, weights = deltas[chosen], np.ones(len(chosen))
-        return (self.combine or weighted_mean)(deltas, weights)
-
-
-def aggregator(aggregation: Aggregation) -> Aggregator:
-    """Returns the aggregator that a run spec asks for."""
-    match aggregation.rule:
-        case "mean" | "median_norm_clip":
-            return Aggregator()
-        case "trimmed_mean":
-            return Aggregator(combine=partial(trimmed_mean, trimmed=aggregation.assumed_attackers))
-        case "median":
-            return Aggregator(combine=median)
-        case "multi_krum":
-            return Aggregator(choose=partial(closest, attackers=aggregation.assumed_attackers))
-        case _:
-            assert_never(aggregation.rule)
 
 
 def trimmed_mean(deltas: Floats, weights: Exact, trimmed: int) -> Exact:

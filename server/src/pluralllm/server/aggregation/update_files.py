@@ -25,8 +25,9 @@ from pluralllm.common.weights.server_optimizer import ServerOptimizer
 from pluralllm.common.weights.stored_weights import EqualValues, StoredWeights, open_source
 from pluralllm.common.weights.update_format import SLICE, SliceReader, UpdateFormat, update_format
 from pluralllm.common.words.spec import UpdateEncoding
+from pluralllm.server.aggregation.aggregator import Combine
 from pluralllm.server.aggregation.arithmetic import add_weighted, mean_of, shorten
-from pluralllm.server.aggregation.rules import COLUMNS, Combine, add_squared_distances
+from pluralllm.server.aggregation.rules import COLUMNS, add_squared_distances
 
 SHORT = 64  # values in one float32 sum; the relative error of 1e-6 is small enough for a comparison with a limit
 NORM_DIGITS = 6  # significant ones; the last bits of a sum differ between machines

@@ -17,7 +17,7 @@ from pluralllm.common.errors.private_rounds import (
     RosterDiverged,
     SumImplausible,
 )
-from pluralllm.common.errors.tree import Corrupt, InvalidArgument, NotFound, PluralError
+from pluralllm.common.errors.tree import Corrupt, InvalidArgument, NotFound, PluginBroken, PluginMissing, PluralError
 from pluralllm.common.predictor.architecture import update_layout
 from pluralllm.common.private_rounds.roster import Roster
 from pluralllm.common.trust.audit_chain import FIRST_PREVIOUS, check_chain
@@ -25,6 +25,7 @@ from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.weights.update_format import update_format
 from pluralllm.common.words.ids import ClientId, Digest, RoundNumber, RunId
 from pluralllm.common.words.spec import RunSpec, parse_spec
+from pluralllm.server.aggregation.aggregator import aggregator
 from pluralllm.server.aggregation.next_version import write_next
 from pluralllm.server.aggregation.private_version import read_transcript, write_again
 from pluralllm.server.aggregation.update_files import check_update
@@ -192,8 +193,7 @@ async def verify_state(store: Store, membership: MembershipStore, blobs: Blobs, 
         else:
             replayed, over = _check_replay(record, spec, tables, log)
             problems += [*replayed, *await _check_blobs(blobs, tables, over)]
-            for version in tables.versions.values():
-                problems += await _check_aggregate(report, spec, blobs, scratch, tables, version)
+            problems += await _check_aggregates(report, spec, blobs, scratch, tables)
         report.findings += [Finding(f"run {record.id}", invariant, problem) for invariant, problem in problems]
     await _check_audit_log(report, membership)
     await _check_roster(report, membership)
@@ -383,6 +383,20 @@ async def _check_blob(blobs: Blobs, digest: Digest, if_lost: int, what: str) -> 
     return []
 
 
+async def _check_aggregates(
+    report: Report, spec: RunSpec, blobs: Blobs, scratch: Path, tables: Tables
+) -> list[Problem]:
+    """Makes each version of a run again whose updates are kept. A plug-in that cannot be used is one problem for all of them."""
+    try:
+        aggregator(spec.aggregation)
+    except (PluginMissing, PluginBroken) as error:
+        return [(5, f"the versions cannot be made again here: {error}")]
+    problems: list[Problem] = []
+    for version in tables.versions.values():
+        problems += await _check_aggregate(report, spec, blobs, scratch, tables, version)
+    return problems
+
+
 async def _check_aggregate(
     report: Report, spec: RunSpec, blobs: Blobs, scratch: Path, tables: Tables, version: VersionRecord
 ) -> list[Problem]:
@@ -406,6 +420,8 @@ async def _check_aggregate(
         problems = await _check_norms(spec, blobs, tables, version)
     except OF_TRANSCRIPTS as error:
         return [(9, f"round {version.round}: {error}"), *await _in_both_kinds(blobs, version)]
+    except PluginBroken as error:
+        return [(5, f"version {version.version}: {error}")]
     except (PluralError, OSError) as error:
         return [(7, f"what version {version.version} is made of: {error}")]
     for file in made.files:

@@ -18,6 +18,7 @@ from pluralllm.common.errors.tree import (
     BaseLost,
     InvalidArgument,
     InvalidSpec,
+    PluginBroken,
     PluralError,
     RoundClosed,
     SpecMismatch,
@@ -41,6 +42,7 @@ from pluralllm.server.runs.assignments import Assignments, change_slots
 from pluralllm.server.runs.bell import Bell, ClientBells
 from pluralllm.server.runs.client_rows import ClientRows
 from pluralllm.server.runs.expected import Expected
+from pluralllm.server.runs.held_runs import HeldRuns, check_plugin
 from pluralllm.server.runs.implausible_sums import ImplausibleSums
 from pluralllm.server.runs.inbox import Inbox
 from pluralllm.server.runs.leases import Leases
@@ -125,7 +127,7 @@ class Coordinator:
         self._assignments = Assignments(leases, client_bells, clock)
         self._wake, self._hurry = Bell(), Bell()
         self._averaging: dict[RunId, asyncio.Task[None]] = {}
-        self._implausible = ImplausibleSums()
+        self._implausible, self._held = ImplausibleSums(), HeldRuns(clock)
         self._started_s = clock.now_s()
         self._creating = asyncio.Lock()
         self._unreadable: dict[RunId, Digest] = {}  # stored runs that are left out, with the hashes of their specs
@@ -135,7 +137,8 @@ class Coordinator:
     async def start(self) -> None:
         """Rebuilds every run from its event log, continues the runs that have not ended, and starts the loop.
 
-        A run whose stored spec this release does not allow is logged and left out.
+        A run whose stored spec this release does not allow is logged and left out. A run with another package's aggregator is
+        held until `advance` has found the package.
         """
         self._started_s = self._clock.now_s()
         await self._clients.start()
@@ -149,14 +152,16 @@ class Coordinator:
                 self._unreadable[record.id] = record.spec_sha256
                 continue
             self._runs.add(run)
-            if run.is_over:
-                continue
-            await self.dispatch(run, ev.CoordinatorStarted(self._clock.now_s()))
-            self._reconcile(run)
-            log.info("run.recovered", run=run.id, phase=run.state.phase, round=run.state.round, events=run.sequence)
+            if not run.is_over and not self._held.take(run.id, run.spec):
+                await self._go_on(run)
         self._tasks.keep("the coordinator's loop", self._drive)
         self._tasks.keep("the times of clients", self._clients.keep_times)
         self._collect_soon()  # a stop between a round's end and its collection leaves blobs
+
+    async def _go_on(self, run: LiveRun) -> None:
+        await self.dispatch(run, ev.CoordinatorStarted(self._clock.now_s()))
+        self._reconcile(run)
+        log.info("run.recovered", run=run.id, phase=run.state.phase, round=run.state.round, events=run.sequence)
 
     def drain(self) -> None:
         """Makes the server answer every waiting call now, because the process is about to stop."""
@@ -209,7 +214,8 @@ class Coordinator:
         """Creates a run with model version 0 and returns the run. An existing run with an equal spec is returned.
 
         Raises InvalidArgument for a bad run id; InvalidSpec for a bad spec; SpecMismatch if the run exists with another spec;
-        NotFound if the spec names a model version that does not exist; StorageFull if no space is left.
+        NotFound if the spec names a model version that does not exist; PluginMissing or PluginBroken if its aggregator is another
+        package's and cannot be used here; StorageFull if no space is left.
         """
         if not is_id(run_id):
             raise InvalidArgument(field="run_id", problem=f"is {run_id!r}, allowed: {ID_HELP}")
@@ -221,6 +227,7 @@ class Coordinator:
                 if existing.record.spec_sha256 != spec.sha256():
                     raise SpecMismatch(run=run_id, asked=spec.sha256()[:12], stored=existing.record.spec_sha256[:12])
                 return existing
+            await check_plugin(spec)
             sources = {run.id: run for run in self._runs.all()}
             async with self._retention.storing():
                 run = await make_run(
@@ -269,6 +276,10 @@ class Coordinator:
         has nothing to hear, and costs nothing: a coordinator may have thousands of them.
         """
         if run.is_over:
+            return
+        if run.id in self._held:
+            if await self._held.let_go(run.id, run.spec):
+                await self._go_on(run)
             return
         self._reconcile(run)
         for _ in range(MAX_STEPS_AT_ONCE):
@@ -364,7 +375,7 @@ class Coordinator:
             try:
                 try:
                     await self._make_next_version(run, effect)
-                except (BaseLost, UpdateLost, SumImplausible) as error:
+                except (BaseLost, UpdateLost, SumImplausible, PluginBroken) as error:
                     await self._abandon_averaging(run, effect, error)
                 except DealtWrongly as error:
                     dealt = ev.DealtWrongly(self._clock.now_s(), effect.round, ClientId(error.dealer), error.problem)
@@ -379,8 +390,8 @@ class Coordinator:
         """Averages the updates, stores the new model version and the optimizer moments, and records the version.
 
         The optimizer moments are the state of the server's optimizer. Raises BaseLost or UpdateLost if a stored file that the
-        average needs is lost or corrupt; RoundClosed if the round has ended meanwhile. Any other error may be temporary, so the
-        caller tries again.
+        average needs is lost or corrupt; PluginBroken if another package's aggregator fails; RoundClosed if the round has ended
+        meanwhile. Any other error may be temporary, so the caller tries again.
         """
         draft = self._scratch / f"{run.id}-{effect.round}.safetensors"
         trace = round_context(trace_key(run.record, effect.round))
@@ -410,13 +421,14 @@ class Coordinator:
                 self._manifests.keep_record(run.newest)  # at once: the clients of the next round ask for it together
 
     async def _abandon_averaging(
-        self, run: LiveRun, effect: ev.Average, error: BaseLost | UpdateLost | SumImplausible
+        self, run: LiveRun, effect: ev.Average, error: BaseLost | UpdateLost | SumImplausible | PluginBroken
     ) -> None:
         problem = str(error)
         if isinstance(error, SumImplausible):
             again = self._implausible.note(run.id, (receipt.client for receipt in effect.receipts))
             problem += f" The sum before was implausible, too: {', '.join(again)} took part in both." if again else ""
-        log.error("round.averaging_failed", run=run.id, round=effect.round, problem=problem)
+        cause = error.__cause__  # of a plug-in: its own error, whose words and place only the log has
+        log.error("round.averaging_failed", run=run.id, round=effect.round, problem=problem, exc_info=cause)
         failed = ev.AveragingFailed(self._clock.now_s(), effect.round, problem, isinstance(error, BaseLost))
         await self.dispatch(run, failed)
 

@@ -1,0 +1,200 @@
+"""Runs whose aggregator is another package's: refused, held, abandoned or verified, and never the loss of anything."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from structlog.testing import capture_logs
+from support.installed_package import RULE, Site, of_page, plugin
+from support.memory_blobs import MemoryBlobs
+from support.memory_coordinator import MemoryCoordinator, until
+from support.memory_store import MemoryMembership
+
+from pluralllm.common.errors.tree import NotFound, PluginBroken, PluginMissing
+from pluralllm.common.process.plugins import AGGREGATORS
+from pluralllm.common.weights.layout import flat_values
+from pluralllm.server.aggregation.aggregator import aggregator
+from pluralllm.server.commands.verify import verify_state
+from pluralllm.server.rounds.state import Phase
+from pluralllm.server.runs.held_runs import RETRY_S
+from pluralllm.server.runs.live_run import LiveRun
+from pluralllm.server.storage.store import RoundOutcome
+
+CLIENTS = ("ann", "ben", "cat")
+RUN: dict[str, Any] = {
+    "format": "pluralllm.run/2",
+    "rounds": 3,
+    "aggregation": of_page("aggregation"),
+}
+MISSING = "The run spec names the aggregator clamped-mean of town-hall-methods 1.0: this package is not installed."
+FAILING = """
+from pluralllm.server.aggregation.aggregator import Aggregator
+def make(**_):
+    return Aggregator(combine=lambda deltas, weights: open('/private/words'))
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> MemoryCoordinator:
+    return MemoryCoordinator(tmp_path)
+
+
+async def deliver(place: MemoryCoordinator, run: LiveRun, clients: Sequence[str] = CLIENTS, seed: int = 0) -> None:
+    for number, client in enumerate(clients, seed):
+        await place.deliver(run, client, place.update(run, number))
+
+
+async def findings(place: MemoryCoordinator) -> list[tuple[int, str]]:
+    assert isinstance(place.parts.blobs, MemoryBlobs)
+    report = await verify_state(
+        place.parts.store, MemoryMembership(place.tables), place.parts.blobs, place.folder / "scratch"
+    )
+    return [(finding.invariant, finding.problem) for finding in report.findings]
+
+
+async def test_a_run_goes_its_rounds_with_another_packages_aggregator_and_verify_makes_them_again(
+    place: MemoryCoordinator, site: Site
+) -> None:
+    site.install("town_hall_methods")
+    run = await place.collecting(*CLIENTS, **RUN)
+    before = flat_values(await place.parts.blobs.path(run.newest.digest), run.layout)
+    await deliver(place, run)
+    deltas = [flat_values(place.folder / f"update-{number}", run.layout) for number in range(3)]
+    await place.coordinator.until_averaged(run)
+    assert run.newest.version == 1
+    after = flat_values(await place.parts.blobs.path(run.newest.digest), run.layout)
+    moved = aggregator(run.spec.aggregation).whole(np.stack(deltas), np.ones(3))
+    assert np.allclose(after - before, moved, atol=1e-6)
+    assert np.abs(moved - np.median(np.stack(deltas), axis=0)).max() < 1e-6, "of three, the ends move to the middle"
+    assert await findings(place) == []
+    site.uninstall()
+    [(invariant, problem)] = await findings(place)
+    assert invariant == 5
+    assert problem.startswith(f"the versions cannot be made again here: {MISSING}")
+    assert "pip install 'town-hall-methods==1.0'" in problem
+
+
+async def test_verify_finds_a_package_that_makes_other_bits_or_fails(place: MemoryCoordinator, site: Site) -> None:
+    site.install("town_hall_methods")
+    run = await place.collecting(*CLIENTS, **RUN)
+    await deliver(place, run)
+    await place.coordinator.until_averaged(run)
+    site.uninstall()
+    site.install_module(
+        FAILING.replace("open('/private/words')", "deltas[0]"), {AGGREGATORS.group: {RULE: "made:make"}}
+    )
+    assert await findings(place) == [(5, "version 1: aggregating again gives other bits of the model")]
+    site.uninstall()
+    site.install_module(FAILING, {AGGREGATORS.group: {RULE: "made:make"}})
+    [(invariant, problem)] = await findings(place)
+    assert (invariant, problem.split(":")[0]) == (5, "version 1")
+    assert "town-hall-methods 1.0 cannot be used: FileNotFoundError in line 4 of made.py" in problem
+
+
+async def test_a_run_whose_package_is_not_here_is_not_created(place: MemoryCoordinator, site: Site) -> None:
+    with pytest.raises(PluginMissing, match=r"not installed\. Install it on the coordinator's machine"):
+        await place.new_run(**RUN)
+    site.install("town_hall_methods", version="1.1")
+    with pytest.raises(PluginMissing, match=r"version 1\.1 is installed\. .*pip install 'town-hall-methods==1\.0'"):
+        await place.new_run(**RUN)
+    refused = {"rule": "plugin", "plugin": plugin(RULE, "1.1", clamped="0")}
+    with pytest.raises(PluginBroken, match="clamped is 0"):
+        await place.new_run(**{**RUN, "aggregation": refused})
+    with pytest.raises(NotFound):
+        place.parts.runs.get("r")
+    assert place.tables.runs == {}
+
+
+async def test_after_a_restart_without_its_package_a_run_stays_as_it_is_and_goes_on_when_it_is_there(
+    place: MemoryCoordinator, site: Site
+) -> None:
+    site.install("town_hall_methods")
+    run = await place.collecting(*CLIENTS, **RUN)
+    await place.new_run("other")
+    await deliver(place, run, CLIENTS[:1])
+    site.uninstall()
+    place.clock.advance(10_000)  # every deadline is over
+
+    following = await place.next_process()
+    run, other = following.parts.runs.get("r"), following.parts.runs.get("other")
+    events = run.sequence
+    with pytest.raises(PluginMissing, match=r"clamped-mean of town-hall-methods 1\.0"):
+        await following.look(run)
+    await following.look(run)  # not before it is time
+    assert run.sequence == events
+    await deliver(following, run, CLIENTS[1:2], 1)
+    assert (run.state.phase, len(run.state.receipts)) == (Phase.COLLECTING, 2), "what clients still send is kept"
+    for client in ("dan", "eva"):
+        await following.hello(client)
+    await following.look(other)
+    assert other.state.phase is Phase.EVALUATING, "the other run goes on"
+
+    site.install("town_hall_methods")
+    following.clock.advance(RETRY_S)
+    await following.look(run)
+    await following.look(run)
+    assert run.state.phase is Phase.COLLECTING, "its deadline begins anew"
+    await deliver(following, run, CLIENTS[2:], 2)
+    await following.coordinator.until_averaged(run)
+    assert run.newest.version == 1
+    for client in CLIENTS:
+        await following.hello(client)
+    await following.look(run)
+    assert (run.state.phase, run.state.round) == (Phase.COLLECTING, 2), "it is a run as every other one"
+
+
+async def test_the_loop_tells_why_a_run_is_held_and_lets_it_go_by_itself(place: MemoryCoordinator, site: Site) -> None:
+    site.install("town_hall_methods")
+    await place.collecting(*CLIENTS, **RUN)
+    site.uninstall()
+    following = MemoryCoordinator(place.folder, clock=place.clock, tables=place.tables)
+    with capture_logs() as logs:
+        await following.coordinator.start()
+        run = following.parts.runs.get("r")
+        await until(lambda: following.parts.troubles.of(run.id).startswith(MISSING))
+        assert [line["problem"][: len(MISSING)] for line in logs if line["event"] == "run.in_trouble"] == [MISSING]
+        assert "run.recovered" not in [line["event"] for line in logs]
+        site.install("town_hall_methods")
+        following.clock.advance(RETRY_S)
+        await until(lambda: "run.recovered" in [line["event"] for line in logs])
+    assert following.parts.troubles.of(run.id) == ""
+    await following.stop()
+
+
+async def test_a_package_that_fails_costs_the_round_and_its_words_stay_in_the_log(
+    place: MemoryCoordinator, site: Site
+) -> None:
+    site.install_module(FAILING, {AGGREGATORS.group: {RULE: "made:make"}})
+    run = await place.collecting(*CLIENTS, **RUN)
+    with capture_logs() as logs:
+        await deliver(place, run)
+        await until(lambda: run.state.phase is not Phase.AGGREGATING)
+    [row] = await place.parts.store.rounds(run.id, None, 10)
+    assert row.outcome is RoundOutcome.ABANDONED
+    assert "aggregator clamped-mean of town-hall-methods 1.0 cannot be used: FileNotFoundError in line 4" in row.reason
+    assert "private" not in row.reason
+    [line] = [line for line in logs if line["event"] == "round.averaging_failed"]
+    assert "/private/words" in str(line["exc_info"])
+    assert run.newest.version == 0
+    assert not run.is_over
+    assert await findings(place) == []
+    await place.look(run)
+    assert (run.state.phase, run.state.round) == (Phase.COLLECTING, 2), "the next round begins"
+
+
+async def test_a_package_that_is_removed_under_a_round_keeps_its_updates_until_it_is_back(
+    place: MemoryCoordinator, site: Site
+) -> None:
+    site.install("town_hall_methods")
+    run = await place.collecting(*CLIENTS, **RUN)
+    site.uninstall()
+    await deliver(place, run)
+    await until(lambda: place.parts.troubles.of(run.id).startswith(MISSING))
+    assert run.state.phase is Phase.AGGREGATING
+    site.install("town_hall_methods")
+    place.clock.advance(RETRY_S)
+    await place.coordinator.until_averaged(run)
+    assert run.newest.version == 1
+    assert np.isfinite(flat_values(await place.parts.blobs.path(run.newest.digest), run.layout)).all()
