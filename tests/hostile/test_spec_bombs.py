@@ -18,8 +18,9 @@ from support.coordinator_harness import DEADLINE_S, serving, small_spec
 from pluralllm.common.errors.grpc_status import from_rpc_error
 from pluralllm.common.errors.tree import InvalidSpec, SpecMismatch
 from pluralllm.common.trust.version_record import VersionRecord
+from pluralllm.common.words.embedding import MAX_PROBES
 from pluralllm.common.words.ids import Digest, ModelVersion, RoundNumber, RunId
-from pluralllm.common.words.spec import MAX_GROUPS, MAX_PROBES, MAX_SPEC_BYTES, RunSpec, parse_spec
+from pluralllm.common.words.spec import MAX_GROUPS, MAX_SPEC_BYTES, RunSpec, parse_spec
 from pluralllm.server.runs import coordinator, live_run
 from pluralllm.server.storage.sql_store import open_store
 from pluralllm.server.storage.store import RunRecord
