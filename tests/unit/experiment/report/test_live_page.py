@@ -212,10 +212,13 @@ def test_what_the_sums_of_private_rounds_say_is_told() -> None:
         "Scores of version 3 inside a sum: mean alignment 0.7500 over 4 of 5 members, worst 0.75-0.78; 4 in 0.75-0.78."
         in texts
     )
-    assert (
-        "Private round 4: 1 of 5 updates were scaled down to the largest norm; their mean loss 1.2500, mean distance of their "
-        "base –." in texts
-    )
+    assert "Private round 4: 1 of 5 updates were scaled down to the largest norm; their mean loss 1.2500." in texts
+    scored |= {"mean_base_distance": 0.25, "mean_loss": None}
+    texts = [one.text for one in live_findings(live_run(told(run=run(newest_sum=scored))))]
+    clipped = "Private round 4: 1 of 5 updates were scaled down to the largest norm"
+    assert f"{clipped}; mean distance of their base 0.2500." in texts
+    scored |= {"mean_base_distance": None}
+    assert f"{clipped}." in [one.text for one in live_findings(live_run(told(run=run(newest_sum=scored))))]
 
 
 def curve(group: str, *scores: float, **facts: Any) -> Series:
@@ -284,4 +287,6 @@ def test_names_that_others_chose_cannot_change_the_page() -> None:
 
 def test_an_ended_run_says_how() -> None:
     ended = run(phase="ended", outcome="cancelled", outcome_reason="the survey was wrong")
-    assert live_page(told(run=ended), "now").subtitle.startswith("cancelled the survey was wrong, round 5 of 30")
+    assert live_page(told(run=ended), "now").subtitle.startswith("cancelled: the survey was wrong, round 5 of 30")
+    archived = ended | {"archived": True, "outcome_reason": ""}
+    assert live_page(told(run=archived), "now").subtitle.startswith("cancelled (archived), round 5 of 30")

@@ -35,8 +35,11 @@ def live_page(answers: Answers, made: str) -> Page:
     """
     live = live_run(answers)
     run = answers.run
-    state = run_state_text(run["phase"], run["outcome"], paused=bool(run.get("paused")))
-    state = f"{state} {run['outcome_reason']}".strip() if run["phase"] == "ended" else state
+    state = run_state_text(
+        run["phase"], run["outcome"], paused=bool(run.get("paused")), archived=bool(run.get("archived"))
+    )
+    if run["phase"] == "ended" and run["outcome_reason"]:
+        state = f"{state}: {run['outcome_reason']}"
     figures = [groups_over_rounds(live), groups_now(live), fairness_over_rounds(live), time_of_rounds(live)]
     over_rounds, now, fairness, rounds = [() if figure is None else (figure,) for figure in figures]
     sections = (
@@ -95,11 +98,12 @@ def _sums(live: LiveRun) -> Iterator[Finding]:
         yield Finding(f"{text[:1].upper()}{text[1:]}.")
     if newest is not None:
         clipped = clipped_text(newest["round"], newest["clipped_updates"], newest["updates"])
-        loss, distance = (
-            NOT_THERE if number is None else f"{number:.4f}"
-            for number in (newest["mean_loss"], newest["mean_base_distance"])
+        means = (
+            ("their mean loss", newest["mean_loss"]),
+            ("mean distance of their base", newest["mean_base_distance"]),
         )
-        yield Finding(f"Private {clipped}; their mean loss {loss}, mean distance of their base {distance}.")
+        said = ", ".join(f"{name} {number:.4f}" for name, number in means if number is not None)
+        yield Finding(f"Private {clipped}{said and '; '}{said}.")
 
 
 def _noise(live: LiveRun) -> Iterator[Finding]:

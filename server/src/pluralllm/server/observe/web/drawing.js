@@ -37,10 +37,15 @@ function fill(id, items, make, none) {
     turn("‹", page - 1, "earlier"), ` ${page * ROWS + 1}–${Math.min(items.length, (page + 1) * ROWS)} of ${items.length} `, turn("›", page + 1, "later"),
   );
 }
-// On a phone a row is a list of its cells, each with the title of its column.
+// On a phone a row is a list of its cells, each with the title of its column. A column that says nothing leaves its room to the others.
 function label(body, rows) {
-  const titles = Array.from(body.closest("table").querySelectorAll("th")).map((title) => title.textContent);
-  for (const made of rows) [...made.children].forEach((cell, i) => cell.setAttribute("data-title", titles[i] ?? ""));
+  const titles = Array.from(body.closest("table").querySelectorAll("th"));
+  titles.forEach((title, i) => {
+    const cells = rows.map((made) => made.children[i]);
+    const idle = i > 0 && rows.length > 0 && cells.every((cell) => ["", "–"].includes(cell?.textContent ?? ""));
+    for (const one of [title, ...cells.filter(Boolean)]) one.hidden = idle;
+    for (const cell of cells) cell?.setAttribute("data-title", title.textContent);
+  });
 }
 
 // Charts
