@@ -62,7 +62,7 @@ COMMANDS = (
         "Shows a run on one screen: phase, late clients and their reasons, alignment score of each group, next step.",
         "pluralllm.cli.view_commands:status",
     ),
-    Later("runs", "Lists all runs, newest first.", "pluralllm.cli.view_commands:runs"),
+    Later("runs", "Lists the runs, newest first. Archived runs are left out.", "pluralllm.cli.view_commands:runs"),
     Later(
         "rounds",
         "Lists the rounds of a run, newest first: outcome, cohort size, number of updates.",

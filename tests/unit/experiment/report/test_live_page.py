@@ -213,12 +213,20 @@ def test_what_the_sums_of_private_rounds_say_is_told() -> None:
         in texts
     )
     assert "Private round 4: 1 of 5 updates were scaled down to the largest norm; their mean loss 1.2500." in texts
-    scored |= {"mean_base_distance": 0.25, "mean_loss": None}
-    texts = [one.text for one in live_findings(live_run(told(run=run(newest_sum=scored))))]
-    clipped = "Private round 4: 1 of 5 updates were scaled down to the largest norm"
-    assert f"{clipped}; mean distance of their base 0.2500." in texts
-    scored |= {"mean_base_distance": None}
-    assert f"{clipped}." in [one.text for one in live_findings(live_run(told(run=run(newest_sum=scored))))]
+
+
+@pytest.mark.parametrize(
+    ("loss", "distance", "end"),
+    [
+        (None, 0.25, "; mean distance of their base 0.2500."),
+        (1.5, None, "; their mean loss 1.5000."),
+        (None, None, "."),
+    ],
+)
+def test_a_mean_that_no_member_said_is_left_out(loss: float | None, distance: float | None, end: str) -> None:
+    newest = {"round": 4, "updates": 5, "clipped_updates": 1, "mean_loss": loss, "mean_base_distance": distance}
+    texts = [one.text for one in live_findings(live_run(told(run=run(newest_sum=newest))))]
+    assert f"Private round 4: 1 of 5 updates were scaled down to the largest norm{end}" in texts
 
 
 def curve(group: str, *scores: float, **facts: Any) -> Series:
