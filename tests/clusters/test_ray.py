@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import signal
+import sqlite3
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +16,15 @@ from typing import Any, TypeVar
 
 import pytest
 import torch
+from support.process_harness import WIDTH, tiny_embedding_model
 from support.small_experiment import GROUPS, files_of, small_plan
 from support.small_survey import small_group
 
-from pluralllm.common.errors.tree import InvalidArgument, NotFinite
+from pluralllm.client.work.embedding_pool import cut, fill
+from pluralllm.common.errors.tree import EmbeddingMismatch, InvalidArgument, NotFinite
+from pluralllm.common.predictor import encoder
+from pluralllm.common.predictor.embedding import Embedder, make_probes
+from pluralllm.common.words.spec import Embedding
 from pluralllm.experiment.engines.units import RayOptions
 from pluralllm.experiment.federated import federate
 from pluralllm.experiment.play import Player
@@ -26,15 +32,17 @@ from pluralllm.experiment.runner import Plan, run_experiment
 from pluralllm.experiment.spec import Virtual
 from pluralllm.experiment.virtual import groups_of_clients
 
-pytest.importorskip("ray", reason="Ray is not installed; make ray runs these tests")
+ray = pytest.importorskip("ray", reason="Ray is not installed; make ray runs these tests")
 
 psutil = pytest.importorskip("psutil")
 
 from pluralllm.experiment.engines import ray_cluster  # noqa: E402 - it imports Ray
+from pluralllm.experiment.engines.ray_embedding import EmbedOrder, embed_piece, fill_on_ray, model_files  # noqa: E402
 from pluralllm.experiment.engines.ray_passes import RayPasses  # noqa: E402
-from pluralllm.experiment.engines.ray_workers import Terms, versions_here  # noqa: E402
+from pluralllm.experiment.engines.ray_workers import Terms, in_order, versions_here  # noqa: E402
 
 T = TypeVar("T")
+CPU = torch.device("cpu")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
@@ -131,6 +139,21 @@ def virtual_plan(folder: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[st
     return replace(plan, experiment=plan.experiment.model_copy(update={"methods": methods}))
 
 
+def most_begun(items: int) -> int:
+    """Returns how many tasks `in_order` holds at most that are begun and not yet yielded."""
+    begun: list[int] = []
+    most = 0
+
+    def begin(item: int) -> Any:
+        begun.append(item)
+        return ray.put(item)
+
+    for place, (item, reference) in enumerate(in_order(range(items), begin)):
+        assert item == ray.get(reference) == place
+        most = max(most, len(begun) - place)
+    return most
+
+
 class Killing(RayPasses):
     """Kills a worker that trains a pass, after the first pass of the first round."""
 
@@ -165,7 +188,7 @@ def test_the_passes_of_a_round_have_the_bits_of_one_process_for_any_number_of_wo
     clients = groups_of_clients(Virtual(clients=40), GROUPS[:2], 0)
 
     def digests(passes: RayPasses | None) -> list[str]:
-        played = federate(spec, groups, torch.device("cpu"), clients, passes)
+        played = federate(spec, groups, CPU, clients, passes)
         return [hashlib.sha256(point.values.tobytes()).hexdigest() for point in played]
 
     expected = with_one_thread(lambda: digests(None))
@@ -175,6 +198,7 @@ def test_the_passes_of_a_round_have_the_bits_of_one_process_for_any_number_of_wo
             passes = kind(spec, Terms(versions_here()))
             assert digests(passes) == expected
             assert passes.elsewhere_s > 0
+            assert most_begun(20) == 2 * workers
             assert isinstance(passes, Killing) == bool(getattr(passes, "killed", 0))
 
 
@@ -195,6 +219,70 @@ def test_an_experiment_with_virtual_clients_has_the_same_figures_on_ray_one_unit
         if json.loads(line)["kind"] == "point" and json.loads(line)["rounds"]
     ]
     assert min(seconds) > 0.05, "the seconds of the workers count"
+
+
+def rows(folder: Path) -> list[tuple[bytes, bytes]]:
+    with sqlite3.connect(folder / "embeddings.sqlite3") as file:
+        return sorted(file.execute("SELECT key, vector FROM vectors"))
+
+
+def test_a_cluster_embeds_the_same_vectors_also_after_a_killed_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoder, "TEXTS_AT_ONCE", 10)
+    tiny = tiny_embedding_model(tmp_path / "model")
+    contract = Embedding(model="tiny", templates=("{question}", "{option}"), dimension=2 * WIDTH)
+    probes = make_probes(contract, tiny, tmp_path / "probes", CPU)
+    contract = contract.model_copy(update={"probes": probes})
+    pieces = cut([f"{'Agree ' * (number % 7)}Tea {number}?" for number in range(300)])
+    killed: list[int] = []
+    reports: list[tuple[int, int]] = []
+
+    def kill_once(done: int, total: int) -> None:
+        reports.append((done, total))
+        if done and not killed:
+            killed.append(kill_one("ray::embed_piece"))
+
+    def embedder(folder: str) -> Embedder:
+        return Embedder(contract, tiny, tmp_path / folder, CPU)
+
+    fill(embedder("here"), pieces, None, quiet)
+    fill_on_ray(embedder("two workers"), pieces, RayOptions(), 2, kill_once)
+    assert killed
+    assert (reports[0], reports[-1]) == ((0, 300), (300, 300)), "the probes are no texts of the groups"
+    assert rows(tmp_path / "two workers") == rows(tmp_path / "here")
+
+    embedder("interrupted").fill_cache((*pieces[3].texts[:4], *pieces[7].texts), quiet)
+    fill_on_ray(embedder("interrupted"), pieces, RayOptions(), 1, quiet)
+    assert rows(tmp_path / "interrupted") == rows(tmp_path / "here")
+
+    wrong = contract.model_copy(update={"probes": (probes[0].model_copy(update={"vector": probes[1].vector}),)})
+    monkeypatch.setattr(
+        "pluralllm.experiment.engines.ray_embedding.connected", lambda *_: pytest.fail("none is lacking")
+    )
+    with pytest.raises(EmbeddingMismatch):
+        fill_on_ray(Embedder(wrong, tiny, tmp_path / "here", CPU), pieces, RayOptions(), 1, quiet)
+
+
+def test_a_machine_with_another_model_in_its_folder_embeds_nothing(tmp_path: Path) -> None:
+    tiny = tiny_embedding_model(tmp_path / "model")
+    contract = Embedding(model="tiny", templates=("{question}", "{option}"), dimension=2 * WIDTH)
+    files = model_files(tiny)
+    assert ("config.json", (tiny / "config.json").stat().st_size) in files
+    texts = ("Tea?", "Coffee?")
+    order = EmbedOrder(contract.model_dump_json(), tiny, files, "cpu", texts, frozenset(texts), Terms(versions_here()))
+    batches = embed_piece(order).answer
+    assert batches is not None
+    assert sorted(text for batch, _, _ in batches for text in batch) == sorted(texts)
+    for folder in (tiny, tmp_path / "not there"):
+        outcome = embed_piece(
+            replace(
+                order, model_path=folder, files=(*files, ("more", 1)), contract_json=contract.model_dump_json(indent=1)
+            )
+        )
+        assert outcome.error is not None
+        assert outcome.error[0] == "MODEL_UNAVAILABLE"
+        assert f"{folder} on " in outcome.error[1]["problem"]
 
 
 def test_workers_of_other_versions_are_refused_or_named_in_the_header(
@@ -228,8 +316,6 @@ def test_a_gpu_that_is_not_there_and_an_error_of_a_unit_are_reported(
             run_experiment(replace(plan, ray=RayOptions(gpus_per_unit=0.5)), quiet)
     first, _ = plan.experiment.methods
     diverging = first.spec | {"training": first.spec["training"] | {"optimizer": "sgd", "learning_rate": 1e30}}
-    methods = (first.model_copy(update={"spec": diverging}),)
+    diverges = plan.experiment.model_copy(update={"methods": (first.model_copy(update={"spec": diverging}),)})
     with pytest.raises(NotFinite):
-        run_experiment(
-            replace(plan, experiment=plan.experiment.model_copy(update={"methods": methods}), ray=RayOptions()), quiet
-        )
+        run_experiment(replace(plan, experiment=diverges, out=plan.out.with_name("diverges"), ray=RayOptions()), quiet)

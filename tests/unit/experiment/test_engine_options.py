@@ -16,14 +16,19 @@ def test_an_engine_that_is_not_there_is_refused_with_those_that_are() -> None:
 
 
 @pytest.mark.parametrize(
-    ("address", "gpus", "is_mixed", "option"),
-    [("ray://a:1", 0.0, False, "--ray-address"), (None, 0.5, False, "--gpus-per-unit"), (None, 0.0, True, "--mixed")],
+    ("address", "gpus", "is_mixed", "embeds", "option"),
+    [
+        ("ray://a:1", 0.0, False, False, "--ray-address"),
+        (None, 0.5, False, False, "--gpus-per-unit"),
+        (None, 0.0, True, False, "--mixed"),
+        (None, 0.0, False, True, "--embedding-on-ray"),
+    ],
 )
 def test_an_option_of_ray_is_refused_for_processes(
-    address: str | None, gpus: float, is_mixed: bool, option: str
+    address: str | None, gpus: float, is_mixed: bool, embeds: bool, option: str
 ) -> None:
     with pytest.raises(InvalidArgument, match=f"{option}.* is for --engine ray"):
-        _ray_options("processes", address, gpus, is_mixed=is_mixed)
+        _ray_options("processes", address, gpus, is_mixed=is_mixed, embeds=embeds)
 
 
 def test_ray_is_asked_for_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,3 +38,4 @@ def test_ray_is_asked_for_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -
         _ray_options("ray", None, 0.0, is_mixed=False)
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: usual("json"))
     assert _ray_options("ray", "auto", 0.5, is_mixed=True) == RayOptions("auto", 0.5, True)
+    assert _ray_options("ray", None, 0.0, is_mixed=False, embeds=True) == RayOptions(embeds=True)

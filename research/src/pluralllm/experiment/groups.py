@@ -3,13 +3,14 @@
 import contextlib
 import difflib
 import hashlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
 from pluralllm.client.data.answers import read_answers
 from pluralllm.client.data.importers import MAX_NAMES_SHOWN, import_globalopinionqa_groups
-from pluralllm.client.work.embedding_pool import Piece, Workers, check_room, cut, fill
+from pluralllm.client.work.embedding_pool import Piece, check_room, cut
 from pluralllm.common.errors.tree import InvalidData, TooFewQuestions
 from pluralllm.common.predictor.data import GroupData, check_enough, group_data
 from pluralllm.common.predictor.embedding import Embedder, Progress
@@ -19,6 +20,7 @@ from pluralllm.common.words.spec import RunSpec
 from pluralllm.experiment.spec import Data, Experiment
 
 Groups = dict[str, GroupData]
+Fill = Callable[[Embedder, Sequence[Piece], Progress], object]  # embeds what the cache lacks of the pieces
 SUFFIXES = (".jsonl", ".parquet")  # of the private files in a folder
 WHERE_FROM = """  It is global_opinions.csv of the data set GlobalOpinionQA (llm_global_opinions by Anthropic, arXiv 2306.16388).
   If you have it elsewhere: pluralllm experiment run EXPERIMENT.toml --data FILE, or make experiment DATA=FILE"""
@@ -123,13 +125,14 @@ def fill_cache(
     contract: Embedding,
     questions: dict[str, tuple[Question, ...]],
     where: tuple[Path | None, Path, torch.device],
-    workers: Workers | None,
+    fill: Fill,
     on_text: Progress,
 ) -> None:
-    """Fills the cache with the vectors of all groups' texts, by several processes or this one. `embed_groups` then only reads.
+    """Fills the cache with the vectors of all groups' texts. `embed_groups` then only reads.
 
     A piece has new texts of one group, as `embed_groups` embeds them. So an empty cache gets the same vectors by both.
-    where: the folder of the embedding model or None, the cache, and the device. on_text: reports the number of texts done.
+    where: the folder of the embedding model or None, the cache, and the device. fill: embeds the pieces.
+    on_text: reports the number of texts done.
     """
     with contextlib.closing(Embedder(contract, *where)) as embedder:
         pieces: list[Piece] = []
@@ -139,7 +142,7 @@ def fill_cache(
             seen.update(texts)
             pieces += [Piece(len(pieces) + number, piece.texts) for number, piece in enumerate(cut(texts), 1)]
         check_room(embedder, pieces)
-        fill(embedder, pieces, workers, on_text)
+        fill(embedder, pieces, on_text)
 
 
 def embedding_digest(groups: Groups) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from pluralllm.client.work import embedding_pool
 from pluralllm.client.work.embedding_pool import Workers
 from pluralllm.client.work.train import pick_device
 from pluralllm.common.errors.tree import InvalidArgument, InvalidSpec
@@ -30,7 +31,15 @@ from pluralllm.experiment.baselines import (
 )
 from pluralllm.experiment.engines.processes import Processes
 from pluralllm.experiment.engines.units import Engine, RayOptions, Shard, Unit, check_results
-from pluralllm.experiment.groups import Groups, check_sizes, data_digest, embedding_digest, fill_cache, read_groups
+from pluralllm.experiment.groups import (
+    Fill,
+    Groups,
+    check_sizes,
+    data_digest,
+    embedding_digest,
+    fill_cache,
+    read_groups,
+)
 from pluralllm.experiment.orders import Play
 from pluralllm.experiment.play import Player, Setting
 from pluralllm.experiment.records import Provenance, file_of, final_record, is_done, options_record, write_records
@@ -94,13 +103,13 @@ def run_experiment(plan: Plan, tell: Tell) -> None:
     filled: set[Embedding] = set()
     for method in methods.values():  # fills the cache once, so that the workers do not all compute the same vectors
         spec = experiment.run_spec(method, experiment.seeds[0])
-        if plan.embedding is not None and spec.embedding not in filled:
+        if (fill := _fill(plan)) is not None and spec.embedding not in filled:
             filled.add(spec.embedding)
             fill_cache(
                 spec.embedding,
                 questions,
                 (plan.model_path, plan.cache, device),
-                plan.embedding,
+                fill,
                 lambda done, of: tell("embedding", done, of),
             )
         groups = player.groups(spec, lambda done, of: tell("embedding", done, of))
@@ -143,6 +152,18 @@ async def _play_all(
             for line in unit.method.lines:
                 write_records(file_of(plan.out, line, unit.seed), results[line])
             progress(unit, "training", 1, 1)
+
+
+def _fill(plan: Plan) -> Fill | None:
+    """Returns the function that fills the cache with several workers; None if this process embeds."""
+    if plan.ray is not None and plan.ray.embeds:
+        from pluralllm.experiment.engines.ray_embedding import fill_on_ray  # noqa: PLC0415 - Ray is an extra
+
+        options = plan.ray
+        return lambda embedder, pieces, on_text: fill_on_ray(embedder, pieces, options, plan.jobs, on_text)
+    if plan.embedding is not None:
+        return lambda embedder, pieces, on_text: embedding_pool.fill(embedder, pieces, plan.embedding, on_text)
+    return None
 
 
 def _engine(plan: Plan, provenance: Provenance, player: Player) -> Engine:

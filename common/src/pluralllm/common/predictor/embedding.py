@@ -11,7 +11,7 @@ tokens, under a key of its own. A vector that is not finite is neither cached no
 
 import hashlib
 import string
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -173,14 +173,22 @@ class Embedder:
         lacking = set(self.lacking(piece))
         done = len(piece) - len(lacking)
         on_progress(done, len(piece))
-        encoded = self._encoder_loaded().encode(piece, lacking.__contains__) if lacking else ()
-        for batch, vectors, counts in self._usable(encoded):
-            if vectors.shape[1] * len(self.contract.templates) != self.contract.dimension:
-                raise EmbeddingMismatch(model=self.contract.model, cosine=0.0, needed=self.contract.min_cosine)
-            new = [number for number, text in enumerate(batch) if text in lacking]
-            self._keep([batch[number] for number in new], vectors[new], [counts[number] for number in new])
-            done += len(new)
+        for batch in self._encoder_loaded().encode(piece, lacking.__contains__) if lacking else ():
+            done += self.keep(batch, lacking)
             on_progress(done, len(piece))
+
+    def keep(self, batch: Batch, lacking: Collection[str]) -> int:
+        """Writes the vectors of the texts that the cache lacks, of a batch that an encoder has made; returns their number.
+
+        Raises EmbeddingUnusable if a vector is not finite, or 0; EmbeddingMismatch if a vector has more or fewer numbers than the
+        contract says.
+        """
+        ((texts, vectors, counts),) = self._usable([batch])
+        if vectors.shape[1] * len(self.contract.templates) != self.contract.dimension:
+            raise EmbeddingMismatch(model=self.contract.model, cosine=0.0, needed=self.contract.min_cosine)
+        new = [number for number, text in enumerate(texts) if text in lacking]
+        self._keep([texts[number] for number in new], vectors[new], [counts[number] for number in new])
+        return len(new)
 
     def _batches(
         self, texts: Sequence[str], on_progress: Progress

@@ -47,6 +47,13 @@ EmbeddingWorkers = Annotated[
 EmbeddingDevices = Annotated[
     str | None, typer.Option(help="Devices that embed the texts, one process on each, for example cuda:0,cuda:1.")
 ]
+EmbeddingOnRay = Annotated[
+    bool,
+    typer.Option(
+        "--embedding-on-ray",
+        help="For --engine ray: embed the texts on the cluster; its machines have the folder --embedding-model-path.",
+    ),
+]
 PARTS = {"test": "unseen groups", "validation": "validation groups", "train": "training groups, withheld questions"}
 
 
@@ -76,6 +83,7 @@ def run(
     mixed: Mixed = False,
     embedding_workers: EmbeddingWorkers = None,
     embedding_devices: EmbeddingDevices = None,
+    embedding_on_ray: EmbeddingOnRay = False,
     quick: Annotated[
         bool, typer.Option("--quick", help="Play a few rounds of one seed, to see that everything works.")
     ] = False,
@@ -85,7 +93,10 @@ def run(
     Results that the folder already holds stay as they are, so the same command continues an interrupted experiment.
     """
     need_experiment()
-    on_ray = _ray_options(engine, ray_address, gpus_per_unit, is_mixed=mixed)
+    on_ray = _ray_options(engine, ray_address, gpus_per_unit, is_mixed=mixed, embeds=embedding_on_ray)
+    if embedding_on_ray and (embedding_workers or embedding_devices):
+        problem = "embeds on the cluster; leave out --embedding-workers and --embedding-devices"
+        raise InvalidArgument(field="--embedding-on-ray", problem=problem)
     from pluralllm.client.work.embedding_pool import Workers  # noqa: PLC0415 - torch, only here
     from pluralllm.client.work.train import pick_device  # noqa: PLC0415
     from pluralllm.common.process.logs import configure_logs  # noqa: PLC0415
@@ -126,7 +137,9 @@ def _run_with_progress(plan: "Plan") -> None:
         run_experiment(plan, lambda what, done, total: bar.update(task, description=what, completed=done, total=total))
 
 
-def _ray_options(engine: str, address: str | None, gpus_per_unit: float, *, is_mixed: bool) -> "RayOptions | None":
+def _ray_options(
+    engine: str, address: str | None, gpus_per_unit: float, *, is_mixed: bool, embeds: bool = False
+) -> "RayOptions | None":
     """Returns the options of the engine `ray`; None for the engine `processes`.
 
     Raises InvalidArgument for an unknown engine, or an option that the engine does not have; ExtraMissing without Ray.
@@ -137,8 +150,13 @@ def _ray_options(engine: str, address: str | None, gpus_per_unit: float, *, is_m
         need_ray()
         from pluralllm.experiment.engines.units import RayOptions  # noqa: PLC0415 - torch
 
-        return RayOptions(address, gpus_per_unit, is_mixed)
-    typed = {"--ray-address": address, "--gpus-per-unit": gpus_per_unit, "--mixed": is_mixed}
+        return RayOptions(address, gpus_per_unit, is_mixed, embeds)
+    typed = {
+        "--ray-address": address,
+        "--gpus-per-unit": gpus_per_unit,
+        "--mixed": is_mixed,
+        "--embedding-on-ray": embeds,
+    }
     if unused := [name for name, value in typed.items() if value]:
         raise InvalidArgument(field=unused[0], problem="is for --engine ray, and the engine is processes")
     return None

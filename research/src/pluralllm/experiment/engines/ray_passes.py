@@ -4,8 +4,8 @@ The spec cuts the passes, and the results come back in the order of the passes. 
 number of workers, also if a worker dies and Ray trains its pass again. Ray's handles have no types, so they are Any here.
 """
 
+import contextlib
 import time
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,11 +17,9 @@ from pluralllm.client.work.side_by_side import MAX_TRIES
 from pluralllm.common.predictor.data import GroupData
 from pluralllm.common.words.ids import ClientId, RoundNumber
 from pluralllm.common.words.spec import RunSpec
-from pluralllm.experiment.engines.ray_workers import Outcome, Terms, answered, outcome_of
+from pluralllm.experiment.engines.ray_workers import Outcome, Terms, answered, in_order, outcome_of
 from pluralllm.experiment.passes import Clients, PassesHere, Trained
 from pluralllm.experiment.stacked import Flat
-
-AHEAD = 2  # passes for each core that are begun and not yet read: the updates in memory do not grow with the cohort
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,20 +80,15 @@ class RayPasses:
 
     def train(self, passes: Sequence[Clients], base: Flat, number: RoundNumber) -> Iterator[Trained]:
         """Trains every pass, as `PassWorkers` says. Raises the first error of a worker, or WorkerDied."""
-        begun: deque[Any] = deque()
-        at_most = AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)))
         stored_base = ray.put(base)
-        try:
-            for clients in passes:
-                if len(begun) == at_most:
-                    yield self._trained(begun.popleft())
-                groups = {client: self._reference(data) for client, data in clients.items()}
-                begun.append(self._task.remote(PassOrder(self._spec_json, number, groups, self._terms), stored_base))
-            while begun:
-                yield self._trained(begun.popleft())
-        finally:
-            for reference in begun:
-                ray.cancel(reference, force=True)
+
+        def begin(clients: Clients) -> Any:
+            groups = {client: self._reference(data) for client, data in clients.items()}
+            return self._task.remote(PassOrder(self._spec_json, number, groups, self._terms), stored_base)
+
+        with contextlib.closing(in_order(passes, begin)) as begun:
+            for _, reference in begun:
+                yield self._trained(reference)
 
     def _reference(self, data: GroupData) -> Any:
         if id(data) not in self._stored:

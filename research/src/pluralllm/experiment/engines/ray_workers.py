@@ -7,7 +7,8 @@ import functools
 import importlib.metadata
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -20,7 +21,9 @@ from pluralllm.common.errors.tree import InvalidArgument, PluralError, WorkerDie
 
 # A unit's figures may depend on these packages; Ray itself demands one version of Python.
 PACKAGES = ("pluralllm-common", "pluralllm-client", "pluralllm-server", "pluralllm-research", "torch", "numpy")
+AHEAD = 2  # tasks for each core that are begun and not yet read
 T = TypeVar("T")
+ItemT = TypeVar("ItemT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,3 +88,23 @@ def outcome_of(reference: Any, what: str) -> Outcome[Any]:
         reason, facts = outcome.error
         raise leaves()[reason](**facts)
     return outcome
+
+
+def in_order(items: Iterable[ItemT], begin: Callable[[ItemT], Any]) -> Generator[tuple[ItemT, Any], None, None]:
+    """Begins a task for each item, and yields each item with Ray's reference to its outcome, in the order of the items.
+
+    Only AHEAD tasks for each core are begun and not yet yielded, so that their outcomes fit into memory. begin: begins the task
+    of an item, and returns the reference. Close the generator to cancel the tasks.
+    """
+    begun: deque[tuple[ItemT, Any]] = deque()
+    at_most = AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    try:
+        for item in items:
+            if len(begun) == at_most:
+                yield begun.popleft()
+            begun.append((item, begin(item)))
+        while begun:
+            yield begun.popleft()
+    finally:
+        for _, reference in begun:
+            ray.cancel(reference, force=True)

@@ -44,6 +44,7 @@ class RayOptions:
     address: str | None = None  # None: a Ray of this machine's cores, which ends with the experiment
     gpus_per_unit: float = 0.0  # share of a GPU; 0: units train on CPUs
     is_mixed: bool = False  # whether workers of other versions or processors may play
+    embeds: bool = False  # whether the cluster embeds the texts, too
 
 
 @dataclass(frozen=True, slots=True)

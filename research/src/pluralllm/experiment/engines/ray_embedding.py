@@ -1,0 +1,110 @@
+"""Embeds texts as tasks of Ray. Only the driver writes the cache: the machines of the cluster need the model and no shared disk.
+
+The pieces follow from the texts alone, and so do the batches in a piece. So the vectors are those of one process for any number
+of workers, also if a worker dies and Ray embeds its piece again. Ray's handles have no types, so they are Any here.
+"""
+
+import contextlib
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+
+from pluralllm.client.work.embedding_pool import Piece
+from pluralllm.client.work.side_by_side import MAX_TRIES
+from pluralllm.common.errors.tree import ModelUnavailable
+from pluralllm.common.predictor.embedding import Embedder, Progress
+from pluralllm.common.predictor.encoder import Batch, Encoder
+from pluralllm.common.words.spec import Embedding
+from pluralllm.experiment.engines.ray_cluster import connected
+from pluralllm.experiment.engines.ray_workers import Outcome, Terms, answered, in_order, outcome_of, versions_here
+from pluralllm.experiment.engines.units import RayOptions
+
+ModelFiles = tuple[tuple[str, int], ...]  # names and sizes
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedOrder:
+    """One piece of texts for a worker of the cluster."""
+
+    contract_json: str
+    model_path: Path | None  # a folder of the worker's machine
+    files: ModelFiles  # of the driver's folder
+    device: str
+    texts: tuple[str, ...]
+    lacking: frozenset[str]  # a batch without any of these is left out
+    terms: Terms
+
+
+_encoders: dict[str, Encoder] = {}  # of this worker, by contract, folder and device: at most one
+
+
+def embed_piece(order: EmbedOrder) -> Outcome[list[Batch]]:
+    """Embeds one piece in a worker of the cluster. Returns the batches that have lacking texts."""
+
+    def work() -> list[Batch]:
+        key = f"{order.contract_json} {order.model_path} {order.device}"
+        if key not in _encoders:
+            contract = Embedding.model_validate_json(order.contract_json)
+            if model_files(order.model_path) != order.files:
+                problem = f"{order.model_path} on {socket.gethostname()} has other files than on this machine"
+                raise ModelUnavailable(model=contract.model, problem=problem)
+            source = str(order.model_path or contract.model)
+            device = torch.device(order.device)
+            _encoders.clear()
+            _encoders[key] = Encoder(source, contract.revision, contract.max_tokens, device, contract.pooling)
+        return list(_encoders[key].encode(order.texts, order.lacking.__contains__))
+
+    return answered(order.terms, work)
+
+
+def model_files(folder: Path | None) -> ModelFiles:
+    """Returns names and sizes of the files in a model's folder; none if there is no folder."""
+    if folder is None or not folder.is_dir():
+        return ()
+    return tuple(sorted((path.name, path.stat().st_size) for path in folder.iterdir() if path.is_file()))
+
+
+def fill_on_ray(
+    embedder: Embedder, pieces: Sequence[Piece], options: RayOptions, jobs: int, on_progress: Progress
+) -> None:
+    """Embeds the texts that the cache lacks as tasks of Ray, after the probes of the run spec are checked.
+
+    Memory: a few pieces for each core of the cluster, for any number of texts. jobs: cores where Ray runs on this machine alone.
+    on_progress: called with the numbers of texts done and of all texts.
+    Raises ModelUnavailable if a worker lacks the model; EmbeddingMismatch for the probes; EmbeddingUnusable if a vector is not
+    finite, or 0; WorkerDied if workers die again and again in one piece; InvalidArgument if there is no such cluster.
+    """
+    contract, total = embedder.contract, sum(len(piece.texts) for piece in pieces)
+    probes = Piece(0, tuple(probe.text for probe in contract.probes))
+    lacking = {piece: frozenset(embedder.lacking(piece.texts)) for piece in (probes, *pieces)}
+    done = sum(len(piece.texts) for piece in pieces if not lacking[piece])
+    device = "cuda" if options.gpus_per_unit else "cpu"
+    terms, files = Terms(versions_here(), options.is_mixed), model_files(embedder.model_path)
+
+    def begin(piece: Piece) -> Any:
+        task = ray.remote(num_cpus=1, num_gpus=options.gpus_per_unit, max_retries=MAX_TRIES - 1)(embed_piece)
+        return task.remote(
+            EmbedOrder(
+                contract.model_dump_json(), embedder.model_path, files, device, piece.texts, lacking[piece], terms
+            )
+        )
+
+    if not any(lacking.values()):
+        embedder.check_probes()
+        return
+    with connected(options, jobs):
+        for some in ((probes,), pieces):
+            with contextlib.closing(in_order([piece for piece in some if lacking[piece]], begin)) as begun:
+                for piece, reference in begun:
+                    outcome: Outcome[list[Batch]] = outcome_of(reference, str(piece))
+                    for batch in outcome.answer or ():
+                        embedder.keep(batch, lacking[piece])
+                    done += 0 if piece is probes else len(piece.texts)
+                    on_progress(done, total)
+            if some is not pieces:
+                embedder.check_probes()
