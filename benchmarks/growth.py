@@ -130,6 +130,8 @@ def draw(lines: Sequence[Figures], picture: Path) -> None:
         axes.set_title(title, fontsize=10)
         if len(shown) > 1:
             axes.legend(fontsize=7)
+        else:
+            axes.set_ylim(bottom=0)  # a small difference looks small
     figure.savefig(picture, dpi=150)
 
 
