@@ -24,7 +24,7 @@ from pluralllm.client.work.embedding_pool import cut, fill
 from pluralllm.common.errors.tree import EmbeddingMismatch, InvalidArgument, NotFinite
 from pluralllm.common.predictor import encoder
 from pluralllm.common.predictor.embedding import Embedder, make_probes
-from pluralllm.common.words.spec import Embedding
+from pluralllm.common.words.embedding import Embedding
 from pluralllm.experiment.engines.units import RayOptions
 from pluralllm.experiment.federated import federate
 from pluralllm.experiment.play import Player

@@ -61,7 +61,7 @@ def test_pooling_is_the_masked_mean_whatever_the_batch(tiny: Path, tmp_path: Pat
 
 def test_with_all_texts_in_the_cache_the_model_is_not_needed(tiny: Path, tmp_path: Path) -> None:
     first = Embedder(contract(), None, tmp_path, CPU)
-    first._source = str(tiny)  # pretends that the model came from a hub
+    first.model_path = tiny  # pretends that the model came from a hub
     expected = first.embed_questions([TEA], quiet)
     again = Embedder(contract(), None, tmp_path, CPU)
     assert np.array_equal(again.embed_questions([TEA], quiet)[0], expected[0])
@@ -71,7 +71,7 @@ def test_with_all_texts_in_the_cache_the_model_is_not_needed(tiny: Path, tmp_pat
 
 def test_another_revision_has_another_cache(tiny: Path, tmp_path: Path) -> None:
     first = Embedder(contract(), None, tmp_path, CPU)
-    first._source = str(tiny)
+    first.model_path = tiny
     first.embed_questions([TEA], quiet)
     with pytest.raises(ModelUnavailable):
         Embedder(contract(revision="other"), None, tmp_path, CPU).embed_questions([TEA], quiet)

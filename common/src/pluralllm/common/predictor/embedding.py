@@ -58,7 +58,6 @@ class Embedder:
         """
         model_path = model_path if contract.plugin is None else None
         self.contract, self.model_path, self.folder = contract, model_path, cache
-        self._source = str(model_path) if model_path is not None else contract.model
         self._device = device
         self._encoder: Encoder | PluginEncoder | None = None
         self.blindness = Blindness()  # of all questions that this object has embedded
@@ -241,15 +240,21 @@ class Embedder:
         return hashlib.sha256(f"{self._key}\x1f{text}".encode()).digest()
 
     def _encoder_loaded(self) -> Encoder | PluginEncoder:
-        contract = self.contract
-        if self._encoder is None and contract.plugin is not None:
-            width = contract.dimension // len(contract.templates)
-            self._encoder = PluginEncoder(contract.plugin, width, self._device)
-        elif self._encoder is None:
-            self._encoder = Encoder(
-                self._source, contract.revision, contract.max_tokens, self._device, contract.pooling
-            )
+        if self._encoder is None:
+            self._encoder = encoder_of(self.contract, self.model_path, self._device)
         return self._encoder
+
+
+def encoder_of(contract: Embedding, model_path: Path | None, device: torch.device) -> Encoder | PluginEncoder:
+    """Loads the transformer, or the embedder of another package, that the [embedding] section names.
+
+    model_path: local folder with the model; None means that the library `transformers` looks up the model id.
+    Raises ModelUnavailable if the model cannot be loaded; PluginMissing if the package is not installed in the section's version.
+    """
+    if contract.plugin is not None:
+        return PluginEncoder(contract.plugin, contract.dimension // len(contract.templates), device)
+    source = str(model_path) if model_path is not None else contract.model
+    return Encoder(source, contract.revision, contract.max_tokens, device, contract.pooling)
 
 
 def vectors_in_cache(contract: Embedding) -> int:

@@ -17,9 +17,10 @@ import torch
 from pluralllm.client.work.embedding_pool import Piece
 from pluralllm.client.work.side_by_side import MAX_TRIES
 from pluralllm.common.errors.tree import ModelUnavailable
-from pluralllm.common.predictor.embedding import Embedder, Progress
+from pluralllm.common.predictor.embedding import Embedder, Progress, encoder_of
 from pluralllm.common.predictor.encoder import Batch, Encoder
-from pluralllm.common.words.spec import Embedding
+from pluralllm.common.predictor.plugin_encoder import PluginEncoder
+from pluralllm.common.words.embedding import Embedding
 from pluralllm.experiment.engines.ray_cluster import connected
 from pluralllm.experiment.engines.ray_workers import Outcome, Terms, answered, in_order, outcome_of, versions_here
 from pluralllm.experiment.engines.units import RayOptions
@@ -40,7 +41,7 @@ class EmbedOrder:
     terms: Terms
 
 
-_encoders: dict[str, Encoder] = {}  # of this worker, by contract, folder and device: at most one
+_encoders: dict[str, Encoder | PluginEncoder] = {}  # of this worker, by contract, folder and device: at most one
 
 
 def embed_piece(order: EmbedOrder) -> Outcome[list[Batch]]:
@@ -53,10 +54,8 @@ def embed_piece(order: EmbedOrder) -> Outcome[list[Batch]]:
             if model_files(order.model_path) != order.files:
                 problem = f"{order.model_path} on {socket.gethostname()} has other files than on this machine"
                 raise ModelUnavailable(model=contract.model, problem=problem)
-            source = str(order.model_path or contract.model)
-            device = torch.device(order.device)
             _encoders.clear()
-            _encoders[key] = Encoder(source, contract.revision, contract.max_tokens, device, contract.pooling)
+            _encoders[key] = encoder_of(contract, order.model_path, torch.device(order.device))
         return list(_encoders[key].encode(order.texts, order.lacking.__contains__))
 
     return answered(order.terms, work)
