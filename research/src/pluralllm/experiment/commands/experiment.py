@@ -94,9 +94,7 @@ def run(
     """
     need_experiment()
     on_ray = _ray_options(engine, ray_address, gpus_per_unit, is_mixed=mixed, embeds=embedding_on_ray)
-    if embedding_on_ray and (embedding_workers or embedding_devices):
-        problem = "embeds on the cluster; leave out --embedding-workers and --embedding-devices"
-        raise InvalidArgument(field="--embedding-on-ray", problem=problem)
+    _check_one_place(embedding_on_ray, embedding_workers, embedding_devices)
     from pluralllm.client.work.embedding_pool import Workers  # noqa: PLC0415 - torch, only here
     from pluralllm.client.work.train import pick_device  # noqa: PLC0415
     from pluralllm.common.process.logs import configure_logs  # noqa: PLC0415
@@ -135,6 +133,13 @@ def _run_with_progress(plan: "Plan") -> None:
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("reading", total=None)
         run_experiment(plan, lambda what, done, total: bar.update(task, description=what, completed=done, total=total))
+
+
+def _check_one_place(on_ray: bool, workers: int | None, devices: str | None) -> None:
+    """Checks that the options do not embed both on the cluster and on this machine. Raises InvalidArgument."""
+    if on_ray and (workers or devices):
+        problem = "embeds on the cluster; leave out --embedding-workers and --embedding-devices"
+        raise InvalidArgument(field="--embedding-on-ray", problem=problem)
 
 
 def _ray_options(
