@@ -20,6 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pluralllm.common.process.environment import silence_libraries
+
+silence_libraries(is_service=False)  # before gRPC is imported: its lines would stand among the demo's own
 from coordinator_sight import Kept, SightFailed, WatchedSecrets, show_sight
 from demo_processes import (
     LOOK_EVERY_S,
