@@ -19,6 +19,7 @@ from pluralllm.align.model_folder import CONFIG, PROVENANCE, WEIGHTS, provenance
 from pluralllm.common.errors.tree import InvalidModel
 from pluralllm.common.predictor.model import load_weights, new_predictor
 from pluralllm.common.weights.layout import tensors_of
+from pluralllm.common.words.private_rounds import PrivateRounds
 from pluralllm.common.words.spec import RunSpec
 
 
@@ -120,6 +121,7 @@ def test_the_card_says_what_the_participants_have_declared_about_noise(folder: P
 def test_the_version_of_a_closing_round_has_the_scores_of_its_model_and_no_more_participants(folder: Path) -> None:
     origin = json.loads((folder / PROVENANCE).read_text())
     spec = RunSpec.model_validate(origin["run_spec"] | {"rounds": 1})
+    spec = spec.model_copy(update={"format": "pluralllm.run/4", "private_rounds": PrivateRounds()})
     first = origin["record"]
     made = {**first, "version": 1, "round": 1, "digest": "e" * 64}
     closed = {**made, "name": "runs/r/models/2", "version": 2, "round": 2}

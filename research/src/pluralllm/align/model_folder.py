@@ -69,8 +69,7 @@ def provenance(
     """
     from pluralllm.common.predictor.metrics import coefficient_of_variation, fairness_index  # noqa: PLC0415 - numpy, only here
 
-    # In a closing round nobody trains.
-    trained = {one["version"] for one in lineage if one["round"] <= spec.rounds}
+    trained = {one["version"] for one in lineage if not spec.is_closing_round(one["round"])}
     counted = [one for one in rounds if one["version"] in trained]
     clients = {receipt["client"] for one in counted for receipt in one["receipts"]}
     values = [score["alignment_score"] for score in scores if score["alignment_score"] is not None]

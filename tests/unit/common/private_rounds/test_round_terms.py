@@ -11,6 +11,7 @@ from pluralllm.common.words.spec import RunSpec
 
 SPEC = RunSpec.model_validate(
     {
+        "format": "pluralllm.run/4",
         "embedding": {"model": "m", "dimension": 8},
         "private_rounds": {"colluders": 2},
         "round": {"min_clients": 6, "target_clients": 8},

@@ -443,3 +443,15 @@ def test_a_run_closes_from_the_format_4_on(
 
 
 PRIVATE_ROUND = "[round]\nmin_clients = 3\ntarget_clients = 3\n[aggregation]\nmax_examples = 1024\n"
+
+
+@pytest.mark.parametrize(("name", "closing"), [("pluralllm.run/4", [7]), ("pluralllm.run/3", [])])
+def test_the_closing_round_is_the_one_after_all_rounds_of_a_run_that_has_one(name: str, closing: list[int]) -> None:
+    tables = {
+        "round": {"min_clients": 4, "target_clients": 4},
+        "aggregation": {"max_examples": 64},
+        "private_rounds": {},
+    }
+    values = {"format": name, "rounds": 6, "embedding": {"model": "m", "dimension": 8}, **tables}
+    spec = RunSpec.model_validate(values)
+    assert [number for number in range(10) if spec.is_closing_round(number)] == closing

@@ -53,7 +53,7 @@ def check_task(policy: Policy, group: str, role: GroupRole, spec: RunSpec, task:
 
 def is_closing(spec: RunSpec, task: Task) -> bool:
     """Returns whether a task is the part of a client in a run's closing round, in which nobody trains."""
-    return spec.closes and task.kind is TaskKind.TRAIN and task.round == spec.last_round
+    return task.kind is TaskKind.TRAIN and spec.is_closing_round(task.round)
 
 
 def check_part(group: str, role: GroupRole, spec: RunSpec, task: Task) -> None:

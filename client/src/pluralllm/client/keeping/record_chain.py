@@ -156,7 +156,7 @@ class RecordChain:
         elif before in self.new and self.new[before].record_sha256 != record.parent_sha256:
             raise RecordInvalid(run=run, version=version, problem=f"it does not follow the record of version {before}")
         parent = seen_parent or self.new.get(before)
-        is_closing = self._spec.closes and record.round == self._spec.last_round
+        is_closing = self._spec.is_closing_round(record.round)
         if is_closing and parent is not None and parent.digest not in (None, record.digest):
             problem = "the closing round made it, which leaves the model as it is, and it is another model"
             raise RecordInvalid(run=run, version=version, problem=problem)

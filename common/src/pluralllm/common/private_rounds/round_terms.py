@@ -29,7 +29,6 @@ def terms_of(
         base_digest=bytes.fromhex(base_digest),
         base_record_sha256=bytes.fromhex(base_record_sha256),
         roster_head=roster_head,
-        # Every group may be in a closing round.
-        places=MAX_MEMBERS if number > spec.rounds else spec.round.target_clients,
+        places=MAX_MEMBERS if spec.is_closing_round(number) else spec.round.target_clients,
         colluders=spec.private_rounds.colluders,
     )

@@ -79,7 +79,7 @@ def optimizer_of_round(spec: RunSpec, number: int) -> ServerOptimizer:
 
     number: of the round. It raises SumImplausible for a closing round whose sum is not 0, because nobody trains in it.
     """
-    return server_optimizer(spec.aggregation) if number <= spec.rounds else _unchanged
+    return _unchanged if spec.is_closing_round(number) else server_optimizer(spec.aggregation)
 
 
 def _unchanged(

@@ -291,6 +291,10 @@ class RunSpec(SpecPart):
         """The number of the run's last round, which is the closing round if there is one."""
         return self.rounds + self.closes
 
+    def is_closing_round(self, number: int) -> bool:
+        """Returns whether a round is the run's closing round, in which all groups may take part and nobody trains."""
+        return self.closes and number == self.last_round
+
     @property
     def sums(self) -> KernelSums | None:
         """The predictor's settings if the updates of this run are terms of sums; None for every other run."""
