@@ -228,7 +228,8 @@ def check_update(run: Run, event: ev.UpdateArrived) -> None:
 def may_reach_quorum(run: Run) -> bool:
     """Returns whether the open phase can still reach its quorum. No new client joins a private round after its first step.
 
-    A member that is excluded from the run may come back, but so late that another round serves better.
+    A member that is excluded from the run may come back, but so late that another round serves better. Members that ask for a
+    larger sum than all who are left can make deliver nothing: a member that they have not pinned may have left the round.
     """
     match run.phase:
         case Phase.SHARING:
@@ -236,6 +237,7 @@ def may_reach_quorum(run: Run) -> bool:
         case Phase.COLLECTING if run.private is not None:
             receipts = (receipt.client for receipt in run.receipts)
             left = {*run.dealers} - run.outside - run.excluded_clients | {*receipts}
+            left = _largest_sum(run, left)
         case _:
             return True
     return len(left) >= run.quorum
@@ -312,13 +314,18 @@ def end_collecting(run: Run, at_s: float, deadline_s: float) -> Step:
 
 def _large_enough(run: Run) -> Receipts:
     """Returns the receipts of the largest sum that has at least as many updates as each of its members asks for."""
+    kept = _largest_sum(run, {receipt.client for receipt in run.receipts})
+    return tuple(receipt for receipt in run.receipts if receipt.client in kept)
+
+
+def _largest_sum(run: Run, clients: set[ClientId]) -> set[ClientId]:
+    """Returns the members of the largest sum of these clients' updates that no member of it calls too small."""
     least = {sent.client: sent.least for sent in run.dealt}
-    kept = run.receipts
-    while True:
-        staying = tuple(receipt for receipt in kept if least[receipt.client] <= len(kept))
-        if len(staying) == len(kept):
-            return kept
-        kept = staying
+    while staying := {client for client in clients if least[client] <= len(clients)}:
+        if staying == clients:
+            break
+        clients = staying
+    return staying
 
 
 def deal_wrongly(run: Run, event: ev.DealtWrongly) -> Step:
