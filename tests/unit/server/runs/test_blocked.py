@@ -101,6 +101,11 @@ def test_the_next_step_of_a_run_that_stands_still_says_so() -> None:
             NO_MODEL,
             f"takes no part: {NO_MODEL} Its owner mends that and restarts the client (pluralllm explain MODEL_UNAVAILABLE)",
         ),
+        (
+            "CONSENT_NEEDED: This partner has not consented.",
+            "takes no part: CONSENT_NEEDED: This partner has not consented. Its owner mends that; the client then takes part "
+            "by itself (pluralllm explain CONSENT_NEEDED)",
+        ),
         ("it has dealt wrongly", "takes no part: it has dealt wrongly. Its owner mends that and restarts the client"),
     ],
 )

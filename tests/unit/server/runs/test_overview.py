@@ -193,7 +193,7 @@ def test_status_says_that_no_closing_round_collects_the_scores_of_the_last_versi
 ) -> None:
     facts: dict[str, Any] = {"private": PrivateRounds(), "version": ModelVersion(3), "rounds": 3, **changes}
     run = with_state(collecting_run(), **facts)
-    assert ("closing_scores has no effect in this run" in what_next(run, "", 0, 10.0)) == is_said
+    assert ("this run has no closing round" in what_next(run, "", 0, 10.0)) == is_said
 
 
 @pytest.mark.parametrize(

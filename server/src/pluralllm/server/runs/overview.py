@@ -9,6 +9,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from pluralllm.common.errors.privacy import NoiseDemanded
+from pluralllm.common.errors.private_rounds import TooFewKnown
+from pluralllm.common.errors.root import reason_of
+from pluralllm.common.errors.tree import ConsentNeeded, InvalidData
 from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.words.aggregation import Aggregation
 from pluralllm.common.words.ids import ClientId, GroupName
@@ -36,11 +40,13 @@ WEIGHTS_OF_CLIENTS = (
     "each client computes its own weight from its own distance, and only the sum of the weights is known"
 )
 NO_CLOSING_SCORES = (
-    "private_rounds.closing_scores has no effect in this run: no sum has the scores of the last version that clients keep "
-    "back"
+    "this run has no closing round, so the means leave out the groups that report no score of their own (spec new "
+    "--closing-round)"
 )
 CLOSING = "this is the closing round: nobody trains, and the scores of the last version are summed"
 CODE = re.compile(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)*(?=:|\Z)")  # of an error, before its message
+# The daemon notices by itself that its owner has consented, pinned members, released answers or mended the private file.
+MENDED_WHILE_IT_RUNS = frozenset(map(reason_of, (ConsentNeeded, InvalidData, NoiseDemanded, TooFewKnown)))
 COMES_AND_GOES = "comes and goes too often, gets no task for some minutes"
 
 
@@ -161,7 +167,12 @@ def _with_mend(failure: str) -> str:
     """Returns why a client takes no part in a run any more, and what its owner does. failure: its report, CODE: message."""
     code = CODE.match(failure)
     explained = f" (pluralllm explain {code[0]})" if code else ""
-    return f"takes no part: {failure.rstrip('.')}. Its owner mends that and restarts the client{explained}"
+    then = (
+        "; the client then takes part by itself"
+        if code and code[0] in MENDED_WHILE_IT_RUNS
+        else " and restarts the client"
+    )
+    return f"takes no part: {failure.rstrip('.')}. Its owner mends that{then}{explained}"
 
 
 def weights_in(version: VersionRecord, aggregation: Aggregation) -> dict[ClientId, float]:
