@@ -161,7 +161,8 @@ async def test_a_code_is_explained_and_an_unknown_one_refused_with_those_near() 
     assert explanation["code"] == "WRONG_BASE"
     assert "<current>" in explanation["why"]
     assert (explanation["grpc_status"], explanation["exit_code"]) == ("FAILED_PRECONDITION", 3)
-    assert_one_clear_line(await pluralllm("explain", "wrong-bas"), 3, "WRONG_BASE")
+    assert_one_clear_line(await pluralllm("explain", "wrong-bas"), 3, "near: WRONG_BASE")
+    assert_one_clear_line(await pluralllm("explain", "qqqq"), 3, "there are: AGGREGATE_DIFFERS")
 
 
 async def test_unknown_command_is_a_usage_error() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from support.process_harness import WIDTH, tiny_embedding_model
 
-from pluralllm.api import Federation, PreferencePredictor, Question, Simulation, sample_groups
+from pluralllm.api import Federation, PreferencePredictor, Question, Simulation, read_answers, sample_groups
 from pluralllm.api import simulation as simulation_module
 from pluralllm.client.data.private_data import write_group
 from pluralllm.common.errors.tree import ExtraMissing, InvalidArgument, InvalidSpec, TooFewQuestions
@@ -202,3 +202,9 @@ def test_the_curve_is_a_data_frame_and_without_pandas_the_error_says_what_to_ins
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     with pytest.raises(ExtraMissing, match=r"pluralllm-research\[frames\]"):
         simulation.frame()
+
+
+def test_a_private_file_is_named_by_a_text_or_a_path(tmp_path: Path) -> None:
+    file = tmp_path / "north.jsonl"
+    write_group(file, GROUPS[NAMES[0]])
+    assert read_answers(str(file)) == read_answers(file)

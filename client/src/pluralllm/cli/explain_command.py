@@ -24,8 +24,9 @@ def explain(
     leaves = {reason_of(leaf): leaf for leaf in CODES}
     reason = code.strip().upper().replace("-", "_")
     if reason not in leaves:
-        near = difflib.get_close_matches(reason, leaves, 3) or sorted(leaves)
-        raise InvalidArgument(field="code", problem=f"{code!r} is none of ours; near: {', '.join(near)}")
+        near = difflib.get_close_matches(reason, leaves, 3)
+        which, codes = ("near", near) if near else ("there are", sorted(leaves))
+        raise InvalidArgument(field="code", problem=f"{code!r} is none of ours; {which}: {', '.join(codes)}")
     leaf = leaves[reason]
     facts = {
         "code": reason,

@@ -32,7 +32,11 @@ def spec_new(
     width: Annotated[int, typer.Option(min=1, help="Length of that model's vectors.")] = WIDTH,
     preset: Annotated[str, typer.Option(help=f"Name of a preset: {', '.join(PRESETS)}.")] = "default",
     clients: Annotated[
-        int, typer.Option(min=FEWEST_CLIENTS, help="Number of clients that are expected to train.")
+        int,
+        typer.Option(
+            min=FEWEST_CLIENTS,
+            help="Number of clients that are expected to train. For two, write 2 for both numbers of clients in [round].",
+        ),
     ] = USUAL_CLIENTS,
     rounds: Annotated[int, typer.Option(min=1, max=10_000, help="Number of rounds.")] = USUAL_ROUNDS,
     train: Annotated[

@@ -65,7 +65,7 @@ def test_with_all_texts_in_the_cache_the_model_is_not_needed(tiny: Path, tmp_pat
     expected = first.embed_questions([TEA], quiet)
     again = Embedder(contract(), None, tmp_path, CPU)
     assert np.array_equal(again.embed_questions([TEA], quiet)[0], expected[0])
-    with pytest.raises(ModelUnavailable):
+    with pytest.raises(ModelUnavailable, match=r"[^.]\. Give its local folder: --embedding-model-path"):
         again.embed_questions([BUS], quiet)
 
 

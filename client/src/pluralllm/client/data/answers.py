@@ -16,13 +16,14 @@ from pluralllm.common.words.questions import Question
 LEDGER_SUFFIX = ".ledger"  # added to the name of a private file: the copy of the ledger of its releases
 
 
-def read_answers(path: Path, sha256: str | None = None) -> tuple[Question, ...]:
+def read_answers(path: Path | str, sha256: str | None = None) -> tuple[Question, ...]:
     """Returns the questions of a file with a group's answers.
 
     sha256: the content that the file must have; None: any content, but no file whose answers were released with noise.
     Raises InvalidData if the file has problems; DataChanged if it has other content; AnswersProtected for a file whose noised
     answers must be used.
     """
+    path = Path(path)  # Python programs may give a text
     ledger = ledger_beside(path)
     if ledger.exists():
         raise AnswersProtected(file=str(path), ledger=str(ledger))

@@ -322,7 +322,7 @@ class ModelUnavailable(Refused):
     model: str
     problem: str
     why = "Embedding model {model} cannot be loaded: {problem}."
-    fix = "Give its local folder as embedding_model_path in the client's configuration."
+    fix = "Give its local folder: --embedding-model-path, or embedding_model_path in client.toml and in Python."
 
 
 @dataclass(eq=False)

@@ -316,7 +316,7 @@ def _load(source: str, revision: str, device: torch.device) -> tuple[Any, Any]:
         except (OSError, ValueError, ImportError) as error:
             last = error
     if model is None or tokenizer is None:
-        raise ModelUnavailable(model=source, problem=str(last).strip().splitlines()[0])
+        raise ModelUnavailable(model=source, problem=str(last).strip().splitlines()[0].rstrip("."))
     if tokenizer.pad_token is None:  # causal models often have none; any token will do, because the mask hides it
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return tokenizer, model.to(device).eval()

@@ -1,6 +1,7 @@
 """Commands `backup` and `restore`: their options and their output."""
 
 import asyncio
+import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -64,7 +65,14 @@ def restore(
         contents = asyncio.run(restore_from(settings, directory.absolute(), time.time(), report_progress))
     _print_result(contents, directory, "restored from", as_json=as_json)
     if not as_json:
-        say("Next: pluralllm-server serve. What happened after the backup is done again.")
+        say(f"Next: {next_command(config, state_dir)}. What happened after the backup is done again.")
+
+
+def next_command(config: Path | None, state_dir: Path | None) -> str:
+    """Returns the command that serves what was restored: it needs the same options as `restore`."""
+    options = {"--config": config, "--state-dir": state_dir}
+    parts = (part for name, path in options.items() if path is not None for part in (name, str(path)))
+    return shlex.join(("pluralllm-server", "serve", *parts))
 
 
 def _print_result(contents: "Contents", directory: Path, what: str, *, as_json: bool) -> None:
