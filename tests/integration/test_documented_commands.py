@@ -195,15 +195,16 @@ def write_script(shell: Shell) -> None:
     reward = lines_of("rewards.md", "Groups whose answers stay where they are")
     shell.copy(reward, ("--start", "--start --accept-no-context-gain"))
     shell.add("head -60 survey/northmark.jsonl > answers.jsonl; tail -20 survey/northmark.jsonl > in.jsonl")
-    score, pairs, serve = lines_of("rewards.md", "Files and other programs")
+    score, pairs, serve, *call = lines_of("rewards.md", "Files and other programs")
     accepting = '--embedding-model-path "$MODEL" --accept-no-context-gain'
     embedding = ("answers.jsonl", f"answers.jsonl {accepting}")
     shell.copy((score, pairs), embedding)
-    shell.copy(
-        (serve,),
-        ('answers.jsonl"', f'answers.jsonl" {accepting} --listen 127.0.0.1:0 > scores.log &'),
-    )
+    shell.add("echo sesame-sesame-sesame > token")
+    places = "--listen 127.0.0.1:0 --http 127.0.0.1:0 --token-file token > scores.log &"
+    shell.copy((serve,), ('answers.jsonl"', f'answers.jsonl" {accepting} {places}'))
     shell.add("scoring=$!; for _ in $(seq 300); do grep -q 'serving scores' scores.log && break; sleep 0.2; done")
+    address = "$(sed -n 's/^serving rewards on //p' scores.log)"
+    shell.copy(tuple(call), ("http://127.0.0.1:7448/get_reward", f'--fail --silent "{address}"'))
     shell.add("kill -TERM $scoring; wait $scoring || true; grep 'serving scores' scores.log")
     shell.add("""printf '{"prompt": "p", "candidates": ["a", "b"], "votes": {"My group": [9, 1]}}\\n' > votes.jsonl""")
     shell.copy(lines_of("rewards.md", "Preferences instead of surveys"))
@@ -229,6 +230,7 @@ def test_the_commands_of_the_pages_work_one_after_the_other(shell: Shell) -> Non
     assert "northmark is revoked" in output
     assert (shell.folder / "model" / "model.safetensors").exists()
     assert (shell.folder / "model" / "README.md").exists()
+    assert re.search(r'"rewards":\[0\.\d+\]', output)
     assert "2 runs" in output.split("audit --state-dir restored")[-1]
     for name in PARTNERS:
         log = f"{name}.log"

@@ -128,3 +128,17 @@ def test_the_portable_form_has_names_of_files_and_no_folders(tmp_path: Path) -> 
     assert folder["data"]["files"] == "survey"
     assert folder["data"]["file"] is None
     assert folder["scoring"]["train_groups"] is False
+
+
+def test_the_whole_experiment_of_the_page_is_one(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "reports.md").read_text(encoding="utf-8")
+    [example] = [block for block in page.split("```toml\n")[1:] if "[[methods]]" in block]
+    file = tmp_path / "compare.toml"
+    file.write_text(example.split("```")[0], encoding="utf-8")
+    experiment = load_experiment(file)
+    assert [(method.kind, method.preset) for method in experiment.methods] == [
+        ("fedavg", "default"),
+        ("fedavg", "attention"),
+        ("centralized", "default"),
+    ]
+    assert experiment.data.files == tmp_path / "survey"
