@@ -19,6 +19,7 @@ from pluralllm.common.words.ids import ClientId, GroupName
 from pluralllm.common.words.noise import NoiseStatement
 from pluralllm.common.words.spec import GroupRole
 from pluralllm.server.rounds.events import Receipt
+from pluralllm.server.rounds.private import may_reach_quorum
 from pluralllm.server.rounds.state import EXCHANGING, WITH_OPEN_ROUND, Outcome, Phase, Run
 from pluralllm.server.rounds.weighting import shares_of
 from pluralllm.server.runs.blocked import LEFT_OUT
@@ -299,7 +300,11 @@ def _next_step(run: LiveRun, idle_trainers: int, now_s: float) -> str:
             have = f"{len(state.receipts)} of {state.slots} updates"
             if state.quorum_s is None:
                 left = _left(state.deadline_s, now_s)
-                return f"{have}; quorum is {state.quorum}, deadline in {left}, then {policy.on_missed_quorum}"
+                is_lost = policy.on_missed_quorum == "extend" and not may_reach_quorum(state)
+                then = (
+                    "the round is given up: too few members are left for a sum" if is_lost else policy.on_missed_quorum
+                )
+                return f"{have}; quorum is {state.quorum}, deadline in {left}, then {then}"
             grace_over_s = min(state.quorum_s + policy.grace_after_quorum_s, state.deadline_s or 0.0)
             return f"{have}; quorum reached, the round closes in {_left(grace_over_s, now_s)} at the latest"
         case phase if phase in EXCHANGING:
