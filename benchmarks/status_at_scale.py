@@ -121,7 +121,7 @@ def members_at_work(members: list[Identity]) -> Iterator[None]:
     async def wait(identity: Identity) -> None:
         transport = connected(identity)
         try:
-            await Simulated(identity.membership.name, transport).wait()
+            await Simulated(identity.membership.name, transport).live()
         finally:
             await transport.close()
 

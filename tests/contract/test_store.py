@@ -159,6 +159,9 @@ async def test_a_change_writes_all_of_its_rows(store: Store) -> None:
     await store.apply([change(2, rounds=(replace(ROUND, outcome=RoundOutcome.CLOSED),), versions=(SECOND,))])
     assert (await store.round(R, RoundNumber(1))) == replace(ROUND, outcome=RoundOutcome.CLOSED)
     assert await store.receipts(R, RoundNumber(1)) == [RECEIPT]
+    assert await store.receipt_counts(R, [RoundNumber(1), RoundNumber(2)]) == {1: 1}
+    assert await store.receipt_counts(R, []) == await store.receipt_counts(R, [RoundNumber(2)]) == {}
+    assert await store.receipt_counts(RunId("other"), [RoundNumber(1)]) == {}
     assert await store.receipt(R, RoundNumber(1), ClientId("ann")) == RECEIPT
     assert await store.receipt(R, RoundNumber(1), ClientId("ben")) is None
     assert await store.version(R, ModelVersion(1)) == SECOND

@@ -35,7 +35,7 @@ from pluralllm.common.trust.invite import Invite
 from pluralllm.common.words.ids import ClientId
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import GroupRole
-from pluralllm.operator.remote import plain
+from pluralllm.operator.plain_values import plain
 from pluralllm.server.members.signing import sign_authority
 from pluralllm.v1 import federation_pb2 as pb
 from pluralllm.v1 import resources_pb2 as resources

@@ -10,7 +10,7 @@ from support.coordinator_harness import HandClient, Served, serving, small_spec,
 
 from pluralllm.cli.status_screen import status_screen
 from pluralllm.common.errors.tree import InvalidArgument
-from pluralllm.operator.remote import plain
+from pluralllm.operator.plain_values import plain
 from pluralllm.server.composition import gauges_of
 from pluralllm.v1 import operations_pb2
 from pluralllm.v1 import resources_pb2 as rpb

@@ -157,6 +157,11 @@ class MemoryStore:
         await self._before("store.receipts", number)
         return [row for _, row in sorted(self._tables.runs[run].receipts.get(number, {}).items())]
 
+    async def receipt_counts(self, run: RunId, numbers: Sequence[RoundNumber]) -> Mapping[RoundNumber, int]:
+        await self._before("store.receipt_counts", numbers)
+        rounds = self._tables.runs[run].receipts if run in self._tables.runs else {}
+        return {number: len(rounds[number]) for number in numbers if rounds.get(number)}
+
     async def receipt(self, run: RunId, number: RoundNumber, client: ClientId) -> ReceiptRecord | None:
         await self._before("store.receipt", client)
         return self._tables.runs[run].receipts.get(number, {}).get(client)

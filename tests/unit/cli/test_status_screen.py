@@ -319,7 +319,7 @@ def test_names_written_by_others_are_neither_markup_nor_control_characters(name:
     screens = (
         status_screen(hostile, NOW),
         members_table([{**MEMBER, "group": name}], NOW),
-        rounds_table([{**row, "receipts": [], "cohort": [], "update_time": START}], NOW),
+        rounds_table([{**row, "updates": 0, "cohort_size": 0, "update_time": START}], NOW),
     )
     for screen in screens:
         text = "\n".join(shown(screen, width=200))

@@ -17,7 +17,8 @@ from pluralllm.common.words.names import ModelName
 from pluralllm.common.words.not_reported import NotReported, not_reported_text
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import RunSpec
-from pluralllm.operator.remote import CALL_DEADLINE_S, MAX_PAGES, PAGE_SIZE, Remote, plain
+from pluralllm.operator.plain_values import plain
+from pluralllm.operator.remote import CALL_DEADLINE_S, MAX_PAGES, PAGE_SIZE, Remote
 from pluralllm.server.members.authority import create_authority
 from pluralllm.v1 import operations_pb2
 from pluralllm.v1 import resources_pb2 as pb
@@ -168,11 +169,13 @@ class PagedRounds:
     def __init__(self, number: int) -> None:
         self.number = number
         self.sizes: list[int] = []  # of the pages that were asked for
+        self.summaries: list[bool] = []
 
     def ListRounds(  # noqa: N802
         self, request: operations_pb2.ListRoundsRequest, timeout: float
     ) -> operations_pb2.ListRoundsResponse:
         self.sizes.append(request.page_size)
+        self.summaries.append(request.summary)
         left = int(request.page_token or self.number)
         after = max(0, left - request.page_size)
         page = [pb.Round(name=f"runs/r/rounds/{number}") for number in range(left, after, -1)]
@@ -188,6 +191,25 @@ def test_all_rounds_of_a_run_are_read_unless_a_limit_is_given() -> None:
     assert coordinator.sizes == [PAGE_SIZE] * 3 + [2] + [PAGE_SIZE] * 2
     most = RunSpec.model_json_schema()["properties"]["rounds"]["maximum"] + 1  # with a closing round
     assert most <= MAX_PAGES * PAGE_SIZE, "no run has more rounds than the pages that are read"
+
+
+def test_numbers_of_clients_are_counted_where_an_earlier_release_gives_only_the_lists() -> None:
+    class Earlier:
+        def ListRounds(  # noqa: N802
+            self, request: operations_pb2.ListRoundsRequest, timeout: float
+        ) -> operations_pb2.ListRoundsResponse:
+            lists = {"cohort": ["ann", "ben"], "receipts": [pb.Receipt(client="ann")]}
+            numbers = {"cohort_size": 3, "updates": 2}
+            page = [pb.Round(name="runs/r/rounds/2", **lists), pb.Round(name="runs/r/rounds/1", **numbers)]  # type: ignore[arg-type]
+            return operations_pb2.ListRoundsResponse(rounds=page)
+
+    remote = Remote.in_plain_text("127.0.0.1:1")
+    remote._operations = Earlier()  # type: ignore[assignment]
+    assert [(row["cohort_size"], row["updates"]) for row in remote.rounds("r", summary=True)] == [(2, 1), (3, 2)]
+    remote._operations = coordinator = PagedRounds(1)
+    remote.rounds("r")
+    remote.rounds("r", summary=True)
+    assert coordinator.summaries == [False, True]
 
 
 class Archive:

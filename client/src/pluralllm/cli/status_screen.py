@@ -261,8 +261,8 @@ def rounds_table(rounds: Sequence[Mapping[str, Any]], now: datetime.datetime) ->
             row["outcome"],
             str(row["base_version"]),
             "-" if row["version"] is None else str(row["version"]),
-            str(len(row["receipts"])),
-            str(len(row["cohort"])),
+            str(row["updates"]),
+            str(row["cohort_size"]),
             f"{age(row['update_time'], now)} ago",
             cell(row["reason"]),
         )

@@ -80,5 +80,5 @@ def rounds(
     """Lists the rounds of a run, newest first: outcome, cohort size, number of updates."""
     from pluralllm.cli.status_screen import rounds_table  # noqa: PLC0415
 
-    listed = {"rounds": remote(coordinator).rounds(run, limit)}
+    listed = {"rounds": remote(coordinator).rounds(run, limit, summary=not as_json)}
     show(ROUNDS, listed, as_json=as_json, screen=lambda value: rounds_table(value["rounds"], now()))

@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any, Self
 
 import grpc
 from google.protobuf.message import Message
-from google.protobuf.struct_pb2 import Struct
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from pluralllm.client.joining.cached_diagnosis import CachedDiagnosis
 from pluralllm.client.link.link_speed import measured
@@ -22,7 +20,6 @@ from pluralllm.client.link.rests import rest_s
 from pluralllm.common.errors.membership import TooManyCalls
 from pluralllm.common.errors.tree import InvalidArgument, NoAnswer, OverLimit, PluralError, Unreachable
 from pluralllm.common.process.files import make_folder, storage_errors
-from pluralllm.common.text.printable import printable, printable_values
 from pluralllm.common.trust.identity import Identity, next_key, save_renewal
 from pluralllm.common.weights.chunks import Manifest
 from pluralllm.common.weights.pieces import PIECE_BYTES, transfer_s
@@ -40,9 +37,10 @@ from pluralllm.common.words.addresses import check_address
 from pluralllm.common.words.ids import ClientId, RunId
 from pluralllm.common.words.names import NEWEST, MemberName, ModelName, RunName
 from pluralllm.common.words.roles import GroupRole, MemberRole
+from pluralllm.operator.plain_values import Values, plain
 from pluralllm.v1 import enrolment_pb2, enrolment_pb2_grpc, federation_pb2, federation_pb2_grpc, operations_pb2_grpc
 from pluralllm.v1 import operations_pb2 as pb
-from pluralllm.v1.resources_pb2 import NOT_REPORTED_UNSPECIFIED, AuditEvent, GroupEvaluation, ModelVersion
+from pluralllm.v1.resources_pb2 import ModelVersion
 
 if TYPE_CHECKING:
     from pluralllm.client.link.model_download import ModelDownload
@@ -57,8 +55,6 @@ AUDIT_PAGE_SIZE = 500
 MAX_PAGES = 1_000
 MAX_RESTS = 5  # for one call
 DIAGNOSE_EVERY_S = 5.0  # --watch tries each second, and the coordinator counts calls on its enrolment port
-
-Values = dict[str, Any]
 
 
 class Remote:
@@ -172,15 +168,24 @@ class Remote:
             "runs",
         )
 
-    def rounds(self, run: str, limit: int | None = None) -> list[Values]:
-        """Returns the newest rounds of a run, newest first. limit: largest number of rounds to return; None returns all."""
+    def rounds(self, run: str, limit: int | None = None, *, summary: bool = False) -> list[Values]:
+        """Returns the newest rounds of a run, newest first. limit: largest number of rounds to return; None returns all.
+
+        With `summary`, cohorts and receipts are left out; `cohort_size` and `updates` are their numbers.
+        """
         size = PAGE_SIZE if limit is None else min(limit, PAGE_SIZE)
-        return self._pages(
+        rounds = self._pages(
             "ListRounds",
-            lambda token: pb.ListRoundsRequest(parent=_run_name(run), page_size=size, page_token=token),
+            lambda token: pb.ListRoundsRequest(
+                parent=_run_name(run), page_size=size, page_token=token, summary=summary
+            ),
             "rounds",
             limit,
         )
+        for one in rounds:  # an earlier release's coordinator gives the lists and no numbers
+            one["cohort_size"] = one["cohort_size"] or len(one["cohort"])
+            one["updates"] = one["updates"] or len(one["receipts"])
+        return rounds
 
     def evaluations(self, run: str) -> list[Values]:
         """Returns all evaluations of a run, oldest first."""
@@ -458,41 +463,3 @@ def _run_name(run: str) -> str:
 
 def _member_name(name: str) -> str:
     return str(MemberName(ClientId(name)))
-
-
-def plain(message: Message) -> Values:
-    """Converts a protobuf message to plain values. An optional field that is not set becomes None.
-
-    The scores of an evaluation that the client does not report become None, too, because 0 would look like a score. Texts are
-    made printable, because members and the coordinator choose them. The texts of an audit entry stay as they are, because their
-    hash is computed again; the functions that show an entry make them printable.
-    """
-    values: Values = {}
-    keeps_texts = isinstance(message, AuditEvent)
-    for field in message.DESCRIPTOR.fields:
-        value = getattr(message, field.name)
-        if field.is_repeated:
-            values[field.name] = [_plain(field, item, keeps_texts=keeps_texts) for item in value]
-        elif field.has_presence and not message.HasField(field.name):
-            values[field.name] = None
-        else:
-            values[field.name] = _plain(field, value, keeps_texts=keeps_texts)
-    if isinstance(message, GroupEvaluation) and message.not_reported != NOT_REPORTED_UNSPECIFIED:
-        values |= {"alignment_score": None, "alignment_score_base2": None}
-    return values
-
-
-def _plain(field: Any, value: Any, *, keeps_texts: bool) -> Any:
-    if field.enum_type is not None:
-        prefix = field.enum_type.values[0].name.removesuffix("UNSPECIFIED")
-        known = field.enum_type.values_by_number.get(value)  # a later release may have more values
-        return f"unknown_{value}" if known is None else known.name.removeprefix(prefix).lower()
-    if isinstance(value, Timestamp):
-        return value.ToJsonString()
-    if isinstance(value, Struct):
-        from google.protobuf import json_format  # noqa: PLC0415 - few answers have a struct
-
-        return printable_values(json_format.MessageToDict(value))
-    if isinstance(value, str) and not keeps_texts:
-        return printable(value, lines=True)
-    return plain(value) if isinstance(value, Message) else value

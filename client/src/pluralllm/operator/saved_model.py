@@ -6,7 +6,8 @@ from pathlib import Path
 
 from pluralllm.common.process.files import write_durably
 from pluralllm.common.words.names import ModelName
-from pluralllm.operator.remote import Remote, Values
+from pluralllm.operator.plain_values import Values
+from pluralllm.operator.remote import Remote
 
 SPEC, RECORD = "run_spec.json", "provenance.json"
 

@@ -816,6 +816,8 @@ class Round(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     SUM_FIELD_NUMBER: _builtins.int
+    COHORT_SIZE_FIELD_NUMBER: _builtins.int
+    UPDATES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """runs/{run}/rounds/{round}"""
     outcome: Global___RoundOutcome.ValueType
@@ -823,6 +825,9 @@ class Round(_message.Message):
     base_version: _builtins.int
     version: _builtins.int
     """Version made by this round; absent if the round is open or was abandoned."""
+    cohort_size: _builtins.int
+    """Numbers of the clients in the cohort and of the receipts. A coordinator of an earlier release leaves both at 0."""
+    updates: _builtins.int
     @_builtins.property
     def cohort(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -848,10 +853,12 @@ class Round(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         sum: Global___RoundSum | None = ...,
+        cohort_size: _builtins.int = ...,
+        updates: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_version", b"_version", "create_time", b"create_time", "sum", b"sum", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_version", b"_version", "base_version", b"base_version", "cohort", b"cohort", "create_time", b"create_time", "name", b"name", "outcome", b"outcome", "reason", b"reason", "receipts", b"receipts", "sum", b"sum", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_version", b"_version", "base_version", b"base_version", "cohort", b"cohort", "cohort_size", b"cohort_size", "create_time", b"create_time", "name", b"name", "outcome", b"outcome", "reason", b"reason", "receipts", b"receipts", "sum", b"sum", "update_time", b"update_time", "updates", b"updates", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__version: _TypeAlias = _typing.Literal["version"]  # noqa: Y015
     _WhichOneofArgType__version: _TypeAlias = _typing.Literal["_version", b"_version"]  # noqa: Y015

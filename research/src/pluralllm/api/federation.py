@@ -26,7 +26,8 @@ from pluralllm.common.words.roles import GroupRole, MemberRole
 from pluralllm.common.words.spec import RunSpec
 from pluralllm.operator.default_rounds import with_default_rounds
 from pluralllm.operator.opening import opened
-from pluralllm.operator.remote import Remote, Values
+from pluralllm.operator.plain_values import Values
+from pluralllm.operator.remote import Remote
 from pluralllm.operator.saved_model import save_model
 from pluralllm.operator.watching import events_of
 

@@ -455,3 +455,9 @@ def test_the_closing_round_is_the_one_after_all_rounds_of_a_run_that_has_one(nam
     values = {"format": name, "rounds": 6, "embedding": {"model": "m", "dimension": 8}, **tables}
     spec = RunSpec.model_validate(values)
     assert [number for number in range(10) if spec.is_closing_round(number)] == closing
+
+
+def test_runs_of_the_formats_before_the_third_extend_rounds_without_hope_as_their_logs_do() -> None:
+    formats = [f"pluralllm.run/{number}" for number in (1, 2, 3, 4)]
+    specs = [RunSpec.model_validate({"format": name, "embedding": {"model": "m", "dimension": 8}}) for name in formats]
+    assert [spec.gives_up_small_sums for spec in specs] == [False, False, True, True]

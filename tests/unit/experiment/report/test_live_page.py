@@ -38,8 +38,8 @@ def a_round(number: int, version: int | None, outcome: str = "closed", reason: s
         "outcome": outcome,
         "reason": reason,
         "version": version,
-        "cohort": ["a", "b"],
-        "receipts": [{}, {}] if outcome == "closed" else [],
+        "cohort_size": 2,
+        "updates": 2 if outcome == "closed" else 0,
         "create_time": f"2026-01-01T10:0{number}:00Z",
         "update_time": f"2026-01-01T10:0{number}:30Z",
     }

@@ -428,15 +428,20 @@ def test_a_round_that_cannot_reach_its_quorum_any_more_is_not_extended() -> None
 
 def test_a_round_is_not_extended_for_members_that_ask_for_a_larger_sum_than_its_dealers_can_make() -> None:
     dealt = [shares(client, least=5) for client in SIX[:4]]
-    run = fed(sharing(policy=policy(min_clients=4)), *dealt, lost(EVE, permanent=True), lost(FAY, permanent=True))
+    four = {"policy": policy(min_clients=4), "gives_up_small_sums": True}
+    run = fed(sharing(**four), *dealt, lost(EVE, permanent=True), lost(FAY, permanent=True))
     assert run.phase is Phase.COLLECTING
     at_s = run.deadline_s or 0.0
     assert step(run, ev.ClockTicked(at_s))[1] == (ev.Abandon(ONE, "0 of 4 updates at the deadline"),)
+    earlier = replace(run, gives_up_small_sums=False)
+    assert fed(earlier, ev.ClockTicked(at_s)).extensions == 1, (
+        "logs of earlier formats are replayed as they were written"
+    )
     dealt[-1] = shares(DAN, least=1)
-    run = fed(sharing(policy=policy(min_clients=4)), *dealt, shares(EVE, least=5), lost(FAY, permanent=True))
+    run = fed(sharing(**four), *dealt, shares(EVE, least=5), lost(FAY, permanent=True))
     assert fed(run, ev.ClockTicked(run.deadline_s or 0.0)).extensions == 1, "five can make such a sum"
     dealt = [shares(client, least=least) for client, least in zip(FIVE, (6, 5, 1, 1, 1), strict=True)]
-    run = fed(sharing(policy=policy(min_clients=4)), *dealt, lost(FAY, permanent=True))
+    run = fed(sharing(**four), *dealt, lost(FAY, permanent=True))
     _, [abandoned] = step(run, ev.ClockTicked(run.deadline_s or 0.0))
     assert isinstance(abandoned, ev.Abandon), "without ann, the sum is too small for ben"
 

@@ -9,7 +9,7 @@ from support.memory_coordinator import Hooks, MemoryCoordinator, as_caller
 from support.memory_store import nothing
 
 from pluralllm.common.errors.tree import InvalidArgument, RunNotEnded
-from pluralllm.common.words.ids import ClientId, GroupName
+from pluralllm.common.words.ids import ClientId, Digest, GroupName
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.server.members.access import Principal
 from pluralllm.server.rounds import events as ev
@@ -108,6 +108,25 @@ async def test_a_list_of_summaries_has_no_clients_and_the_mean_of_their_scores(t
     assert [fairness.mean_alignment_score, fairness.reporting_groups, fairness.groups] == [0.5, 2, 2]
     for field in ("participants", "evaluations", "previous_evaluations", "refusals"):
         full.ClearField(field)
+    assert summary == full
+
+
+async def test_summaries_of_rounds_have_the_numbers_of_their_clients(
+    tmp_path: Path,
+) -> None:
+    place = MemoryCoordinator(tmp_path)
+    run = await place.collecting("ann", "ben")
+    arrived = ev.UpdateArrived(1.0, run.state.round, run.state.version, ev.Receipt(ClientId("ann"), Digest("u"), 10))
+    await place.coordinator.dispatch(run, arrived)
+    operations = operations_of(place)
+    with as_caller(ADMIN):
+        (full,) = (await operations.ListRounds(pb.ListRoundsRequest(parent="runs/r"), cast("Any", None))).rounds
+        (summary,) = (
+            await operations.ListRounds(pb.ListRoundsRequest(parent="runs/r", summary=True), cast("Any", None))
+        ).rounds
+    assert (full.cohort_size, full.updates) == (len(full.cohort), len(full.receipts)) == (2, 1)
+    full.ClearField("cohort")
+    full.ClearField("receipts")
     assert summary == full
 
 

@@ -181,6 +181,7 @@ def test_status_says_what_comes_after_the_deadline_of_a_private_round(least: int
     ann, ben = (ev.SentMessage(ClientId(name), Digest(name), least=least) for name in ("ann", "ben"))
     policy = RoundPolicy(min_clients=2, target_clients=2, on_missed_quorum="extend")
     facts: dict[str, Any] = {"private": PrivateRounds(colluders=0), "policy": policy, "dealt": (ann, ben)}
+    facts["gives_up_small_sums"] = True
     text = what_next(with_state(collecting_run(), **facts, deadline_s=60.0), "", 0, 10.0)
     assert f"deadline in 50 s, then {then}" in text
 

@@ -270,6 +270,14 @@ class RunSpec(SpecPart):
         return self.format != "pluralllm.run/1" and self.sums is None
 
     @property
+    def gives_up_small_sums(self) -> bool:
+        """Whether a private round ends at its deadline when all who dealt are too few for a sum that its members accept.
+
+        The logs of runs of earlier formats have extensions there, and are replayed as they were written.
+        """
+        return self.format not in ("pluralllm.run/1", "pluralllm.run/2")
+
+    @property
     def held_out(self) -> HoldOut:
         """The rule by which all groups withhold the same questions from training."""
         by_key = self.format not in ("pluralllm.run/1", "pluralllm.run/2")

@@ -40,7 +40,7 @@ def report(
     if folder.is_file():
         raise InvalidArgument(field="--out", problem=f"{folder} is a file, must be a folder")
     with showing_progress("reading rounds and scores") as report_progress:
-        rounds, evaluations = connection.rounds(name), connection.evaluations(name)
+        rounds, evaluations = connection.rounds(name, summary=True), connection.evaluations(name)
         facts = Answers(run_facts, rounds, evaluations, _members(connection), *_current_model(connection, name))
         report_progress("drawing", 0, 0)
         page = write_page(live_page(facts, f"{now():%Y-%m-%d %H:%M} UTC"), folder)

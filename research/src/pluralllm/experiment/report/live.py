@@ -159,7 +159,7 @@ def _round(values: Values) -> RoundRow:
         str(values["outcome"]),
         str(values["reason"]),
         values["version"],
-        len(values["cohort"]),
-        len(values["receipts"]),
+        values["cohort_size"],
+        values["updates"],
         max(0.0, (ended - begun).total_seconds()),
     )

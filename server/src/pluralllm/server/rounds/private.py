@@ -237,7 +237,7 @@ def may_reach_quorum(run: Run) -> bool:
         case Phase.COLLECTING if run.private is not None:
             receipts = (receipt.client for receipt in run.receipts)
             left = {*run.dealers} - run.outside - run.excluded_clients | {*receipts}
-            left = _largest_sum(run, left)
+            left = _largest_sum(run, left) if run.gives_up_small_sums else left
         case _:
             return True
     return len(left) >= run.quorum

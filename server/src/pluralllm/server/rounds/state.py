@@ -87,6 +87,9 @@ class Run:
     rollouts: str = ""  # digest of the open round's batch, if the run asks for rewards
     candidates: int = 0  # number of candidates in the open round's batch
     private: PrivateRounds | None = None  # None for plain rounds
+    gives_up_small_sums: bool = (
+        False  # whether a private round without hope of a sum is not extended (format run/3 and later)
+    )
     closes: bool = False  # whether a closing round follows the last round, which sums the scores of the last version
     roster_head: str = ""  # the roster of peer keys that the open private round is for
     # Messages of the open private round, sorted by client. Whoever is in `keyed` is a member after KEYING, and whoever is in

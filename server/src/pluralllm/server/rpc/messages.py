@@ -242,17 +242,25 @@ def receipt_message(record: ReceiptRecord) -> pb.Receipt:
 
 def round_message(record: RoundRecord, receipts: Sequence[ReceiptRecord], of_round: RoundSum | None = None) -> pb.Round:
     """Returns the protobuf message of a round. `of_round` is the sum of a private round that is closed."""
+    message = round_summary(record, len(receipts), of_round)
+    message.cohort.extend(record.cohort)
+    message.receipts.extend(map(receipt_message, receipts))
+    return message
+
+
+def round_summary(record: RoundRecord, updates: int, of_round: RoundSum | None = None) -> pb.Round:
+    """Returns the protobuf message of a round without its cohort and its receipts. updates: the number of the receipts."""
     return pb.Round(
         name=str(RoundName(record.run, record.round)),
         outcome=ROUND_OUTCOMES[record.outcome],
         reason=record.reason,
         base_version=record.base_version,
         version=record.version,
-        cohort=record.cohort,
-        receipts=[receipt_message(receipt) for receipt in receipts],
         create_time=timestamp(record.created_s),
         update_time=timestamp(record.updated_s),
         sum=sum_message(of_round),
+        cohort_size=len(record.cohort),
+        updates=updates,
     )
 
 

@@ -20,6 +20,7 @@ from pluralllm.server.rpc.messages import (
     model_message,
     rewards_message,
     round_message,
+    round_summary,
     run_message,
     summary_message,
     withheld_message,
@@ -154,7 +155,14 @@ class Operations(pb_grpc.OperationsServiceServicer):
         size, before = page_size(request.page_size), cursor(request.page_token)
         records = await self._store.rounds(run.id, before or None, size + 1)
         token = str(records[size - 1].round) if len(records) > size else ""
-        rounds = [await self._describe_round(run, record) for record in records[:size]]
+        if request.summary:
+            updates = await self._store.receipt_counts(run.id, [record.round for record in records[:size]])
+            rounds = [
+                round_summary(record, updates.get(record.round, 0), sum_of(record, run.spec))
+                for record in records[:size]
+            ]
+        else:
+            rounds = [await self._describe_round(run, record) for record in records[:size]]
         return pb.ListRoundsResponse(rounds=rounds, next_page_token=token)
 
     async def ListEvaluations(self, request: pb.ListEvaluationsRequest, context: Context) -> pb.ListEvaluationsResponse:

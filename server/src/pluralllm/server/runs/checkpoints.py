@@ -18,7 +18,7 @@ from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.state import Run
 from pluralllm.server.storage.store import Checkpoint
 
-FORMAT = 7  # of the content. A test fails if the content changes and this number does not
+FORMAT = 8  # of the content. A test fails if the content changes and this number does not
 
 
 @dataclass(slots=True)

@@ -225,6 +225,7 @@ def first_state(record: RunRecord, spec: RunSpec, first: VersionRecord) -> Run:
         limits_members=spec.limits_members,
         rewards=None if spec.rewards is None else spec.rewards.aggregation,
         private=spec.private_rounds,
+        gives_up_small_sums=spec.gives_up_small_sums,
         closes=spec.closes,
     )
 

@@ -186,6 +186,10 @@ class Store(Protocol):
         """Returns the receipts of one round, sorted by client."""
         ...
 
+    async def receipt_counts(self, run: RunId, numbers: Sequence[RoundNumber]) -> Mapping[RoundNumber, int]:
+        """Returns how many receipts each of these rounds has; a round without any is left out."""
+        ...
+
     async def receipt(self, run: RunId, number: RoundNumber, client: ClientId) -> ReceiptRecord | None: ...
 
     async def round_messages(
