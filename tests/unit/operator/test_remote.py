@@ -204,7 +204,7 @@ def test_numbers_of_clients_are_counted_where_an_earlier_release_gives_only_the_
             return operations_pb2.ListRoundsResponse(rounds=page)
 
     remote = Remote.in_plain_text("127.0.0.1:1")
-    remote._operations = Earlier()  # type: ignore[assignment]
+    remote._operations = Earlier()
     assert [(row["cohort_size"], row["updates"]) for row in remote.rounds("r", summary=True)] == [(2, 1), (3, 2)]
     remote._operations = coordinator = PagedRounds(1)
     remote.rounds("r")

@@ -74,7 +74,7 @@ def test_minilm_is_blind_to_khmer_thai_and_accents_and_says_so_from_the_cache_to
     ]
     for model in (Path(get_model_path()), None):
         made = Embedder(MINILM, Path(get_model_path()), tmp_path, CPU)
-        made._source = str(model)
+        made.model_path = model  # the second time there is no model, only the cache
         made.embed_questions(questions, quiet)
         assert (made.blindness.questions, made.blindness.alike_questions) == (4, 3)
         assert made.blindness.unknown_tokens >= 4

@@ -222,8 +222,8 @@ class SqlStore:
     async def receipt_counts(self, run: RunId, numbers: Sequence[RoundNumber]) -> Mapping[RoundNumber, int]:
         table = t.receipts
         chosen = table.c.run == run, table.c.round.in_(numbers)
-        query = sa.select(table.c.round, sa.func.count()).where(*chosen).group_by(table.c.round)
-        return {RoundNumber(number): count for number, count in await self._rows(query)}
+        query = sa.select(table.c.round, sa.func.count().label("updates")).where(*chosen).group_by(table.c.round)
+        return {RoundNumber(row.round): row.updates for row in await self._rows(query)}
 
     async def receipt(self, run: RunId, number: RoundNumber, client: ClientId) -> ReceiptRecord | None:
         table = t.receipts
