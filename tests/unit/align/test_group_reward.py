@@ -114,6 +114,30 @@ def test_a_cautious_reward_is_less_by_the_predicted_spread(place: Path, model: P
     assert cautious.reward == pytest.approx(plain.reward - 0.5 * plain.spread)
 
 
+@pytest.mark.parametrize(
+    "predictor",
+    [
+        {"architecture": "kernel-sums/1", "features": 40},
+        {"architecture": "fourier-kernel/1", "features": 40, "group_rank": 2},
+    ],
+)
+def test_caution_is_refused_where_the_spread_is_a_constant(
+    place: Path, tmp_path: Path, predictor: dict[str, Any]
+) -> None:
+    spec = process_spec(predictor=predictor, aggregation={"weighting": "uniform"})
+    constant = PluralPredictor.from_pretrained(export(tmp_path / "model", spec))
+    question = SURVEY[NAMES[0]][25]
+    given: dict[str, Any] = {
+        "prompts": [question.text] * 2,
+        "completions": ["A", "B"],
+        "options": [question.options] * 2,
+    }
+    scored = reward_of(place, constant).score(**given)
+    assert {round(one.spread, 4) for one in scored if one is not None} == {0.15}
+    with pytest.raises(InvalidArgument, match="caution: has no effect"):
+        reward_of(place, constant, caution=0.5)
+
+
 def test_what_cannot_be_scored_is_none_and_counted_and_the_rest_is_scored(place: Path, model: PluralPredictor) -> None:
     reward, question = reward_of(place, model), SURVEY[NAMES[0]][25]
     logged: dict[str, float] = {}

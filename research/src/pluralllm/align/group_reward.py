@@ -73,7 +73,7 @@ class GroupReward:
             with other calls for the same prompt.
         form: name of the reward form, which turns an answer to given options into a reward; see reward_forms. For sampled
             completions the reward is always the predicted share.
-        caution: factor of the predicted spread that is subtracted from the reward.
+        caution: factor of the predicted spread that is subtracted from the reward; for models of the preset attention only.
         no_option: reward of a completion that names no option; None leaves the completion out of the training step.
         read: a function of a completion and its options that returns a share for each option, or None; None reads as
             answers.read_answer does.
@@ -99,6 +99,9 @@ class GroupReward:
         self._embedder.check_probes()
         self._contexts = questions = {name: tuple(_questions(context)) for name, context in contexts.items()}
         self._full_model = self._model.in_full_precision()
+        if caution and not self._full_model.predicts_spread:
+            problem = "has no effect: this model has one spread for all shares; only models of the preset attention predict it"
+            raise InvalidArgument(field="caution", problem=problem)
         self._predictors = {name: self._predictor(name, answers, chosen) for name, answers in questions.items()}
         self._known = {name: frozenset(map(identity_of, answers)) for name, answers in questions.items()}
         self._ranks = Ranks()

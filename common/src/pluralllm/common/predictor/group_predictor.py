@@ -24,7 +24,9 @@ class PredictedAnswer:
     """The predicted answer of a group to one question."""
 
     shares: NDArray[np.float32]  # (options,), sum 1: the softmax of `means`
-    spreads: NDArray[np.float32]  # (options,): predicted standard deviation of each share
+    spreads: NDArray[
+        np.float32
+    ]  # (options,): standard deviation of each share; a constant unless the model predicts_spread
     means: NDArray[np.float32]  # (options,): the model's raw outputs
 
 

@@ -37,7 +37,7 @@ class Prediction:
     """
 
     mean: Tensor  # (B, T)
-    log_std: Tensor  # (B, T): logarithm of the predicted standard deviation of the share
+    log_std: Tensor  # (B, T): logarithm of the standard deviation of the share; see predicts_spread
 
 
 class EncodedContext:
@@ -55,6 +55,8 @@ class PreferencePredictor(nn.Module, ABC):
 
     # Names of the parameters that a file of weights may leave out; they are 0 then.
     may_be_absent: ClassVar[frozenset[str]] = frozenset()
+    # Whether log_std depends on the target. Otherwise it is one constant, and says nothing about a prediction.
+    predicts_spread: ClassVar[bool] = False
 
     @abstractmethod
     def encode_context(self, context: Points, shares: Tensor) -> EncodedContext:

@@ -14,6 +14,7 @@ Sources: arXiv 2503.09925 (PluralLLM), arXiv 2310.11523 (GPO), arXiv 2207.04179 
 import itertools
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
@@ -39,6 +40,8 @@ class AttentionContext(EncodedContext):
 
 class NeuralProcessPredictor(PreferencePredictor):
     """The neural network that predicts a group's share of each target option from the group's answers to other questions."""
+
+    predicts_spread: ClassVar[bool] = True
 
     def __init__(self, config: NeuralProcess, embedding: Embedding) -> None:
         """Creates the layers with random initial values from torch."""
