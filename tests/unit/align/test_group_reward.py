@@ -127,12 +127,12 @@ def test_caution_is_refused_where_the_spread_is_a_constant(
     spec = process_spec(predictor=predictor, aggregation={"weighting": "uniform"})
     constant = PluralPredictor.from_pretrained(export(tmp_path / "model", spec))
     question = SURVEY[NAMES[0]][25]
-    given: dict[str, Any] = {
+    asked: dict[str, Any] = {
         "prompts": [question.text] * 2,
         "completions": ["A", "B"],
         "options": [question.options] * 2,
     }
-    scored = reward_of(place, constant).score(**given)
+    scored = reward_of(place, constant).score(**asked)
     assert {round(one.spread, 4) for one in scored if one is not None} == {0.15}
     with pytest.raises(InvalidArgument, match="caution: has no effect"):
         reward_of(place, constant, caution=0.5)
