@@ -38,6 +38,7 @@ READS: dict[str, frozenset[str]] = {
             "round",
             "rounds",
             "receipts",
+            "receipt_counts",
             "receipt",
             "version",
             "versions",

@@ -12,6 +12,7 @@ from support.coordinator_harness import small_spec
 from pluralllm.common.errors.private_rounds import SumImplausible
 from pluralllm.common.weights.server_optimizer import first_moments, optimizer_of_round, server_optimizer
 from pluralllm.common.words.aggregation import Aggregation
+from pluralllm.common.words.private_rounds import PrivateRounds
 from pluralllm.server.aggregation.arithmetic import shorten, weighted_mean
 
 OPTIMIZERS: list[Any] = ["fedavg", "fedavgm", "fedadam", "fedyogi"]
@@ -139,6 +140,7 @@ def test_yogi_keeps_a_second_moment_that_is_the_square_already() -> None:
 
 def test_a_closing_round_leaves_the_base_and_its_moments_and_allows_no_update_but_0() -> None:
     spec = small_spec(rounds=2, aggregation={"optimizer": "fedavgm"})
+    spec = spec.model_copy(update={"format": "pluralllm.run/4", "private_rounds": PrivateRounds()})
     base, moments = np.array([-0.0, 1.5, 1e-42], np.float32), np.array([[0.5, -0.0, 2.0]], np.float32)
     following, kept = optimizer_of_round(spec, 3)(base, np.zeros(3), moments)
     assert (following.tobytes(), kept.tobytes()) == (base.tobytes(), moments.tobytes())

@@ -36,7 +36,8 @@ class Form:
         return {"schema": self.schema, **value}
 
 
-STEERING = tuple(f"pluralllm run {word}" for word in ("create", "start", "pause", "resume", "cancel", "rewards"))
+WORDS = ("create", "start", "pause", "resume", "cancel", "archive", "unarchive", "rewards")
+STEERING = tuple(f"pluralllm run {word}" for word in WORDS)
 
 EVALUATIONS = (
     "messages GroupEvaluation; `alignment_score` and `alignment_score_base2` are null if the group does not report its scores, "
