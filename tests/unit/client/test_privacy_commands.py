@@ -86,6 +86,8 @@ def test_a_dry_run_says_what_a_release_costs_and_spends_nothing(
     printed = capsys.readouterr().out
     assert "4 questions: noise of 4.8 answers on each count, which is 0.005 on a share of 1000 respondents" in printed
     assert "Epsilon 0 -> 2 of 2 at delta 1e-06" in printed
+    typed(settings, dry_run=True, epsilon=1.5)
+    assert "Epsilon 0 -> 1.5 of 1.5 (--epsilon; the policy allows 2) at" in capsys.readouterr().out
     assert facts(settings, capsys)["epsilon_spent"] == 0
     assert facts(settings, capsys)["declared_to_coordinator"] == "not noised"
     assert not (settings.state_dir / "privacy").exists()

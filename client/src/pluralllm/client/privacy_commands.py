@@ -73,7 +73,7 @@ def release_answers(
     terms, folder = terms_of(privacy, epsilon), privacy.ledger_folder(settings.state_dir)
     named = _named(questions, codebook)
     plan = plan_of(settings.data, folder, codebook, terms, named)
-    say(plan_text(plan, terms))
+    say(plan_text(plan, terms, privacy.respondents_epsilon))
     if dry_run:
         return
     need_noise()
@@ -102,7 +102,9 @@ def first_release(data: Path, state_dir: Path, policy_file: Path) -> None:
     codebook, terms = codebook_of(data, None), terms_of(privacy)
     plan = plan_of(data, folder, codebook, terms)
     released = release(data, folder, codebook, terms)
-    say(f"Released with noise, once and for all runs: {folder / released.file}\n{plan_text(plan, terms)}")
+    say(
+        f"Released with noise, once and for all runs: {folder / released.file}\n{plan_text(plan, terms, privacy.respondents_epsilon)}"
+    )
     say(f"{meaning(plan.epsilon_after, terms.delta)} {TO_TURN_OFF}")
 
 
@@ -169,13 +171,14 @@ def meaning(epsilon: float, delta: float) -> str:
     )
 
 
-def plan_text(plan: Plan, terms: Terms) -> str:
-    """Returns what a release costs, and how large its noise is, in the partner's words."""
+def plan_text(plan: Plan, terms: Terms, allowed: float) -> str:
+    """Returns what a release costs, and how large its noise is, in the partner's words. allowed: the policy's epsilon."""
+    less = f" (--epsilon; the policy allows {allowed:.3g})" if terms.epsilon < allowed else ""
     share = plan.sigma / plan.respondents if plan.respondents else float("inf")
     return (
         f"{len(plan.names)} questions: noise of {plan.sigma:.1f} answers on each count, which is {share:.3f} on a share of"
         f" {plan.respondents} respondents.\nEpsilon {plan.epsilon_before:.3g} -> {plan.epsilon_after:.3g} of"
-        f" {terms.epsilon:.3g} at delta {terms.delta:g}, for each person of the population {terms.population!r}."
+        f" {terms.epsilon:.3g}{less} at delta {terms.delta:g}, for each person of the population {terms.population!r}."
     )
 
 
