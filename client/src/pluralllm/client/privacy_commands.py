@@ -102,9 +102,8 @@ def first_release(data: Path, state_dir: Path, policy_file: Path) -> None:
     codebook, terms = codebook_of(data, None), terms_of(privacy)
     plan = plan_of(data, folder, codebook, terms)
     released = release(data, folder, codebook, terms)
-    say(
-        f"Released with noise, once and for all runs: {folder / released.file}\n{plan_text(plan, terms, privacy.respondents_epsilon)}"
-    )
+    said = plan_text(plan, terms, privacy.respondents_epsilon)
+    say(f"Released with noise, once and for all runs: {folder / released.file}\n{said}")
     say(f"{meaning(plan.epsilon_after, terms.delta)} {TO_TURN_OFF}")
 
 
