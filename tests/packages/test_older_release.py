@@ -1,14 +1,16 @@
 """A coordinator and clients of two releases train the same model: `make compatibility`."""
 
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 from release import PARTS
 from support.built_wheels import ROOT, build_wheels, commit_before, sources_of, unpacked
-from support.process_harness import federation, free_port, process_spec, tiny_embedding_model, until
+from support.process_harness import Federation, federation, free_port, process_spec, tiny_embedding_model, until
 
 from pluralllm.client.data.sample_survey import sample_groups
 
@@ -49,11 +51,21 @@ def place_of(release: Path, module: str) -> str:
     ).stdout.strip()
 
 
+def start_anew(running: Federation, of_coordinator: Mapping[str, str]) -> None:
+    """Lets the coordinator's own release make its state: an older one refuses a newer one's database."""
+    for folder in (running.state, running.admin):
+        shutil.rmtree(folder)
+    words = [sys.executable, "-m", "pluralllm.server", "init", "--host", "127.0.0.1"]
+    words += ["--admin-identity", str(running.admin)]
+    subprocess.run(words, env={**os.environ, **of_coordinator}, capture_output=True, timeout=60, check=True)
+
+
 def digest_of(folder: Path, embedding_model: Path, coordinator: Path, clients: Path) -> str:
     """Runs a federation whose two sides are of these releases; returns the digest of its last model version."""
     with federation(folder, embedding_model, free_port()) as running, pytest.MonkeyPatch.context() as patch:
         of_coordinator = {**running.coordinator.environment, "PYTHONPATH": str(coordinator)}
         running.coordinator.environment = of_coordinator
+        start_anew(running, of_coordinator)
         remote = running.start_coordinator()
         patch.setenv("PYTHONPATH", str(clients))
         for name, questions in zip(("ann", "ben"), sample_groups(2, 60, 0).values(), strict=True):
