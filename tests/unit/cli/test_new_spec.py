@@ -155,3 +155,5 @@ def test_an_embedder_alone_leaves_the_rounds_private(site: Site) -> None:
     site.install("town_hall_methods")
     text = CliRunner().invoke(app, ["spec", "new", "--embedder", VECTORS, "--width", "32"]).stdout
     assert spec_from_toml(text, "new").private_rounds is not None
+    with pytest.raises(InvalidArgument, match="--model: has no use beside --embedder"):
+        CliRunner().invoke(app, ["spec", "new", "--embedder", VECTORS, "--model", "m"], catch_exceptions=False)

@@ -388,6 +388,7 @@ def test_list_of_runs_shows_outcome_and_mean_alignment() -> None:
 def test_an_archived_run_is_called_so_in_the_list_and_on_its_screen() -> None:
     archived = run(phase="ended", outcome="cancelled", outcome_reason="a slip", archived=True)
     assert "cancelled (archived)" in shown(runs_table([archived], NOW))[1]
+    assert "collecting (paused)" in shown(runs_table([run(paused=True)], NOW))[1]
     assert "cancelled (archived): a slip" in shown(status_screen(archived, NOW))[0]
 
 

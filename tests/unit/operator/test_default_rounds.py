@@ -11,6 +11,7 @@ from typer.testing import CliRunner, Result
 from pluralllm.cli import __main__ as command_line
 from pluralllm.cli import run_commands
 from pluralllm.cli.new_spec import new_spec
+from pluralllm.common.errors.plugins import PluginBroken
 from pluralllm.common.errors.tree import InvalidArgument, InvalidSpec
 from pluralllm.common.words.plugins import Plugin
 from pluralllm.common.words.private_rounds import MAX_WEIGHT
@@ -197,3 +198,9 @@ def test_the_probes_of_an_installed_embedder_are_made_when_the_run_is_created(
     site.install("town_hall_methods")
     assert "probe" not in create(str(tmp_path / FILE)).stderr
     assert [len(spec.embedding.probes) for spec in there.specs] == [0, 0, 3]
+    words = ["run", "create", "r", str(tmp_path / FILE), "--embedding-model-path", "model"]
+    with pytest.raises(InvalidArgument, match="has no use: the run spec names an embedder of another package"):
+        CliRunner().invoke(command_line.app, words, catch_exceptions=False)
+    (tmp_path / FILE).write_text(new_spec(width=16, embedder=Plugin.model_validate(plugin(VECTORS))))
+    with pytest.raises(PluginBroken):  # it makes vectors of another width
+        CliRunner().invoke(command_line.app, words[:4], catch_exceptions=False)

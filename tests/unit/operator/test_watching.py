@@ -168,3 +168,22 @@ def test_the_events_end_if_the_run_stands_still_for_a_while_and_go_on_if_it_does
 
     assert [event["sequence"] for event in events_of(Standing(), "r", 0, lambda: now_s, lambda _: None)] == [1, 2]
     assert reads - len(blocked) == 7
+
+
+def test_events_between_two_standstills_end_the_first_one() -> None:
+    now_s, reads = 0.0, 0
+    blocked = ["ann takes no part", "", "", *["ann takes no part"] * 9]
+
+    class Standing:
+        def get_run(self, run: str) -> dict[str, Any]:
+            nonlocal reads
+            reads += 1
+            return {"name": "runs/r", "sequence": 2, "phase": "waiting", "blocked": blocked[reads - 1]}
+
+        def events(self, run: str, after: int) -> Generator[dict[str, Any], None, None]:
+            nonlocal now_s
+            now_s += 0.7 * STANDSTILL_S
+            yield from ({"sequence": after + 1} for _ in range(not blocked[reads - 1]))
+
+    assert [event["sequence"] for event in events_of(Standing(), "r", 0, lambda: now_s, lambda _: None)] == [1, 2]
+    assert reads == 6, "the second standstill counts from its own begin"

@@ -64,6 +64,8 @@ def new_spec(
         demand = (
             f'[privacy]\nrespondents_epsilon = {respondents_epsilon!r}\ndelta = {DELTA!r}\nunit = "{RESPONDENT}"\n\n'
         )
+    if embedder is not None and model != MODEL:
+        raise InvalidArgument(field="--model", problem="has no use beside --embedder, which makes the vectors itself")
     closes = f'format = "{CLOSES_FROM}"  # with a closing round, which sums the scores of the last version\n'
     head = f'preset = "{preset}"\n{closes if closing_round else ""}seed = 0\nrounds = {rounds}\n\n'
     rule = "" if aggregator is None else f'rule = "plugin"\n{_plugin("aggregation", aggregator)}'

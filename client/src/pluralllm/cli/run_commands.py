@@ -12,7 +12,7 @@ from pluralllm.cli.connection import CoordinatorOption, remote
 from pluralllm.cli.new_spec import new_spec
 from pluralllm.cli.output import show
 from pluralllm.cli.spec_commands import PlainRounds
-from pluralllm.common.errors.tree import InvalidSpec
+from pluralllm.common.errors.tree import InvalidArgument, InvalidSpec
 from pluralllm.common.process.console import Json, say
 from pluralllm.common.process.extras import need_torch
 from pluralllm.common.process.json_forms import RUN
@@ -59,6 +59,9 @@ def create(
     values = with_usual_embedding(values)
     new = with_default_rounds(values, file, plain=plain_rounds)
     loaded = new.spec
+    if loaded.embedding.plugin is not None and embedding_model_path is not None:
+        problem = "has no use: the run spec names an embedder of another package"
+        raise InvalidArgument(field="--embedding-model-path", problem=problem)
     if not loaded.embedding.probes and (embedding_model_path is not None or _has_embedder(loaded)):
         loaded = _with_probes(loaded, embedding_model_path)
     connection = remote(coordinator)

@@ -243,7 +243,7 @@ def runs_table(runs: Sequence[Mapping[str, Any]], now: datetime.datetime) -> Tab
     for run in runs:
         table.add_row(
             RunName.parse(run["name"]).run,
-            run_state_text(run["phase"], run["outcome"], paused=False, archived=run.get("archived", False)),
+            run_state_text(run["phase"], run["outcome"], paused=run["paused"], archived=run.get("archived", False)),
             f"{run['round']} of {run['rounds']}",
             str(run["version"]),
             _mean_of_run(run),

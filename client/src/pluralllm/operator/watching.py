@@ -119,7 +119,7 @@ def events_of(
                     answered_s = monotonic_s()
             if facts["phase"] == "ended" and (after == before or after >= facts["sequence"]):
                 return
-            if after == before and standstill.lasts(facts, monotonic_s()):
+            if standstill.lasts(facts, monotonic_s()) and after == before:
                 return
             facts, answered_s = connection.get_run(name), monotonic_s()
         except PluralError as error:

@@ -90,6 +90,9 @@ class GroupReward:
         self._group = next(iter(contexts)) if group is None and len(contexts) == 1 else group
         self._group_column, self._columns = group_column, columns
         self._model = model if isinstance(model, PluralPredictor) else PluralPredictor.from_pretrained(model)
+        if caution and not self._model.predictor.predicts_spread:
+            problem = "has no effect: this model has one spread for all shares; only models of the preset attention predict it"
+            raise InvalidArgument(field="caution", problem=problem)
         name = str(model) if isinstance(model, str | Path) else f"{self.config.run}@{self.config.version}"
         self.warning = check_context_gain(name, self.config.context_gain, accept=accept_no_context_gain)
         warn(self.warning)
@@ -99,9 +102,6 @@ class GroupReward:
         self._embedder.check_probes()
         self._contexts = questions = {name: tuple(_questions(context)) for name, context in contexts.items()}
         self._full_model = self._model.in_full_precision()
-        if caution and not self._full_model.predicts_spread:
-            problem = "has no effect: this model has one spread for all shares; only models of the preset attention predict it"
-            raise InvalidArgument(field="caution", problem=problem)
         self._predictors = {name: self._predictor(name, answers, chosen) for name, answers in questions.items()}
         self._known = {name: frozenset(map(identity_of, answers)) for name, answers in questions.items()}
         self._ranks = Ranks()

@@ -96,7 +96,7 @@ def run_state(values: Values) -> RunState:
         rounds=values["rounds"],
         version=values["version"],
         next=values["next"],
-        blocked=values.get("blocked", ""),  # an earlier release's coordinator does not say so
+        blocked=values["blocked"],
         participants=people,
         scores=scores,
         archived=values["archived"],

@@ -51,7 +51,8 @@ PLAIN_ROUNDS_SHOW = (
 )
 AGGREGATOR_SHOWS = (
     "The code of this package makes the models from the updates, on the coordinator's machine, and it is no part of PluralLLM. "
-    "At worst a published model is this group's update, which everybody who reads the model learns."
+    "At worst a published model is this group's update, which everybody who reads the model learns. `min_cohort` holds all the "
+    "same: if the package says that it has chosen fewer updates, this client leaves the run."
 )
 REWARDS_FIELD = "rewards"
 SMALL_RUN = 3  # clients; a run of so few is plain by default

@@ -67,7 +67,7 @@ function drawTime() {
   at("countdown").textContent = timed ? `${span(state.deadline_s - now)} to the deadline` : state.phase === "ended" ? "" : `for ${span(now - state.since_s)}`;
   at("time").hidden = !timed;
   const rounds = history_?.name === state.name && state.phase !== "ended" ? state.rounds - state.round : 0;
-  at("left").textContent = rounds > 0 && history_.pace_s ? `${rounds} more rounds, about ${span(rounds * history_.pace_s)} at the present pace` : "";
+  at("left").textContent = rounds > 0 && history_.pace_s ? `${rounds} more ${rounds === 1 ? "round" : "rounds"}, about ${span(rounds * history_.pace_s)} at the present pace` : "";
   if (timed) at("time").value = Math.min(1, (now - state.since_s) / Math.max(1, state.deadline_s - state.since_s));
 }
 
