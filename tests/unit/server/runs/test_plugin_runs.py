@@ -1,6 +1,8 @@
 """Runs whose aggregator is another package's: refused, held, abandoned or verified, and never the loss of anything."""
 
-from collections.abc import Sequence
+import asyncio
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 from support.installed_package import RULE, Site, of_page, plugin
 from support.memory_blobs import MemoryBlobs
-from support.memory_coordinator import MemoryCoordinator, until
+from support.memory_coordinator import TIMING, MemoryCoordinator, settle, until
 from support.memory_store import MemoryMembership
 
 from pluralllm.common.errors.tree import NotFound, PluginBroken, PluginMissing
@@ -18,7 +20,8 @@ from pluralllm.common.weights.layout import flat_values
 from pluralllm.server.aggregation.aggregator import aggregator
 from pluralllm.server.commands.verify import verify_state
 from pluralllm.server.rounds.state import Phase
-from pluralllm.server.runs.held_runs import RETRY_S
+from pluralllm.server.runs import held_runs
+from pluralllm.server.runs.coordinator import RETRY_S
 from pluralllm.server.runs.live_run import LiveRun
 from pluralllm.server.storage.store import RoundOutcome
 
@@ -36,9 +39,41 @@ def make(**_):
 """
 
 
+HANGING = """
+import pathlib, time
+while not pathlib.Path(%r).exists(): time.sleep(0.005)
+from pluralllm.server.aggregation.aggregator import Aggregator
+def make(**_):
+    return Aggregator()
+"""
+
+
+class Gate:
+    """A file that a package waits for while it is imported."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.module = HANGING % str(path)
+
+    def open(self) -> None:
+        self._path.touch()
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Iterator[Gate]:
+    gate = Gate(tmp_path / "gate")
+    yield gate
+    gate.open()
+
+
 @pytest.fixture
 def place(tmp_path: Path) -> MemoryCoordinator:
     return MemoryCoordinator(tmp_path)
+
+
+def loads() -> list[bool]:
+    """Returns of each thread in which a package loads whether it is a daemon."""
+    return [thread.daemon for thread in threading.enumerate() if thread.name == "load of a plug-in"]
 
 
 async def deliver(place: MemoryCoordinator, run: LiveRun, clients: Sequence[str] = CLIENTS, seed: int = 0) -> None:
@@ -120,6 +155,8 @@ async def test_after_a_restart_without_its_package_a_run_stays_as_it_is_and_goes
     following = await place.next_process()
     run, other = following.parts.runs.get("r"), following.parts.runs.get("other")
     events = run.sequence
+    await following.look(run)
+    await settle()
     with pytest.raises(PluginMissing, match=r"clamped-mean of town-hall-methods 1\.0"):
         await following.look(run)
     await following.look(run)  # not before it is time
@@ -132,7 +169,14 @@ async def test_after_a_restart_without_its_package_a_run_stays_as_it_is_and_goes
     assert other.state.phase is Phase.EVALUATING, "the other run goes on"
 
     site.install("town_hall_methods")
-    following.clock.advance(RETRY_S)
+    following.clock.advance(RETRY_S - 0.001)
+    await following.look(run)
+    await settle()
+    await following.look(run)
+    assert run.sequence == events + 1, "it is tried again later"
+    following.clock.advance(0.001)
+    await following.look(run)
+    await settle()
     await following.look(run)
     await following.look(run)
     assert run.state.phase is Phase.COLLECTING, "its deadline begins anew"
@@ -153,14 +197,68 @@ async def test_the_loop_tells_why_a_run_is_held_and_lets_it_go_by_itself(place: 
     with capture_logs() as logs:
         await following.coordinator.start()
         run = following.parts.runs.get("r")
+        await settle()
+        following.clock.advance(TIMING.tick_s)
         await until(lambda: following.parts.troubles.of(run.id).startswith(MISSING))
         assert [line["problem"][: len(MISSING)] for line in logs if line["event"] == "run.in_trouble"] == [MISSING]
         assert "run.recovered" not in [line["event"] for line in logs]
         site.install("town_hall_methods")
         following.clock.advance(RETRY_S)
+        await settle()
+        following.clock.advance(TIMING.tick_s)
         await until(lambda: "run.recovered" in [line["event"] for line in logs])
     assert following.parts.troubles.of(run.id) == ""
     await following.stop()
+
+
+async def test_a_package_that_hangs_after_a_restart_holds_up_its_own_run_only(
+    place: MemoryCoordinator, site: Site, gate: Gate
+) -> None:
+    site.install("town_hall_methods")
+    await place.collecting(*CLIENTS, **RUN)
+    await place.new_run("other")
+    site.uninstall()
+    site.install_module(gate.module, {AGGREGATORS.group: {RULE: "made:make"}})
+    following = await place.next_process()
+    run, other = following.parts.runs.get("r"), following.parts.runs.get("other")
+    async with asyncio.timeout(5):
+        for client in ("dan", "eva"):
+            await following.hello(client)
+        await following.look(run)
+        await following.look(other)
+        assert other.state.phase is Phase.EVALUATING
+        following.clock.advance(held_runs.LOAD_S - 0.001)
+        await following.look(run)
+        following.clock.advance(0.001)
+        for _ in range(9):
+            with pytest.raises(PluginBroken, match=r"town-hall-methods 1\.0 .* did not load within 10 s"):
+                await following.look(run)
+            following.clock.advance(RETRY_S)
+    assert loads() == [True], "one thread, which does not keep the process alive"
+    events = run.sequence
+    gate.open()
+    await until(lambda: loads() == [])
+    await following.look(run)
+    assert run.sequence > events
+
+
+async def test_a_package_that_hangs_holds_up_no_other_new_run_and_is_refused_in_time(
+    place: MemoryCoordinator, site: Site, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.install_module(gate.module, {AGGREGATORS.group: {RULE: "made:make"}})
+    async with asyncio.timeout(5):
+        creating = asyncio.create_task(place.new_run(**RUN))
+        await settle()
+        await place.new_run("other")
+        monkeypatch.setattr(held_runs, "LOAD_S", 0.05)
+        with pytest.raises(PluginBroken, match=r"did not load within 0\.05 s"):
+            await place.new_run("third", **RUN)
+        assert not creating.done()
+        assert loads() == [True], "the calls for one package wait for one thread"
+        gate.open()
+        run = await creating
+    site.uninstall()
+    assert await place.coordinator.create_run("r", run.spec.canonical_json()) is run, "it exists, so nothing is checked"
 
 
 async def test_a_package_that_fails_costs_the_round_and_its_words_stay_in_the_log(

@@ -42,7 +42,7 @@ from pluralllm.server.runs.assignments import Assignments, change_slots
 from pluralllm.server.runs.bell import Bell, ClientBells
 from pluralllm.server.runs.client_rows import ClientRows
 from pluralllm.server.runs.expected import Expected
-from pluralllm.server.runs.held_runs import HeldRuns, check_plugin
+from pluralllm.server.runs.held_runs import HeldRuns
 from pluralllm.server.runs.implausible_sums import ImplausibleSums
 from pluralllm.server.runs.inbox import Inbox
 from pluralllm.server.runs.leases import Leases
@@ -127,7 +127,7 @@ class Coordinator:
         self._assignments = Assignments(leases, client_bells, clock)
         self._wake, self._hurry = Bell(), Bell()
         self._averaging: dict[RunId, asyncio.Task[None]] = {}
-        self._implausible, self._held = ImplausibleSums(), HeldRuns(clock)
+        self._implausible, self._held = ImplausibleSums(), HeldRuns(clock, RETRY_S)
         self._started_s = clock.now_s()
         self._creating = asyncio.Lock()
         self._unreadable: dict[RunId, Digest] = {}  # stored runs that are left out, with the hashes of their specs
@@ -145,9 +145,7 @@ class Coordinator:
         for record in await self._store.runs():
             try:
                 run = await recover(self._store, record)
-            except (
-                InvalidSpec
-            ) as error:  # of an earlier release, which allowed more; the other runs need not stop for it
+            except InvalidSpec as error:  # of an earlier release, which allowed more; the others need not stop
                 log.error("run.unreadable", run=record.id, problem=str(error))
                 self._unreadable[record.id] = record.spec_sha256
                 continue
@@ -220,6 +218,8 @@ class Coordinator:
         if not is_id(run_id):
             raise InvalidArgument(field="run_id", problem=f"is {run_id!r}, allowed: {ID_HELP}")
         spec = await asyncio.to_thread(parse_spec, spec_json, f"of run {run_id}")
+        if self._runs.find(run_id) is None:
+            await self._held.check_plugin(spec)  # it may take long, and nobody else waits for it
         async with self._creating:
             if (stored := self._unreadable.get(RunId(run_id))) is not None:
                 raise SpecMismatch(run=run_id, asked=spec.sha256()[:12], stored=stored[:12])
@@ -227,7 +227,6 @@ class Coordinator:
                 if existing.record.spec_sha256 != spec.sha256():
                     raise SpecMismatch(run=run_id, asked=spec.sha256()[:12], stored=existing.record.spec_sha256[:12])
                 return existing
-            await check_plugin(spec)
             sources = {run.id: run for run in self._runs.all()}
             async with self._retention.storing():
                 run = await make_run(
@@ -278,7 +277,7 @@ class Coordinator:
         if run.is_over:
             return
         if run.id in self._held:
-            if await self._held.let_go(run.id, run.spec):
+            if self._held.let_go(run.id, run.spec):
                 await self._go_on(run)
             return
         self._reconcile(run)
