@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from pluralllm.common.process import plugins
+
 SUPPORT = Path(__file__).parent
 PAGE = SUPPORT.parents[1] / "docs" / "extending.md"
 METHODS, RULE, VECTORS = "town-hall-methods", "clamped-mean", "letter-counts"
@@ -62,6 +64,7 @@ class Site:
         for name, module in list(sys.modules.items()):
             if str(getattr(module, "__file__", "")).startswith(str(self.folder)):
                 del sys.modules[name]
+        plugins._loaded_versions.clear()
         importlib.invalidate_caches()
 
     def _write_metadata(self, name: str, version: str, entry_points: Mapping[str, Mapping[str, str]]) -> None:

@@ -169,7 +169,8 @@ class OperationsServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def StartRun(self, request, context):
-        """Called by an administrator. Starts a created run. Repeatable. Refusals: NOT_FOUND, WRONG_PHASE.
+        """Called by an administrator. Starts a created run. Repeatable.
+        Refusals: NOT_FOUND, WRONG_PHASE, INVALID_ARGUMENT (runs/-).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -177,14 +178,15 @@ class OperationsServiceServicer(object):
 
     def PauseRun(self, request, context):
         """Called by an administrator. Pauses a run: the open round ends as usual, and no new one opens. Repeatable.
-        Refusals: NOT_FOUND, WRONG_PHASE.
+        Refusals: NOT_FOUND, WRONG_PHASE, INVALID_ARGUMENT (runs/-).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ResumeRun(self, request, context):
-        """Called by an administrator. Resumes a paused run. Repeatable. Refusals: NOT_FOUND, WRONG_PHASE.
+        """Called by an administrator. Resumes a paused run. Repeatable.
+        Refusals: NOT_FOUND, WRONG_PHASE, INVALID_ARGUMENT (runs/-).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -192,22 +194,24 @@ class OperationsServiceServicer(object):
 
     def CancelRun(self, request, context):
         """Called by an administrator. Ends a run: the open round is recorded as abandoned, and clients stop their tasks. Repeatable.
-        Refusals: NOT_FOUND, WRONG_PHASE.
+        Refusals: NOT_FOUND, WRONG_PHASE, INVALID_ARGUMENT (runs/-).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ArchiveRun(self, request, context):
-        """Called by an administrator. Archives a run that has ended: lists leave it out unless they are asked for it, and runs/- does
-        not mean it. Nothing of the run is deleted, and its own name goes on to work. Repeatable. Refusals: NOT_FOUND, RUN_NOT_ENDED.
+        """Called by an administrator. Archives a run that has ended: lists leave it out unless they are asked for it, and runs/-
+        means it only if there is no other run (GetRunRequest). Nothing of the run is deleted, and its name goes on to work. Repeatable.
+        Refusals: NOT_FOUND, RUN_NOT_ENDED, INVALID_ARGUMENT (runs/-).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UnarchiveRun(self, request, context):
-        """Called by an administrator. Takes a run out of the archive: lists have it again. Repeatable. Refusals: NOT_FOUND.
+        """Called by an administrator. Takes a run out of the archive: lists have it again. Repeatable. Refusals: NOT_FOUND,
+        INVALID_ARGUMENT (runs/-).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -41,23 +41,30 @@ class OperationsServiceStub:
     Refusals: INVALID_SPEC, SPEC_MISMATCH (the run exists with another spec).
     """
     StartRun: _grpc.UnaryUnaryMultiCallable[_operations_pb2.StartRunRequest, _operations_pb2.StartRunResponse]
-    """Called by an administrator. Starts a created run. Repeatable. Refusals: NOT_FOUND, WRONG_PHASE."""
+    """Called by an administrator. Starts a created run. Repeatable.
+    Refusals: NOT_FOUND, WRONG_PHASE, INVALID_ARGUMENT (runs/-).
+    """
     PauseRun: _grpc.UnaryUnaryMultiCallable[_operations_pb2.PauseRunRequest, _operations_pb2.PauseRunResponse]
     """Called by an administrator. Pauses a run: the open round ends as usual, and no new one opens. Repeatable.
-    Refusals: NOT_FOUND, WRONG_PHASE.
+    Refusals: NOT_FOUND, WRONG_PHASE, INVALID_ARGUMENT (runs/-).
     """
     ResumeRun: _grpc.UnaryUnaryMultiCallable[_operations_pb2.ResumeRunRequest, _operations_pb2.ResumeRunResponse]
-    """Called by an administrator. Resumes a paused run. Repeatable. Refusals: NOT_FOUND, WRONG_PHASE."""
+    """Called by an administrator. Resumes a paused run. Repeatable.
+    Refusals: NOT_FOUND, WRONG_PHASE, INVALID_ARGUMENT (runs/-).
+    """
     CancelRun: _grpc.UnaryUnaryMultiCallable[_operations_pb2.CancelRunRequest, _operations_pb2.CancelRunResponse]
     """Called by an administrator. Ends a run: the open round is recorded as abandoned, and clients stop their tasks. Repeatable.
-    Refusals: NOT_FOUND, WRONG_PHASE.
+    Refusals: NOT_FOUND, WRONG_PHASE, INVALID_ARGUMENT (runs/-).
     """
     ArchiveRun: _grpc.UnaryUnaryMultiCallable[_operations_pb2.ArchiveRunRequest, _operations_pb2.ArchiveRunResponse]
-    """Called by an administrator. Archives a run that has ended: lists leave it out unless they are asked for it, and runs/- does
-    not mean it. Nothing of the run is deleted, and its own name goes on to work. Repeatable. Refusals: NOT_FOUND, RUN_NOT_ENDED.
+    """Called by an administrator. Archives a run that has ended: lists leave it out unless they are asked for it, and runs/-
+    means it only if there is no other run (GetRunRequest). Nothing of the run is deleted, and its name goes on to work. Repeatable.
+    Refusals: NOT_FOUND, RUN_NOT_ENDED, INVALID_ARGUMENT (runs/-).
     """
     UnarchiveRun: _grpc.UnaryUnaryMultiCallable[_operations_pb2.UnarchiveRunRequest, _operations_pb2.UnarchiveRunResponse]
-    """Called by an administrator. Takes a run out of the archive: lists have it again. Repeatable. Refusals: NOT_FOUND."""
+    """Called by an administrator. Takes a run out of the archive: lists have it again. Repeatable. Refusals: NOT_FOUND,
+    INVALID_ARGUMENT (runs/-).
+    """
     AskRewards: _grpc.UnaryUnaryMultiCallable[_operations_pb2.AskRewardsRequest, _operations_pb2.AskRewardsResponse]
     """Called by an administrator. Sends a batch of rollouts, which the groups score in a round of a reward run. Repeatable while
     that round is open. Refusals: NOT_FOUND, WRONG_PHASE (also while another batch is being scored), INVALID_ARGUMENT,
@@ -128,23 +135,30 @@ class OperationsServiceAsyncStub(OperationsServiceStub):
     Refusals: INVALID_SPEC, SPEC_MISMATCH (the run exists with another spec).
     """
     StartRun: _aio.UnaryUnaryMultiCallable[_operations_pb2.StartRunRequest, _operations_pb2.StartRunResponse]  # type: ignore[assignment]
-    """Called by an administrator. Starts a created run. Repeatable. Refusals: NOT_FOUND, WRONG_PHASE."""
+    """Called by an administrator. Starts a created run. Repeatable.
+    Refusals: NOT_FOUND, WRONG_PHASE, INVALID_ARGUMENT (runs/-).
+    """
     PauseRun: _aio.UnaryUnaryMultiCallable[_operations_pb2.PauseRunRequest, _operations_pb2.PauseRunResponse]  # type: ignore[assignment]
     """Called by an administrator. Pauses a run: the open round ends as usual, and no new one opens. Repeatable.
-    Refusals: NOT_FOUND, WRONG_PHASE.
+    Refusals: NOT_FOUND, WRONG_PHASE, INVALID_ARGUMENT (runs/-).
     """
     ResumeRun: _aio.UnaryUnaryMultiCallable[_operations_pb2.ResumeRunRequest, _operations_pb2.ResumeRunResponse]  # type: ignore[assignment]
-    """Called by an administrator. Resumes a paused run. Repeatable. Refusals: NOT_FOUND, WRONG_PHASE."""
+    """Called by an administrator. Resumes a paused run. Repeatable.
+    Refusals: NOT_FOUND, WRONG_PHASE, INVALID_ARGUMENT (runs/-).
+    """
     CancelRun: _aio.UnaryUnaryMultiCallable[_operations_pb2.CancelRunRequest, _operations_pb2.CancelRunResponse]  # type: ignore[assignment]
     """Called by an administrator. Ends a run: the open round is recorded as abandoned, and clients stop their tasks. Repeatable.
-    Refusals: NOT_FOUND, WRONG_PHASE.
+    Refusals: NOT_FOUND, WRONG_PHASE, INVALID_ARGUMENT (runs/-).
     """
     ArchiveRun: _aio.UnaryUnaryMultiCallable[_operations_pb2.ArchiveRunRequest, _operations_pb2.ArchiveRunResponse]  # type: ignore[assignment]
-    """Called by an administrator. Archives a run that has ended: lists leave it out unless they are asked for it, and runs/- does
-    not mean it. Nothing of the run is deleted, and its own name goes on to work. Repeatable. Refusals: NOT_FOUND, RUN_NOT_ENDED.
+    """Called by an administrator. Archives a run that has ended: lists leave it out unless they are asked for it, and runs/-
+    means it only if there is no other run (GetRunRequest). Nothing of the run is deleted, and its name goes on to work. Repeatable.
+    Refusals: NOT_FOUND, RUN_NOT_ENDED, INVALID_ARGUMENT (runs/-).
     """
     UnarchiveRun: _aio.UnaryUnaryMultiCallable[_operations_pb2.UnarchiveRunRequest, _operations_pb2.UnarchiveRunResponse]  # type: ignore[assignment]
-    """Called by an administrator. Takes a run out of the archive: lists have it again. Repeatable. Refusals: NOT_FOUND."""
+    """Called by an administrator. Takes a run out of the archive: lists have it again. Repeatable. Refusals: NOT_FOUND,
+    INVALID_ARGUMENT (runs/-).
+    """
     AskRewards: _aio.UnaryUnaryMultiCallable[_operations_pb2.AskRewardsRequest, _operations_pb2.AskRewardsResponse]  # type: ignore[assignment]
     """Called by an administrator. Sends a batch of rollouts, which the groups score in a round of a reward run. Repeatable while
     that round is open. Refusals: NOT_FOUND, WRONG_PHASE (also while another batch is being scored), INVALID_ARGUMENT,
@@ -224,7 +238,9 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operations_pb2.StartRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.StartRunResponse, _abc.Awaitable[_operations_pb2.StartRunResponse]]:
-        """Called by an administrator. Starts a created run. Repeatable. Refusals: NOT_FOUND, WRONG_PHASE."""
+        """Called by an administrator. Starts a created run. Repeatable.
+        Refusals: NOT_FOUND, WRONG_PHASE, INVALID_ARGUMENT (runs/-).
+        """
 
     @_abc_1.abstractmethod
     def PauseRun(
@@ -233,7 +249,7 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.PauseRunResponse, _abc.Awaitable[_operations_pb2.PauseRunResponse]]:
         """Called by an administrator. Pauses a run: the open round ends as usual, and no new one opens. Repeatable.
-        Refusals: NOT_FOUND, WRONG_PHASE.
+        Refusals: NOT_FOUND, WRONG_PHASE, INVALID_ARGUMENT (runs/-).
         """
 
     @_abc_1.abstractmethod
@@ -242,7 +258,9 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operations_pb2.ResumeRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.ResumeRunResponse, _abc.Awaitable[_operations_pb2.ResumeRunResponse]]:
-        """Called by an administrator. Resumes a paused run. Repeatable. Refusals: NOT_FOUND, WRONG_PHASE."""
+        """Called by an administrator. Resumes a paused run. Repeatable.
+        Refusals: NOT_FOUND, WRONG_PHASE, INVALID_ARGUMENT (runs/-).
+        """
 
     @_abc_1.abstractmethod
     def CancelRun(
@@ -251,7 +269,7 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.CancelRunResponse, _abc.Awaitable[_operations_pb2.CancelRunResponse]]:
         """Called by an administrator. Ends a run: the open round is recorded as abandoned, and clients stop their tasks. Repeatable.
-        Refusals: NOT_FOUND, WRONG_PHASE.
+        Refusals: NOT_FOUND, WRONG_PHASE, INVALID_ARGUMENT (runs/-).
         """
 
     @_abc_1.abstractmethod
@@ -260,8 +278,9 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operations_pb2.ArchiveRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.ArchiveRunResponse, _abc.Awaitable[_operations_pb2.ArchiveRunResponse]]:
-        """Called by an administrator. Archives a run that has ended: lists leave it out unless they are asked for it, and runs/- does
-        not mean it. Nothing of the run is deleted, and its own name goes on to work. Repeatable. Refusals: NOT_FOUND, RUN_NOT_ENDED.
+        """Called by an administrator. Archives a run that has ended: lists leave it out unless they are asked for it, and runs/-
+        means it only if there is no other run (GetRunRequest). Nothing of the run is deleted, and its name goes on to work. Repeatable.
+        Refusals: NOT_FOUND, RUN_NOT_ENDED, INVALID_ARGUMENT (runs/-).
         """
 
     @_abc_1.abstractmethod
@@ -270,7 +289,9 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operations_pb2.UnarchiveRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.UnarchiveRunResponse, _abc.Awaitable[_operations_pb2.UnarchiveRunResponse]]:
-        """Called by an administrator. Takes a run out of the archive: lists have it again. Repeatable. Refusals: NOT_FOUND."""
+        """Called by an administrator. Takes a run out of the archive: lists have it again. Repeatable. Refusals: NOT_FOUND,
+        INVALID_ARGUMENT (runs/-).
+        """
 
     @_abc_1.abstractmethod
     def AskRewards(

@@ -67,6 +67,7 @@ def test_an_embedder_is_the_model_by_its_own_name() -> None:
         ),
         ({"embedding": {**OF_VECTORS, "model": "other"}}, "is not the plug-in's name"),
         ({"embedding": {**OF_VECTORS, "revision": "v2"}}, "revision says nothing to a plug-in"),
+        ({"embedding": {**OF_VECTORS, "max_tokens": 512}}, "max_tokens says nothing to a plug-in"),
         ({"embedding": {**OF_VECTORS, "pooling": "cls"}}, "pooling says nothing to a plug-in"),
     ],
 )

@@ -138,6 +138,7 @@ HEAD = "import numpy as np\nfrom pluralllm.server.aggregation.aggregator import 
     ("body", "problem"),
     [
         ("deltas.tolist()", "it returned list, not an array of float32 or float64"),
+        ("np.ma.masked_invalid(deltas[0] * np.nan)", "it returned MaskedArray, not an array of float32 or float64"),
         ("deltas.sum(0).astype(np.int64)", "it returned int64, not an array"),
         ("deltas", r"it returned the shape \(5, 1024\), not \(1024,\)"),
         ("deltas[0][:-1]", r"it returned the shape \(1023,\), not \(1024,\)"),

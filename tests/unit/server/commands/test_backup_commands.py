@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from pluralllm.server.commands.backup_commands import next_command
+from pluralllm.server.commands.backup_commands import next_command, next_step
 
 
 @pytest.mark.parametrize(
@@ -17,3 +17,4 @@ def test_what_was_restored_is_served_with_the_options_of_restore(
     config: Path | None, state_dir: Path | None, shown: str
 ) -> None:
     assert next_command(config, state_dir) == shown
+    assert next_step(config, state_dir).splitlines()[-1].strip() == shown, "nothing is copied with the command"

@@ -18,6 +18,7 @@ from pluralllm.common.errors.tree import NotFound, PluginBroken, PluginMissing
 from pluralllm.common.process.plugins import AGGREGATORS
 from pluralllm.common.weights.layout import flat_values
 from pluralllm.server.aggregation.aggregator import aggregator
+from pluralllm.server.commands import verify
 from pluralllm.server.commands.verify import verify_state
 from pluralllm.server.rounds.state import Phase
 from pluralllm.server.runs import held_runs
@@ -107,8 +108,41 @@ async def test_a_run_goes_its_rounds_with_another_packages_aggregator_and_verify
     site.uninstall()
     [(invariant, problem)] = await findings(place)
     assert invariant == 5
-    assert problem.startswith(f"the versions cannot be made again here: {MISSING}")
+    assert problem.startswith(f"version 1 cannot be made again here: {MISSING}")
     assert "pip install 'town-hall-methods==1.0'" in problem
+
+
+async def test_verify_does_without_a_package_where_nothing_can_be_made_again_and_checks_the_rest(
+    place: MemoryCoordinator, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.install("town_hall_methods")
+    run = await place.collecting(*CLIENTS, **RUN)
+    updates = []
+    for number in (1, 2):
+        for client in CLIENTS:
+            await place.hello(client)
+        await place.look(run)
+        await deliver(place, run, seed=10 * number)
+        await place.coordinator.until_averaged(run)
+        assert run.newest.version == number
+        updates += [digest for _, digest, _ in run.newest.updates]
+    site.uninstall()
+    [(invariant, problem)] = await findings(place)
+    assert (invariant, problem.split(":")[0]) == (5, "version 1 cannot be made again here"), "one problem for the run"
+    with monkeypatch.context() as patch:
+        patch.setattr(verify, "check_update", lambda *_: 7.0)
+        others = [(invariant, problem) for invariant, problem in await findings(place) if "made again" not in problem]
+        assert len(others) == 6
+        assert all(invariant == 4 and "is 7, on record is" in problem for invariant, problem in others)
+        patch.setattr(verify, "check_update", failing_check)
+        assert [invariant for invariant, _ in await findings(place)] == [5, 7, 7], "an update that cannot be read"
+    for digest in updates:
+        await place.parts.blobs.delete(digest)
+    assert await findings(place) == [], "no updates are kept, as for a built-in rule"
+
+
+def failing_check(*_: object) -> float:
+    raise OSError
 
 
 async def test_verify_finds_a_package_that_makes_other_bits_or_fails(place: MemoryCoordinator, site: Site) -> None:
@@ -124,7 +158,7 @@ async def test_verify_finds_a_package_that_makes_other_bits_or_fails(place: Memo
     site.uninstall()
     site.install_module(FAILING, {AGGREGATORS.group: {RULE: "made:make"}})
     [(invariant, problem)] = await findings(place)
-    assert (invariant, problem.split(":")[0]) == (5, "version 1")
+    assert (invariant, problem.split(":")[0]) == (5, "version 1 cannot be made again here")
     assert "town-hall-methods 1.0 cannot be used: FileNotFoundError in line 4 of made.py" in problem
 
 
@@ -135,7 +169,7 @@ async def test_a_run_whose_package_is_not_here_is_not_created(place: MemoryCoord
     with pytest.raises(PluginMissing, match=r"version 1\.1 is installed\. .*pip install 'town-hall-methods==1\.0'"):
         await place.new_run(**RUN)
     refused = {"rule": "plugin", "plugin": plugin(RULE, "1.1", clamped="0")}
-    with pytest.raises(PluginBroken, match="clamped is 0"):
+    with pytest.raises(PluginBroken, match=r"ValueError in line \d+ of town_hall_rules"):
         await place.new_run(**{**RUN, "aggregation": refused})
     with pytest.raises(NotFound):
         place.parts.runs.get("r")

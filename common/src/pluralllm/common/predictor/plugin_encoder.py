@@ -47,10 +47,12 @@ class PluginEncoder:
                     yield batch, self._vectors(batch), [NOT_COUNTED] * len(batch)
 
     def _vectors(self, texts: list[str]) -> NDArray[np.float32]:
+        batch = tuple(texts)
         with blamed(EMBEDDERS, self._plugin):
-            vectors = self._embed(tuple(texts))
-        if not isinstance(vectors, np.ndarray) or vectors.dtype != np.float32:
-            kind = getattr(vectors, "dtype", type(vectors).__name__)
+            vectors = self._embed(batch)
+        # No subclass: a mask, for one, would hide NaN from every check.
+        if type(vectors) is not np.ndarray or vectors.dtype != np.float32:
+            kind = vectors.dtype if type(vectors) is np.ndarray else type(vectors).__name__
             raise broken(EMBEDDERS, self._plugin, f"it returned {kind}, not an array of float32")
         if vectors.shape != (len(texts), self._width):
             problem = f"it returned the shape {vectors.shape} for {len(texts)} texts, not {(len(texts), self._width)}"

@@ -5,19 +5,30 @@ is used. An importer is named on a command line. An aggregator or an embedder is
 exact version; words/plugins.py says why.
 """
 
+import errno
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import Distribution, EntryPoint, PackageNotFoundError, distribution, entry_points
+from inspect import signature
 from pathlib import Path
+from threading import current_thread, main_thread
 from typing import Any
 
 from pluralllm.common.errors.plugins import PluginBroken, PluginMissing
 from pluralllm.common.errors.tree import InvalidArgument
-from pluralllm.common.words.plugins import Plugin
+from pluralllm.common.words.plugins import Plugin, normalized
 
 IMPORTERS = "pluralllm.importers"
+# Errors of the machine, not of a package: memory, open files or room lack for a while, or the disk has failed.
+LACKS = frozenset(
+    {
+        *(errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT),
+        *(errno.EIO, errno.EROFS, errno.ENXIO, errno.ENODEV),
+    }
+)
+_loaded_versions: dict[str, str] = {}  # by distribution, normalized: the version that this process has imported
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +87,12 @@ def find_plugin(kind: PluginKind, plugin: Plugin) -> tuple[Distribution, EntryPo
 
     Raises PluginMissing if the package is not installed in the version that the run spec names, or does not declare the plug-in.
     """
-    version = installed_version(plugin.distribution)
-    if version != plugin.version:
-        is_there = "this package is not installed" if version is None else f"version {version} is installed"
-        raise missing(kind, plugin, is_there)
-    package = distribution(plugin.distribution)
+    try:
+        package = distribution(plugin.distribution)
+    except PackageNotFoundError:
+        raise missing(kind, plugin, "this package is not installed") from None
+    if package.version != plugin.version:
+        raise missing(kind, plugin, f"version {package.version} is installed")
     of_kind = [point for point in package.entry_points if point.group == kind.group]
     points = [point for point in of_kind if point.name == plugin.name]
     if len(points) != 1:
@@ -93,29 +105,57 @@ def make_plugin(kind: PluginKind, plugin: Plugin, *arguments: object) -> Any:
     """Returns what the function of a plug-in makes of its options, which are keyword arguments with texts as values.
 
     arguments: what such a function gets before the options.
-    Raises PluginMissing as `find_plugin`; PluginBroken if the function cannot be imported, or fails.
+    Raises PluginMissing as `find_plugin`, or if this process has loaded another version of the package; PluginBroken if the
+    function cannot be imported, has other options, or fails; MemoryError and OSError as `blamed`.
     """
-    _, point = find_plugin(kind, plugin)
-    try:
+    package, point = find_plugin(kind, plugin)
+    # Python keeps a module that it has imported, whatever is installed in its place afterwards. A failed import may keep parts.
+    loaded = _loaded_versions.setdefault(normalized(package.name), plugin.version)
+    if loaded != plugin.version:
+        raise missing(kind, plugin, f"version {loaded} is loaded in this process; restart it")
+    with blamed(kind, plugin):
         function: Callable[..., Any] = point.load()
+        takes_options = _takes(function, *arguments, **plugin.options)
+    if not takes_options:
+        names = ", ".join(sorted(plugin.options)) or "none"
+        raise broken(kind, plugin, f"its function does not take exactly these options: {names}")
+    with blamed(kind, plugin):
         return function(*arguments, **plugin.options)
-    except (Exception, SystemExit) as error:
-        # It has seen nothing but the options, so its words tell nothing else.
-        raise broken(kind, plugin, f"{type(error).__name__}: {error}") from error
+
+
+def _takes(function: Callable[..., Any], *arguments: object, **options: object) -> bool:
+    """Returns whether a function can be called with these arguments. True if Python does not know, as for some in C."""
+    try:
+        signature(function).bind(*arguments, **options)
+    except TypeError:
+        return False
+    except ValueError:
+        return True
+    return True
 
 
 @contextmanager
 def blamed(kind: PluginKind, plugin: Plugin) -> Iterator[None]:
     """Turns every error of a plug-in's own code into PluginBroken, which names the package.
 
-    The error's words may quote what the plug-in works on, updates or private texts. So only its kind and place are named.
+    The error's words may quote what the plug-in works on, updates or private texts, or what its import reads, such as an address
+    with a password. So only its kind and place are named; the error itself is the cause.
+    A lack of memory, files or disk may end, so MemoryError and such an OSError pass. An error that Python does not count as an
+    Exception is turned, too: it would end the process, and extensions in Rust raise one when they panic. Only the person at the
+    keyboard may end it; Python interrupts the main thread for that.
     """
     try:
         yield
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
+        if _is_lack(error) or (isinstance(error, KeyboardInterrupt) and current_thread() is main_thread()):
+            raise
         frame = traceback.extract_tb(error.__traceback__)[-1]
         problem = f"{type(error).__name__} in line {frame.lineno} of {Path(frame.filename).name}"
         raise broken(kind, plugin, problem) from error
+
+
+def _is_lack(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in LACKS)
 
 
 def missing(kind: PluginKind, plugin: Plugin, problem: str) -> PluginMissing:

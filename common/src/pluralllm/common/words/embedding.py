@@ -62,7 +62,7 @@ class Embedding(SpecPart):
             return self
         if self.model != self.plugin.name:
             raise ValueError(f"model {self.model!r} is not the plug-in's name, {self.plugin.name!r}: leave model out")
-        for key in ("revision", "pooling"):
+        for key in ("revision", "pooling", "max_tokens"):
             if getattr(self, key) != usual[key].default:
                 raise ValueError(f"{key} says nothing to a plug-in: leave it out, and see the plug-in's options")
         return self

@@ -84,8 +84,9 @@ def _choose(plugin: Plugin, choose: Choose, distances: Exact) -> tuple[int, ...]
     Raises PluginBroken if it fails, or if it returns something else than some of the places, each once and ascending.
     """
     clients = len(distances)
+    own = distances.copy()
     with blamed(AGGREGATORS, plugin):
-        places = tuple(int(place) for place in choose(distances.copy()))
+        places = tuple(int(place) for place in choose(own))
     if not places or list(places) != sorted(set(places)) or not 0 <= places[0] <= places[-1] < clients:
         problem = f"it chose {len(places)} places that are not those of some of {clients} updates, each once, ascending"
         raise broken(AGGREGATORS, plugin, problem)
@@ -101,8 +102,9 @@ def _combine(plugin: Plugin, combine: Combine, deltas: Floats, weights: Exact) -
     result = np.empty(deltas.shape[1])
     for start in range(0, deltas.shape[1], COLUMNS):
         columns = slice(start, start + COLUMNS)
+        own_deltas, own_weights = np.array(deltas[:, columns]), weights.copy()
         with blamed(AGGREGATORS, plugin):
-            values = combine(np.array(deltas[:, columns]), weights.copy())
+            values = combine(own_deltas, own_weights)
         if problem := _problem_of(values, result[columns].shape):
             raise broken(AGGREGATORS, plugin, problem)
         result[columns] = values
@@ -111,8 +113,10 @@ def _combine(plugin: Plugin, combine: Combine, deltas: Floats, weights: Exact) -
 
 def _problem_of(values: object, shape: tuple[int, ...]) -> str:
     """Returns why values cannot be used; "" if they can. shape: the one that they must have."""
-    if not isinstance(values, np.ndarray) or values.dtype not in (np.float32, np.float64):
-        return f"it returned {getattr(values, 'dtype', type(values).__name__)}, not an array of float32 or float64"
+    # No subclass: a mask, for one, would hide NaN from every check.
+    if type(values) is not np.ndarray or values.dtype not in (np.float32, np.float64):
+        kind = values.dtype if type(values) is np.ndarray else type(values).__name__
+        return f"it returned {kind}, not an array of float32 or float64"
     if values.shape != shape:
         return f"it returned the shape {values.shape}, not {shape}"
     with np.errstate(over="ignore"):

@@ -65,7 +65,12 @@ def restore(
         contents = asyncio.run(restore_from(settings, directory.absolute(), time.time(), report_progress))
     _print_result(contents, directory, "restored from", as_json=as_json)
     if not as_json:
-        say(f"Next: {next_command(config, state_dir)}. What happened after the backup is done again.")
+        say(next_step(config, state_dir))
+
+
+def next_step(config: Path | None, state_dir: Path | None) -> str:
+    """Returns what to do after a restore. The command has a line of its own, so that nothing is copied with it."""
+    return f"What happened after the backup is done again. Next:\n    {next_command(config, state_dir)}"
 
 
 def next_command(config: Path | None, state_dir: Path | None) -> str:

@@ -25,7 +25,6 @@ from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.weights.update_format import update_format
 from pluralllm.common.words.ids import ClientId, Digest, RoundNumber, RunId
 from pluralllm.common.words.spec import RunSpec, parse_spec
-from pluralllm.server.aggregation.aggregator import aggregator
 from pluralllm.server.aggregation.next_version import write_next
 from pluralllm.server.aggregation.private_version import read_transcript, write_again
 from pluralllm.server.aggregation.update_files import check_update
@@ -387,19 +386,21 @@ async def _check_aggregates(
     report: Report, spec: RunSpec, blobs: Blobs, scratch: Path, tables: Tables
 ) -> list[Problem]:
     """Makes each version of a run again whose updates are kept. A plug-in that cannot be used is one problem for all of them."""
-    try:
-        aggregator(spec.aggregation)
-    except (PluginMissing, PluginBroken) as error:
-        return [(5, f"the versions cannot be made again here: {error}")]
     problems: list[Problem] = []
+    unusable: list[Problem] = []  # one for each version that the plug-in did not make again
     for version in tables.versions.values():
-        problems += await _check_aggregate(report, spec, blobs, scratch, tables, version)
-    return problems
+        try:
+            problems += await _check_aggregate(report, spec, blobs, scratch, tables, version)
+        except (PluginMissing, PluginBroken) as error:
+            unusable.append((5, f"version {version.version} cannot be made again here: {error}"))
+            problems += await _check_kept_norms(spec, blobs, tables, version)
+    return unusable[:1] + problems
 
 
 async def _check_aggregate(
     report: Report, spec: RunSpec, blobs: Blobs, scratch: Path, tables: Tables, version: VersionRecord
 ) -> list[Problem]:
+    """Makes a version again if its updates are kept. Raises PluginMissing or PluginBroken if the run's plug-in cannot do so."""
     base = tables.versions.get(version.version - 1)
     lengths = {len(version.weights), len(version.scales)}
     if base is None or not lengths <= {0, len(version.updates)}:  # version 0, or reported already
@@ -420,10 +421,10 @@ async def _check_aggregate(
         problems = await _check_norms(spec, blobs, tables, version)
     except OF_TRANSCRIPTS as error:
         return [(9, f"round {version.round}: {error}"), *await _in_both_kinds(blobs, version)]
-    except PluginBroken as error:
-        return [(5, f"version {version.version}: {error}")]
+    except (PluginMissing, PluginBroken):
+        raise
     except (PluralError, OSError) as error:
-        return [(7, f"what version {version.version} is made of: {error}")]
+        return [_unreadable(version, error)]
     for file in made.files:
         file.path.unlink()
     report.aggregates_repeated += 1
@@ -451,6 +452,18 @@ async def _in_both_kinds(blobs: Blobs, version: VersionRecord) -> list[Problem]:
     return [
         (10, f"round {version.round}: both secrets of {name} are in the transcript") for name in sorted(own & masks)
     ]
+
+
+async def _check_kept_norms(spec: RunSpec, blobs: Blobs, tables: Tables, version: VersionRecord) -> list[Problem]:
+    """Checks the norms of a version's updates, as `_check_norms`. An update that cannot be read is a problem."""
+    try:
+        return await _check_norms(spec, blobs, tables, version)
+    except (PluralError, OSError) as error:
+        return [_unreadable(version, error)]
+
+
+def _unreadable(version: VersionRecord, error: Exception) -> Problem:
+    return 7, f"what version {version.version} is made of: {error}"
 
 
 async def _check_norms(spec: RunSpec, blobs: Blobs, tables: Tables, version: VersionRecord) -> list[Problem]:
