@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,13 @@ import pytest
 from structlog.testing import capture_logs
 from support.installed_package import RULE, Site, of_page, plugin
 from support.memory_blobs import MemoryBlobs
-from support.memory_coordinator import TIMING, MemoryCoordinator, settle, until
+from support.memory_coordinator import TIMING, MemoryCoordinator, until
 from support.memory_store import MemoryMembership
 
 from pluralllm.common.errors.tree import NotFound, PluginBroken, PluginMissing
 from pluralllm.common.process.plugins import AGGREGATORS
 from pluralllm.common.weights.layout import flat_values
+from pluralllm.common.words.ids import ClientId
 from pluralllm.server.aggregation.aggregator import aggregator
 from pluralllm.server.commands import verify
 from pluralllm.server.commands.verify import verify_state
@@ -49,6 +50,12 @@ def make(**_):
 """
 
 
+UNMADE = """
+def make(**_):
+    raise OSError("its table is gone")
+"""
+
+
 class Gate:
     """A file that a package waits for while it is imported."""
 
@@ -75,6 +82,16 @@ def place(tmp_path: Path) -> MemoryCoordinator:
 def loads() -> list[bool]:
     """Returns of each thread in which a package loads whether it is a daemon."""
     return [thread.daemon for thread in threading.enumerate() if thread.name == "load of a plug-in"]
+
+
+async def turn_until(place: MemoryCoordinator, holds: Callable[[], bool]) -> None:
+    """Lets the loop of a coordinator turn again and again until a condition holds, at most twenty seconds."""
+
+    def turned() -> bool:
+        place.clock.advance(TIMING.tick_s)
+        return holds()
+
+    await until(turned)
 
 
 async def deliver(place: MemoryCoordinator, run: LiveRun, clients: Sequence[str] = CLIENTS, seed: int = 0) -> None:
@@ -190,7 +207,7 @@ async def test_after_a_restart_without_its_package_a_run_stays_as_it_is_and_goes
     run, other = following.parts.runs.get("r"), following.parts.runs.get("other")
     events = run.sequence
     await following.look(run)
-    await settle()
+    await until(lambda: loads() == [])
     with pytest.raises(PluginMissing, match=r"clamped-mean of town-hall-methods 1\.0"):
         await following.look(run)
     await following.look(run)  # not before it is time
@@ -205,12 +222,12 @@ async def test_after_a_restart_without_its_package_a_run_stays_as_it_is_and_goes
     site.install("town_hall_methods")
     following.clock.advance(RETRY_S - 0.001)
     await following.look(run)
-    await settle()
+    await until(lambda: loads() == [])
     await following.look(run)
     assert run.sequence == events + 1, "it is tried again later"
     following.clock.advance(0.001)
     await following.look(run)
-    await settle()
+    await until(lambda: loads() == [])
     await following.look(run)
     await following.look(run)
     assert run.state.phase is Phase.COLLECTING, "its deadline begins anew"
@@ -225,23 +242,43 @@ async def test_after_a_restart_without_its_package_a_run_stays_as_it_is_and_goes
 
 async def test_the_loop_tells_why_a_run_is_held_and_lets_it_go_by_itself(place: MemoryCoordinator, site: Site) -> None:
     site.install("town_hall_methods")
-    await place.collecting(*CLIENTS, **RUN)
+    await place.new_run(**RUN)  # nobody is there, so nothing else happens to it
     site.uninstall()
     following = MemoryCoordinator(place.folder, clock=place.clock, tables=place.tables)
     with capture_logs() as logs:
         await following.coordinator.start()
         run = following.parts.runs.get("r")
-        await settle()
-        following.clock.advance(TIMING.tick_s)
-        await until(lambda: following.parts.troubles.of(run.id).startswith(MISSING))
+        await turn_until(following, lambda: following.parts.troubles.of(run.id).startswith(MISSING))
         assert [line["problem"][: len(MISSING)] for line in logs if line["event"] == "run.in_trouble"] == [MISSING]
         assert "run.recovered" not in [line["event"] for line in logs]
         site.install("town_hall_methods")
-        following.clock.advance(RETRY_S)
-        await settle()
-        following.clock.advance(TIMING.tick_s)
-        await until(lambda: "run.recovered" in [line["event"] for line in logs])
+        await turn_until(following, lambda: "run.recovered" in [line["event"] for line in logs])
     assert following.parts.troubles.of(run.id) == ""
+    await following.stop()
+
+
+async def test_a_package_that_is_broken_after_a_restart_costs_no_update_and_no_task(
+    place: MemoryCoordinator, site: Site
+) -> None:
+    site.install("town_hall_methods")
+    await deliver(place, await place.collecting(*CLIENTS, **RUN), CLIENTS[:1])
+    site.uninstall()
+    site.install_module(UNMADE, {AGGREGATORS.group: {RULE: "made:make"}})
+    following = MemoryCoordinator(place.folder, clock=place.clock, tables=place.tables)
+    await following.coordinator.start()
+    run, troubles = following.parts.runs.get("r"), following.parts.troubles
+    tasks = [run.task_name(ClientId(client)) for client in CLIENTS]
+    assert [following.parts.leases.is_held(task) for task in tasks] == [False, True, True], "who trains keeps its task"
+    await turn_until(following, lambda: "its table is gone" in troubles.of(run.id))
+    await deliver(following, run, CLIENTS[1:], 1)
+    assert "its table is gone" in troubles.of(run.id), "an update does not mend it"
+    async with asyncio.timeout(5):
+        await following.coordinator.until_averaged(run)  # nothing is averaged
+    assert (run.state.phase, len(run.state.receipts)) == (Phase.AGGREGATING, 3)
+    site.uninstall()
+    site.install("town_hall_methods")
+    await turn_until(following, lambda: run.newest.version == 1)
+    assert troubles.of(run.id) == ""
     await following.stop()
 
 
@@ -282,7 +319,7 @@ async def test_a_package_that_hangs_holds_up_no_other_new_run_and_is_refused_in_
     site.install_module(gate.module, {AGGREGATORS.group: {RULE: "made:make"}})
     async with asyncio.timeout(5):
         creating = asyncio.create_task(place.new_run(**RUN))
-        await settle()
+        await until(lambda: loads() == [True])
         await place.new_run("other")
         monkeypatch.setattr(held_runs, "LOAD_S", 0.05)
         with pytest.raises(PluginBroken, match=r"did not load within 0\.05 s"):
@@ -316,15 +353,20 @@ async def test_a_package_that_fails_costs_the_round_and_its_words_stay_in_the_lo
     assert (run.state.phase, run.state.round) == (Phase.COLLECTING, 2), "the next round begins"
 
 
-async def test_a_package_that_is_removed_under_a_round_keeps_its_updates_until_it_is_back(
-    place: MemoryCoordinator, site: Site
+@pytest.mark.parametrize("module", ["", UNMADE])
+async def test_a_package_that_is_removed_or_broken_under_a_round_keeps_its_updates_until_it_is_back(
+    place: MemoryCoordinator, site: Site, module: str
 ) -> None:
     site.install("town_hall_methods")
     run = await place.collecting(*CLIENTS, **RUN)
     site.uninstall()
+    if module:
+        site.install_module(module, {AGGREGATORS.group: {RULE: "made:make"}})
     await deliver(place, run)
-    await until(lambda: place.parts.troubles.of(run.id).startswith(MISSING))
+    await until(lambda: place.parts.troubles.of(run.id) != "" or run.state.phase is not Phase.AGGREGATING)
     assert run.state.phase is Phase.AGGREGATING
+    assert ("its table is gone" if module else MISSING) in place.parts.troubles.of(run.id)
+    site.uninstall()
     site.install("town_hall_methods")
     place.clock.advance(RETRY_S)
     await place.coordinator.until_averaged(run)

@@ -150,7 +150,11 @@ class Coordinator:
                 self._unreadable[record.id] = record.spec_sha256
                 continue
             self._runs.add(run)
-            if not run.is_over and not self._held.take(run.id, run.spec):
+            if run.is_over:
+                continue
+            if self._held.take(run.id, run.spec):
+                self._assignments.settle(run)  # its clients keep their tasks
+            else:
                 await self._go_on(run)
         self._tasks.keep("the coordinator's loop", self._drive)
         self._tasks.keep("the times of clients", self._clients.keep_times)
@@ -227,19 +231,12 @@ class Coordinator:
                 if existing.record.spec_sha256 != spec.sha256():
                     raise SpecMismatch(run=run_id, asked=spec.sha256()[:12], stored=existing.record.spec_sha256[:12])
                 return existing
-            sources = {run.id: run for run in self._runs.all()}
+            sources, now_s = {run.id: run for run in self._runs.all()}, self._clock.now_s()
             async with self._retention.storing():
-                run = await make_run(
-                    self._store, self._blobs, self._scratch, sources, RunId(run_id), spec, self._clock.now_s()
-                )
+                run = await make_run(self._store, self._blobs, self._scratch, sources, RunId(run_id), spec, now_s)
             self._runs.add(run)
-        log.info(
-            "run.created",
-            run=run.id,
-            spec_sha256=run.record.spec_sha256,
-            model=run.first.digest,
-            parameters=run.layout.values,
-        )
+        made = {"model": run.first.digest, "parameters": run.layout.values}
+        log.info("run.created", run=run.id, spec_sha256=run.record.spec_sha256, **made)
         self._run_bell.ring()
         return run
 
@@ -253,7 +250,8 @@ class Coordinator:
         step = await self._inbox.put(run, event, body)
         if step is None:
             return
-        self._troubles.clear(run.id)
+        if run.id not in self._held:
+            self._troubles.clear(run.id)
         self._follow(run, step)
         if step.ends_round:
             self._open_rounds.forget(run)
@@ -278,6 +276,7 @@ class Coordinator:
             return
         if run.id in self._held:
             if self._held.let_go(run.id, run.spec):
+                self._troubles.clear(run.id)
                 await self._go_on(run)
             return
         self._reconcile(run)
@@ -352,9 +351,10 @@ class Coordinator:
         self._tend_averaging(run)
 
     def _tend_averaging(self, run: LiveRun) -> None:
-        """Starts the averaging that the run waits for, if it is not in progress."""
+        """Starts the averaging that the run waits for, if it is not in progress. A held run waits until it is let go."""
         averaging = self._averaging.get(run.id)
-        if (effect := run.progress.averaging) is not None and (averaging is None or averaging.done()):
+        may_start = run.id not in self._held and (averaging is None or averaging.done())
+        if may_start and (effect := run.progress.averaging) is not None:
             work = partial(self._average_until_done, run, effect)
             self._averaging[run.id] = self._tasks.keep(f"the averaging of run {run.id}", work)
 
@@ -372,6 +372,7 @@ class Coordinator:
     async def _average_until_done(self, run: LiveRun, effect: ev.Average) -> None:
         while run.state.phase is Phase.AGGREGATING and run.state.round == effect.round:
             try:
+                await self._held.check_plugin(run.spec)  # its failure costs no round: the package may be mended
                 try:
                     await self._make_next_version(run, effect)
                 except (BaseLost, UpdateLost, SumImplausible, PluginBroken) as error:
