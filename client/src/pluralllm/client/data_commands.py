@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +22,7 @@ from pluralllm.common.process.extras import need_torch
 from pluralllm.common.process.files import make_folder, write_private
 from pluralllm.common.process.json_forms import DATA_CHECK
 from pluralllm.common.process.logs import configure_logs
+from pluralllm.common.process.plugins import check_allowed
 from pluralllm.common.words.questions import Question
 from pluralllm.common.words.spec import RunSpec
 from pluralllm.common.words.usual_embedding import load_spec
@@ -32,6 +33,14 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Import, check or embed the private file.")
 import_app = typer.Typer(no_args_is_help=True, help="Import a group's private file from the layout of a public survey.")
 app.add_typer(import_app, name="import")
+
+AllowEmbedder = Annotated[
+    str | None,
+    typer.Option(
+        help="A package whose code may make the vectors here, NAME or NAME==VERSION, for a run spec that names one."
+        " The key allowed_embedders of the policy.toml beside the cache folder counts, too."
+    ),
+]
 
 # The bounds of the invented survey, as sample_survey.py has them; importing that module here would load numpy.
 MOST_GROUPS, MOST_QUESTIONS, USUAL_QUESTIONS = 64, 312, 240
@@ -83,6 +92,7 @@ def check(
     ] = None,
     embedding_model_path: Annotated[Path | None, typer.Option(help="A local folder with the model.")] = None,
     device: Annotated[str, typer.Option(help="For --cache: auto, cuda, cuda:N, mps or cpu.")] = "auto",
+    allow_embedder: AllowEmbedder = None,
     against: Annotated[
         Path | None,
         typer.Option(
@@ -104,6 +114,7 @@ def check(
     notes: tuple[str, ...] | None = None
     if cache is not None and run is not None and checked.questions:
         need_torch()
+        _allow_embedder(run, cache, allow_embedder)
         _, notes = _keep_embedded(checked.questions, run, cache, embedding_model_path, device, workers=None)
     problems = [*map(str, checked.problems), *([f"  {facts['shortage']}"] if facts["shortage"] else [])]
     remarks = []
@@ -120,18 +131,21 @@ def check(
         listed = [{"line": problem.line, "problem": problem.text} for problem in checked.problems]
         print_json(DATA_CHECK, {**facts, "problems": listed, "embedding_notes": None if notes is None else list(notes)})
     else:
-        table = Table("what", "count", box=None)
-        table.add_row("problems", str(len(checked.problems)))
-        for name, value in facts.items():
-            if value is not None:
-                table.add_row(name.replace("_", " "), str(value))
-        terminal().print(table)
+        _print_counts({"problems": len(checked.problems), **facts})
         for problem in problems:
             say(problem)
         for note in (*remarks, *(notes or ())):
             say(f"note: {note}")
     if problems:
         raise typer.Exit(3)
+
+
+def _print_counts(counts: Mapping[str, Any]) -> None:
+    table = Table("what", "count", box=None)
+    for name, value in counts.items():
+        if value is not None:
+            table.add_row(name.replace("_", " "), str(value))
+    terminal().print(table)
 
 
 def _facts(checked: Checked, spec: RunSpec | None, against: Path | None) -> dict[str, Any]:
@@ -175,6 +189,7 @@ def embed(
         str | None,
         typer.Option(help="Devices that embed side by side, one process on each, for example cuda:0,cuda:1."),
     ] = None,
+    allow_embedder: AllowEmbedder = None,
 ) -> None:
     """Embed a private file beforehand, so that the daemon does not have to embed the file when it starts.
 
@@ -185,10 +200,23 @@ def embed(
 
     side_by_side = Workers.parse(workers, devices, device)
     questions, run = read_answers(file), load_spec(spec)
+    _allow_embedder(run, cache, allow_embedder)
     vectors, notes = _keep_embedded(questions, run, cache, embedding_model_path, device, side_by_side)
     say(f"{len(questions)} questions, {vectors} vectors of {run.embedding.dimension} numbers")
     for note in notes:
         say(f"note: {note}", err=True)
+
+
+def _allow_embedder(spec: RunSpec, cache: Path, allowed: str | None) -> None:
+    """Checks that the partner allows the code of the spec's embedder, if it is another package's, as for a task of the run.
+
+    Raises InvalidArgument otherwise.
+    """
+    from pluralllm.client.disclosure.policy import load_policy  # noqa: PLC0415 - only for a run spec
+
+    policy_file = cache.absolute().parent / "policy.toml"  # the cache is state_dir/cache by default
+    packages = load_policy(policy_file).allowed_embedders if policy_file.is_file() else ()
+    check_allowed(spec.embedding.plugin, (*packages, *([] if allowed is None else [allowed])), "--allow-embedder")
 
 
 def _keep_embedded(

@@ -26,6 +26,7 @@ from pluralllm.common.errors.tree import InvalidArgument
 from pluralllm.common.predictor.embedding import Embedder
 from pluralllm.common.predictor.group_predictor import GroupPredictor, PredictedAnswer
 from pluralllm.common.process.environment import with_home
+from pluralllm.common.process.plugins import check_allowed
 from pluralllm.common.words.context_gain import check_context_gain
 from pluralllm.common.words.questions import Question
 
@@ -58,6 +59,7 @@ class GroupReward:
         embedding_model_path: str | Path | None = None,
         cache: str | Path = DEFAULT_CACHE,
         device: str = "auto",
+        allow_embedder: str | None = None,
         accept_no_context_gain: bool = False,
     ) -> None:
         """Creates a reward function from a model and, for each group, its context.
@@ -79,6 +81,7 @@ class GroupReward:
             answers.read_answer does.
         embedding_model_path: folder of the embedding model; None looks it up by the model's own name.
         cache: folder of embedded texts. device: device for torch; "auto" picks one.
+        allow_embedder: package whose code may make the vectors, NAME or NAME==VERSION. A model that names one needs it.
         accept_no_context_gain: whether to take a model whose predictions do not depend on the group, with a ContextGainWarning.
         Otherwise such a model is refused with InvalidModel. If the model does not say its context gain, there is a warning.
         Raises InvalidArgument, InvalidData, InvalidModel, TooFewQuestions, ModelUnavailable or EmbeddingMismatch.
@@ -97,9 +100,7 @@ class GroupReward:
         self.warning = check_context_gain(name, self.config.context_gain, accept=accept_no_context_gain)
         warn(self.warning)
         chosen = pick_device(device)
-        path = None if embedding_model_path is None else Path(embedding_model_path)
-        self._embedder = Embedder(self._model.contract, path, _folder_of(cache), chosen)
-        self._embedder.check_probes()
+        self._embedder = _embedder(self._model, embedding_model_path, _folder_of(cache), chosen, allow_embedder)
         self._contexts = questions = {name: tuple(_questions(context)) for name, context in contexts.items()}
         self._full_model = self._model.in_full_precision()
         self._predictors = {name: self._predictor(name, answers, chosen) for name, answers in questions.items()}
@@ -235,6 +236,15 @@ class GroupReward:
 def identity_of(question: Question) -> Identity:
     """Returns what makes a question the same one whatever the order of its options and the spelling of its letters."""
     return folded(question.text).strip(), tuple(sorted(folded(option).strip() for option in question.options))
+
+
+def _embedder(
+    model: PluralPredictor, path: str | Path | None, cache: Path, device: torch.device, allow_embedder: str | None
+) -> Embedder:
+    check_allowed(model.contract.plugin, () if allow_embedder is None else (allow_embedder,), "allow_embedder")
+    embedder = Embedder(model.contract, None if path is None else Path(path), cache, device)
+    embedder.check_probes()
+    return embedder
 
 
 def _folder_of(cache: str | Path) -> Path:

@@ -16,6 +16,7 @@ from pluralllm.common.errors.tree import InvalidArgument
 from pluralllm.common.predictor.data import group_data
 from pluralllm.common.predictor.embedding import Embedder
 from pluralllm.common.predictor.group_predictor import GroupPredictor
+from pluralllm.common.process.plugins import check_allowed
 from pluralllm.common.words.questions import Question
 from pluralllm.experiment.scoring import Scorer, context_episode, gain_of, next_groups
 
@@ -48,15 +49,19 @@ class PreferencePredictor:
         embedding_model_path: str | Path | None = None,
         cache: str | Path = DEFAULT_CACHE,
         device: str = "auto",
+        allow_embedder: str | None = None,
         **options: Any,
     ) -> Self:
         """Loads a model that was exported, from a folder or by its id on the Hub.
 
         embedding_model_path: folder of the embedding model; None looks it up by its own name. cache: folder of embedded texts.
-        device: for torch. options: those of transformers, such as revision or token.
-        Raises InvalidModel if there is no such model, ModelUnavailable or EmbeddingMismatch for the embedding model.
+        device: for torch. allow_embedder: package whose code may make the vectors, NAME or NAME==VERSION; a model whose run used
+        an embedder of another package needs it. options: those of transformers, such as revision or token.
+        Raises InvalidArgument if `allow_embedder` is needed; InvalidModel if there is no such model; ModelUnavailable or
+        EmbeddingMismatch for the embedding model.
         """
         model = PluralPredictor.from_pretrained(name, **options)
+        check_allowed(model.contract.plugin, () if allow_embedder is None else (allow_embedder,), "allow_embedder")
         path = None if embedding_model_path is None else path_of("embedding_model_path", embedding_model_path)
         embedder = Embedder(model.contract, path, path_of("cache", cache), pick_device(device))
         embedder.check_probes()

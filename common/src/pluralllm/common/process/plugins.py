@@ -101,6 +101,20 @@ def find_plugin(kind: PluginKind, plugin: Plugin) -> tuple[Distribution, EntryPo
     return package, points[0]
 
 
+def check_allowed(plugin: Plugin | None, allowed: Sequence[str], setting: str) -> None:
+    """Checks that the person at this machine allows the package of an embedder that a file from elsewhere names.
+
+    allowed: packages, as `Plugin.is_among` reads them. setting: the argument or option that allows one, for the error.
+    Raises InvalidArgument otherwise. None, which is no plug-in, is allowed.
+    """
+    if plugin is not None and not plugin.is_among(allowed):
+        problem = (
+            f"must name {plugin.requirement}, whose code would run here with your rights to make the vectors;"
+            f" if you trust it, set it to {plugin.requirement}"
+        )
+        raise InvalidArgument(field=setting, problem=problem)
+
+
 def make_plugin(kind: PluginKind, plugin: Plugin, *arguments: object) -> Any:
     """Returns what the function of a plug-in makes of its options, which are keyword arguments with texts as values.
 

@@ -12,6 +12,7 @@ import typer
 
 from pluralllm.align.commands.scoring import (
     AcceptNoGain,
+    AllowEmbedder,
     Cache,
     Device,
     ModelFolder,
@@ -66,6 +67,7 @@ def serve(
     embedding_model_path: ModelPath = None,
     cache: Cache = None,
     device: Device = "auto",
+    allow_embedder: AllowEmbedder = None,
     accept_no_context_gain: AcceptNoGain = False,
 ) -> None:
     """Serves scores to other programs by gRPC, on this machine only, and by HTTP if it is asked for.
@@ -82,6 +84,7 @@ def serve(
         embedding_model_path=embedding_model_path,
         cache=cache,
         device=device,
+        allow_embedder=allow_embedder,
         accept_no_context_gain=accept_no_context_gain,
     )
     from pluralllm.align.scoring_service import serve_scores  # noqa: PLC0415 - torch, only here

@@ -33,6 +33,12 @@ Device = Annotated[str, typer.Option(help="Device for torch: auto, cuda, cuda:N,
 AcceptNoGain = Annotated[
     bool, typer.Option("--accept-no-context-gain", help="Only warn if predictions do not depend on the group.")
 ]
+AllowEmbedder = Annotated[
+    str | None,
+    typer.Option(
+        help="Package whose code may make the vectors here, NAME or NAME==VERSION; for a model that names one."
+    ),
+]
 Form = Annotated[str, typer.Option(help="Form of a completion's reward; see pluralllm.align.reward_forms.")]
 
 
@@ -45,6 +51,7 @@ def score(
     embedding_model_path: ModelPath = None,
     cache: Cache = None,
     device: Device = "auto",
+    allow_embedder: AllowEmbedder = None,
     accept_no_context_gain: AcceptNoGain = False,
     as_json: Json = False,
 ) -> None:
@@ -53,7 +60,9 @@ def score(
     Each row gets predicted shares and their spreads, and a row with a completion gets its reward. If rows hold the true
     shares or counts, the summary has the alignment score. A row that cannot be scored gets null and a problem, and is counted.
     """
-    reward = _load_reward(model, context, form, embedding_model_path, cache, device, accept_no_context_gain)
+    reward = _load_reward(
+        model, context, form, embedding_model_path, cache, device, allow_embedder, accept_no_context_gain
+    )
     from pluralllm.align.scoring import score_rows  # noqa: PLC0415 - torch, only here
 
     with _showing_progress(source) as report_bytes:
@@ -74,6 +83,7 @@ def pairs(
     embedding_model_path: ModelPath = None,
     cache: Cache = None,
     device: Device = "auto",
+    allow_embedder: AllowEmbedder = None,
     accept_no_context_gain: AcceptNoGain = False,
     as_json: Json = False,
 ) -> None:
@@ -81,7 +91,9 @@ def pairs(
 
     The candidates are ranked by the shares that the group is predicted to give them.
     """
-    reward = _load_reward(model, context, "probability", embedding_model_path, cache, device, accept_no_context_gain)
+    reward = _load_reward(
+        model, context, "probability", embedding_model_path, cache, device, allow_embedder, accept_no_context_gain
+    )
     from pluralllm.align.scoring import write_pairs  # noqa: PLC0415 - torch, only here
 
     with _showing_progress(source) as report_bytes:
@@ -112,6 +124,7 @@ def _load_reward(
     model_path: Path | None,
     cache: Path | None,
     device: str,
+    allow_embedder: str | None,
     accept_no_context_gain: bool,
 ) -> "GroupReward":
     contexts: dict[str, Any] = {context.stem: context}
@@ -122,6 +135,7 @@ def _load_reward(
         embedding_model_path=model_path,
         cache=cache,
         device=device,
+        allow_embedder=allow_embedder,
         accept_no_context_gain=accept_no_context_gain,
     )
 
