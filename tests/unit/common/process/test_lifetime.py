@@ -1,6 +1,5 @@
 """Signals in the first moments of a process, and its end beside native threads."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -27,9 +26,14 @@ runpy.run_module(module, run_name="__main__", alter_sys=True)
 TERM, INT, HUP, KILL = int(signal.SIGTERM), int(signal.SIGINT), int(signal.SIGHUP), int(signal.SIGKILL)
 
 
-def end(module: str, at: dict[str, list[int]], *arguments: str, **more: object) -> tuple[int, str]:
-    words = [sys.executable, "-c", SIGNALLED, module, repr(at), *arguments]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False, **more)  # type: ignore[call-overload]
+def after(shell: str, *words: str) -> list[str]:
+    """The words of a program that begins after a shell's commands: a function of Python would run in a fork beside threads."""
+    return ["sh", "-c", f'{shell}; exec "$@"', "sh", *words]
+
+
+def end(module: str, at: dict[str, list[int]], *arguments: str, shell: str = ":") -> tuple[int, str]:
+    words = after(shell, sys.executable, "-c", SIGNALLED, module, repr(at), *arguments)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
     return done.returncode, done.stderr
 
 
@@ -54,11 +58,8 @@ def test_a_signal_in_the_first_second_counts_and_shows_no_stack_trace(
 
 
 def test_a_signal_that_nohup_ignores_stays_ignored() -> None:
-    def ignore() -> None:
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    code, errors = end("pluralllm.server", {"typer": [INT, HUP]}, "serve", "--config", "none", preexec_fn=ignore)
+    ignored = "trap '' HUP INT"
+    code, errors = end("pluralllm.server", {"typer": [INT, HUP]}, "serve", "--config", "none", shell=ignored)
     assert (code, "there is no such file" in errors) == (3, True)
 
 
@@ -128,8 +129,6 @@ def test_a_closed_standard_stream_is_never_another_file(tmp_path: Path) -> None:
         f"file = open({str(tmp_path / 'file')!r}, 'w')\nassert file.fileno() > 2\nsay('a')\nsay('b', err=True)\n"
     )
 
-    def close() -> None:
-        os.closerange(0, 3)
-
-    assert subprocess.run([sys.executable, "-c", script], preexec_fn=close, timeout=60, check=False).returncode == 0
+    words = after("exec <&- >&- 2>&-", sys.executable, "-c", script)
+    assert subprocess.run(words, timeout=60, check=False).returncode == 0
     assert (tmp_path / "file").read_text() == ""
