@@ -19,6 +19,7 @@ from pluralllm.common.errors.tree import (
     StaleSession,
     StorageFull,
     StoreFailed,
+    UpdateLost,
 )
 from pluralllm.common.words.ids import ClientId, Digest, RunId
 from pluralllm.common.words.spec import GroupRole
@@ -27,6 +28,7 @@ from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.state import Outcome, Phase
 from pluralllm.server.runs.coordinator import MAX_STEPS_AT_ONCE, RETRY_S, Timing
 from pluralllm.server.runs.live_run import LiveRun, recover
+from pluralllm.server.runs.troubles import MAX_PROBLEM
 from pluralllm.server.storage.store import Change, RoundOutcome, RunRecord, Store
 
 ANN, BEN, CAT = ClientId("ann"), ClientId("ben"), ClientId("cat")
@@ -658,6 +660,30 @@ async def test_a_trouble_without_words_is_named_by_its_kind(place: MemoryCoordin
         ("run.in_trouble", "no route"),
     ]
     assert place.parts.troubles.of(run.id) == "no route"
+
+
+async def test_a_long_trouble_is_cut_and_printable(place: MemoryCoordinator) -> None:
+    run, hooks = await place.collecting("ann", "ben"), Hooks()
+    place.before = hooks
+    await place.deliver(run, "ann", place.update(run, 1))
+    with hooks.failing("blobs.path", RuntimeError("\x1b" + "A" * MAX_PROBLEM)):
+        await place.deliver(run, "ben", place.update(run, 2))
+        await until(lambda: place.parts.troubles.of(run.id) != "")
+    assert place.parts.troubles.of(run.id) == r"\x1b" + "A" * (MAX_PROBLEM - 1)
+    assert MAX_PROBLEM == 400
+
+
+async def test_the_log_has_no_stack_of_a_lost_update(place: MemoryCoordinator) -> None:
+    run, hooks = await place.collecting("ann", "ben"), Hooks()
+    place.before = hooks
+    await place.deliver(run, "ann", place.update(run, 1))
+    lost = UpdateLost(digest="d" * 64, problem="it is gone")
+    lost.__cause__ = OSError("of the disk")
+    with hooks.failing("blobs.path", lost), capture_logs() as logs:
+        await place.deliver(run, "ben", place.update(run, 2))
+        await until(lambda: run.state.phase is not Phase.AGGREGATING)
+    [line] = [line for line in logs if line["event"] == "round.averaging_failed"]
+    assert line["exc_info"] is None
 
 
 def test_the_times_of_the_loop_are_those_of_the_documentation() -> None:

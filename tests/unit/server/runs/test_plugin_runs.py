@@ -50,10 +50,15 @@ def make(**_):
 """
 
 
+EVIL = r"""
+def raised():
+    raise type("\x1b" + "A" * 5000, (Exception,), {})
+"""
 UNMADE = """
 def make(**_):
-    raise OSError("its table is gone")
+    raise LookupError
 """
+UNUSABLE = "town-hall-methods 1.0 cannot be used: LookupError in line 3 of made.py"
 
 
 class Gate:
@@ -269,9 +274,9 @@ async def test_a_package_that_is_broken_after_a_restart_costs_no_update_and_no_t
     run, troubles = following.parts.runs.get("r"), following.parts.troubles
     tasks = [run.task_name(ClientId(client)) for client in CLIENTS]
     assert [following.parts.leases.is_held(task) for task in tasks] == [False, True, True], "who trains keeps its task"
-    await turn_until(following, lambda: "its table is gone" in troubles.of(run.id))
+    await turn_until(following, lambda: UNUSABLE in troubles.of(run.id))
     await deliver(following, run, CLIENTS[1:], 1)
-    assert "its table is gone" in troubles.of(run.id), "an update does not mend it"
+    assert UNUSABLE in troubles.of(run.id), "an update does not mend it"
     async with asyncio.timeout(5):
         await following.coordinator.until_averaged(run)  # nothing is averaged
     assert (run.state.phase, len(run.state.receipts)) == (Phase.AGGREGATING, 3)
@@ -353,6 +358,21 @@ async def test_a_package_that_fails_costs_the_round_and_its_words_stay_in_the_lo
     assert (run.state.phase, run.state.round) == (Phase.COLLECTING, 2), "the next round begins"
 
 
+async def test_what_a_package_calls_its_error_is_cut_and_printable(place: MemoryCoordinator, site: Site) -> None:
+    module = FAILING.replace("open('/private/words')", "raised()")
+    site.install_module(module + EVIL, {AGGREGATORS.group: {RULE: "made:make"}})
+    run = await place.collecting(*CLIENTS, **RUN)
+    with capture_logs() as logs:
+        await deliver(place, run)
+        await until(lambda: run.state.phase is not Phase.AGGREGATING)
+    [row] = await place.parts.store.rounds(run.id, None, 10)
+    [line] = [line for line in logs if line["event"] == "round.averaging_failed"]
+    for text in (row.reason, line["problem"]):
+        assert r"\x1bAAA" in text
+        assert text.isprintable()
+        assert len(text) < 500
+
+
 @pytest.mark.parametrize("module", ["", UNMADE])
 async def test_a_package_that_is_removed_or_broken_under_a_round_keeps_its_updates_until_it_is_back(
     place: MemoryCoordinator, site: Site, module: str
@@ -365,7 +385,7 @@ async def test_a_package_that_is_removed_or_broken_under_a_round_keeps_its_updat
     await deliver(place, run)
     await until(lambda: place.parts.troubles.of(run.id) != "" or run.state.phase is not Phase.AGGREGATING)
     assert run.state.phase is Phase.AGGREGATING
-    assert ("its table is gone" if module else MISSING) in place.parts.troubles.of(run.id)
+    assert (UNUSABLE if module else MISSING) in place.parts.troubles.of(run.id)
     site.uninstall()
     site.install("town_hall_methods")
     place.clock.advance(RETRY_S)

@@ -54,7 +54,7 @@ from pluralllm.server.runs.presence import Presence
 from pluralllm.server.runs.round_traces import trace_key
 from pluralllm.server.runs.sessions import Session, Sessions
 from pluralllm.server.runs.step_reports import report_step
-from pluralllm.server.runs.troubles import Troubles
+from pluralllm.server.runs.troubles import Troubles, problem_of
 from pluralllm.server.storage.blobs import Blobs
 from pluralllm.server.storage.manifests import Manifests
 from pluralllm.server.storage.retention import Retention
@@ -423,11 +423,11 @@ class Coordinator:
     async def _abandon_averaging(
         self, run: LiveRun, effect: ev.Average, error: BaseLost | UpdateLost | SumImplausible | PluginBroken
     ) -> None:
-        problem = str(error)
+        problem = problem_of(error)
         if isinstance(error, SumImplausible):
             again = self._implausible.note(run.id, (receipt.client for receipt in effect.receipts))
             problem += f" The sum before was implausible, too: {', '.join(again)} took part in both." if again else ""
-        cause = error.__cause__  # of a plug-in: its own error, whose words and place only the log has
+        cause = error.__cause__ if isinstance(error, PluginBroken) else None  # its own error, which only the log has
         log.error("round.averaging_failed", run=run.id, round=effect.round, problem=problem, exc_info=cause)
         failed = ev.AveragingFailed(self._clock.now_s(), effect.round, problem, isinstance(error, BaseLost))
         await self.dispatch(run, failed)
@@ -491,7 +491,7 @@ class Coordinator:
     def _note_trouble(self, run: LiveRun, error: Exception) -> None:
         """Notes and logs why the run cannot go on now. An error that nobody expected is logged with its place in the code."""
         error = self._fail_stop.disk_failure(error) or error
-        problem = str(error) or type(error).__name__
+        problem = problem_of(error)
         if not self._troubles.note(run.id, problem):
             return
         if isinstance(error, PluralError | OSError):

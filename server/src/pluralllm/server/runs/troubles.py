@@ -1,6 +1,9 @@
 """The problems on the coordinator's side that block a run, for example a full disk."""
 
+from pluralllm.common.text.printable import printable
 from pluralllm.common.words.ids import RunId
+
+MAX_PROBLEM = 400  # characters
 
 
 class Troubles:
@@ -22,3 +25,11 @@ class Troubles:
     def of(self, run: RunId) -> str:
         """Returns the text of the run's problem, or "" if the run has none."""
         return self._by_run.get(run, "")
+
+
+def problem_of(error: Exception) -> str:
+    """Returns the text of an error that people and the event log get.
+
+    It is cut, and printable: a part of it may come from another package.
+    """
+    return printable((str(error) or type(error).__name__)[:MAX_PROBLEM])
