@@ -14,6 +14,7 @@ import os
 import statistics
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator
@@ -28,12 +29,21 @@ APP = Path(__file__).parent / "flower"
 LIMIT_S = 900.0
 
 
-def installed(venv: Path) -> Path:
-    """Installs Flower into the virtual environment `venv` if needed, and returns the folder of its commands."""
-    commands = venv / "bin"
-    if not (commands / "flwr").exists():
-        subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True, timeout=120)
-        subprocess.run([str(commands / "pip"), "install", "--quiet", FLOWER, "numpy"], check=True, timeout=600)
+def installed(venv: Path, flower: str = FLOWER, *, sees_this_environment: bool = False) -> Path:
+    """Installs Flower into the virtual environment `venv` if needed, and returns the folder of its commands.
+
+    flower: Flower's package, with its version. sees_this_environment: whether torch and our packages come from this environment.
+    """
+    commands, done = venv / "bin", venv / "installed"
+    if done.exists():
+        return commands
+    subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True, timeout=120)
+    if sees_this_environment:
+        packages_of_venv = sysconfig.get_path("purelib", vars={"base": str(venv)})
+        (Path(packages_of_venv) / "experiment.pth").write_text(sysconfig.get_path("purelib") + "\n")  # its own go first
+    pip = [str(commands / "python"), "-m", "pip", "install", "--quiet"]
+    subprocess.run([*pip, flower, *([] if sees_this_environment else ["numpy"])], check=True, timeout=900)
+    done.touch()
     return commands
 
 

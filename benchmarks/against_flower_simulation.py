@@ -16,7 +16,6 @@ import os
 import statistics
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -24,8 +23,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from against_flower import FLOWER
-from simulated_federation import CPU, clients_of, groups_of, spec_of
+from against_flower import FLOWER, installed
+from simulated_federation import CPU, clients_of, made_up_groups, spec_of
 
 from pluralllm.common.words.ids import RoundNumber
 from pluralllm.experiment.federated import Federation
@@ -34,25 +33,6 @@ from pluralllm.experiment.stacked import Flat
 
 SCRIPT = Path(__file__).parent / "flower" / "simulation.py"
 SIMULATION = FLOWER.replace("flwr", "flwr[simulation]")
-
-
-def installed(venv: Path) -> Path:
-    """Installs Flower's simulation engine into the virtual environment `venv` if needed, and returns its Python."""
-    python = venv / "bin" / "python"
-    done = venv / "installed"
-    if not done.exists():
-        subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True, timeout=120)
-        inside = subprocess.run(
-            [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
-            check=True,
-            capture_output=True,
-            text=True,
-        ).stdout.strip()
-        # Torch and our packages come from this environment; Flower's own packages go first.
-        (Path(inside) / "experiment.pth").write_text(sysconfig.get_path("purelib") + "\n")
-        subprocess.run([str(python), "-m", "pip", "install", "--quiet", SIMULATION], check=True, timeout=900)
-        done.touch()
-    return python
 
 
 class Counted:
@@ -78,7 +58,7 @@ def ours(clients: int, rounds: int) -> tuple[list[float], list[float], Flat]:
     """Plays the federation here. Returns the CPU seconds of each round and of its training, and the last model."""
     spec = spec_of(clients, rounds)
     passes = Counted(PassesHere(spec, CPU))
-    federation = Federation(spec, groups_of(spec), CPU, clients_of(clients), passes)
+    federation = Federation(spec, made_up_groups(), CPU, clients_of(clients), passes)
     whole, training = [], []
     while not federation.is_over:
         start_s, before_s = time.process_time(), passes.training_s
@@ -117,7 +97,7 @@ def main() -> int:
     parser.add_argument("--venv", type=Path, default=Path(tempfile.gettempdir()) / "pluralllm-flower-simulation")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    python = installed(asked.venv)
+    python = installed(asked.venv, SIMULATION, sees_this_environment=True) / "python"
     print(f"{SIMULATION}, {asked.clients} clients; CPU seconds of a round: all, training alone, beside it")
     ratios_beside, ratios_whole = [], []
     for _ in range(asked.repetitions):

@@ -38,24 +38,19 @@ def clients_of(clients: int) -> dict[ClientId, str]:
     return groups_of_clients(Virtual(clients=clients, per_group="even"), [f"group {n}" for n in range(GROUPS)], 0)
 
 
-def groups_of(_spec: RunSpec) -> dict[str, GroupData]:
-    """Returns groups with random answers to the same random questions."""
-    texts = np.random.default_rng(0)
-    embedded = []
-    for _ in range(QUESTIONS):
-        points = texts.normal(size=(4, DIMENSION)).astype(np.float32)
+def made_up_group(name: str, questions: int, dimension: int, seed: int) -> GroupData:
+    """Returns a group with random answers to the same random questions as the other groups."""
+    texts, answers = np.random.default_rng(0), np.random.default_rng(seed)
+    asked, embedded = [], []
+    for number in range(questions):
+        points = texts.normal(size=(4, dimension)).astype(np.float32)
         embedded.append(points / np.linalg.norm(points, axis=1, keepdims=True))
-    groups = {}
-    for number in range(GROUPS):
-        answers = np.random.default_rng(number + 1)
-        asked = [
-            Question(
-                f"question {n}",
-                ("a", "b", "c", "d"),
-                tuple(answers.dirichlet(np.ones(4)).tolist()),
-                (0.0, 1.0, 2.0, 3.0),
-            )
-            for n in range(QUESTIONS)
-        ]
-        groups[f"group {number}"] = group_data(f"group {number}", asked, embedded)
-    return groups
+        shares = tuple(answers.dirichlet(np.ones(4)).tolist())
+        asked.append(Question(f"question {number}", ("a", "b", "c", "d"), shares, (0.0, 1.0, 2.0, 3.0)))
+    return group_data(name, asked, embedded)
+
+
+def made_up_groups() -> dict[str, GroupData]:
+    """Returns the groups of this federation."""
+    names = [f"group {number}" for number in range(GROUPS)]
+    return {name: made_up_group(name, QUESTIONS, DIMENSION, seed) for seed, name in enumerate(names, 1)}

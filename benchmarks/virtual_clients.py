@@ -26,9 +26,8 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import TypeAdapter
+from simulated_federation import made_up_group
 
-from pluralllm.common.predictor.data import GroupData, group_data
-from pluralllm.common.words.questions import Question
 from pluralllm.common.words.spec import RunSpec, merge, preset_values
 from pluralllm.experiment import federated
 from pluralllm.experiment.engines.units import RayOptions
@@ -38,18 +37,6 @@ from pluralllm.experiment.virtual import groups_of_clients
 from pluralllm.server.rounds.state import Run
 
 SETTING = ("preset", "clients", "cohort", "of_rounds", "groups")
-
-
-def made_up_group(name: str, questions: int, dimension: int, seed: int) -> GroupData:
-    """Returns a group with random answers to the same random questions as the other groups."""
-    texts, answers = np.random.default_rng(0), np.random.default_rng(seed)
-    asked, embedded = [], []
-    for number in range(questions):
-        points = texts.normal(size=(4, dimension)).astype(np.float32)
-        embedded.append(points / np.linalg.norm(points, axis=1, keepdims=True))
-        shares = tuple(answers.dirichlet(np.ones(4)).tolist())
-        asked.append(Question(f"question {number}", ("a", "b", "c", "d"), shares, (0.0, 1.0, 2.0, 3.0)))
-    return group_data(name, asked, embedded)
 
 
 def spec_of(asked: argparse.Namespace) -> RunSpec:
