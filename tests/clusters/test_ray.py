@@ -4,12 +4,16 @@ Ray is an extra that `make test` does not install. Run these tests with `make ra
 """
 
 import hashlib
+import importlib
 import itertools
-import json
 import os
+import shutil
 import signal
 import sqlite3
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,11 +41,25 @@ ray = pytest.importorskip("ray", reason="Ray is not installed; make ray runs the
 psutil = pytest.importorskip("psutil")
 
 from pluralllm.experiment.engines import ray_cluster  # noqa: E402 - it imports Ray
-from pluralllm.experiment.engines.ray_embedding import EmbedOrder, embed_piece, fill_on_ray, model_files  # noqa: E402
+from pluralllm.experiment.engines.ray_embedding import (  # noqa: E402
+    EmbedOrder,
+    embed_piece,
+    fill_on_ray,
+    model_files,
+    terms_of,
+)
 from pluralllm.experiment.engines.ray_passes import RayPasses  # noqa: E402
-from pluralllm.experiment.engines.ray_workers import Terms, in_order, versions_here  # noqa: E402
+from pluralllm.experiment.engines.ray_workers import (  # noqa: E402
+    EMBEDDING_PACKAGES,
+    Terms,
+    gpu_here,
+    in_order,
+    versions_here,
+)
 
 T = TypeVar("T")
+TRAIN_PASS = "pluralllm.experiment.engines.ray_passes.train_pass"
+EMBED_PIECE = "pluralllm.experiment.engines.ray_embedding.embed_piece"
 CPU = torch.device("cpu")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -108,8 +126,9 @@ def test_a_killed_worker_changes_nothing_and_is_logged(
     def kill_once(what: str, *_: object) -> None:
         workers = [child for child in psutil.Process().children(recursive=True) if "ray::play_unit" in _title(child)]
         if "training" in what and workers and not killed:
-            killed.append(workers[0].pid)
-            os.kill(workers[0].pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # then the next report kills one
+                os.kill(workers[0].pid, signal.SIGKILL)
+                killed.append(workers[0].pid)
 
     run_experiment(replace(plan, jobs=2, ray=RayOptions()), kill_once)
     assert killed
@@ -154,29 +173,42 @@ def most_begun(items: int) -> int:
     return most
 
 
-class Killing(RayPasses):
-    """Kills a worker that trains a pass, after the first pass of the first round."""
-
-    killed = 0
-
-    def train(self, passes: Any, base: Any, number: Any) -> Any:
-        assert [len(clients) for clients in passes] == [2, 2, 2, 2, 1]
-        for trained in super().train(passes, base, number):
-            if not self.killed:
-                self.killed = kill_one("ray::train_pass")
-            yield trained
+LIMIT_S = 120.0  # for a task to begin, and for its killer to come
 
 
-def kill_one(title: str) -> int:
-    """Kills a worker while it does the task of this title. Waits until there is one."""
-    while True:
-        for child in psutil.Process().children(recursive=True):
-            if title in _title(child):
-                os.kill(child.pid, signal.SIGSTOP)  # it cannot end the task before the blow
-                is_at_it = title in _title(child)
-                os.kill(child.pid, signal.SIGKILL)
-                if is_at_it:
-                    return int(child.pid)
+@contextmanager
+def killed_in(
+    task: str, folder: Path, is_meant: Callable[[Any], bool] = lambda _order: True
+) -> Iterator["Future[int]"]:
+    """Kills the worker of the first task that begins, once, in the middle of that task. Yields the killed process id to come.
+
+    The task waits until it is killed. task: module and name of its function. is_meant: whether a task's order is such a one.
+    """
+    module, _, name = task.rpartition(".")
+    flag = folder / "waits"
+
+    def held_task(order: Any, *others: Any) -> Any:
+        if is_meant(order):
+            with suppress(FileExistsError), flag.open("x") as file:
+                file.write(f"{os.getpid()}\n")
+                file.flush()
+                time.sleep(LIMIT_S)
+                raise TimeoutError("nobody has killed this task")
+        return getattr(importlib.import_module(module), name)(order, *others)
+
+    def kill() -> int:
+        until_s = time.monotonic() + LIMIT_S
+        while time.monotonic() < until_s:
+            if flag.exists() and (text := flag.read_text()).endswith("\n"):
+                with suppress(ProcessLookupError):
+                    os.kill(int(text), signal.SIGKILL)
+                return int(text)
+            time.sleep(0.02)
+        raise TimeoutError(f"no {task} has begun")
+
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(1) as killer:
+        patch.setattr(task, held_task)
+        yield killer.submit(kill)
 
 
 def test_the_passes_of_a_round_have_the_bits_of_one_process_for_any_number_of_workers_also_after_a_killed_one(
@@ -193,13 +225,18 @@ def test_the_passes_of_a_round_have_the_bits_of_one_process_for_any_number_of_wo
 
     expected = with_one_thread(lambda: digests(None))
     assert len(set(expected)) == 4
-    for workers, kind in ((1, RayPasses), (2, RayPasses), (2, Killing)):
+    for workers in (1, 2):
         with ray_cluster.connected(RayOptions(), workers):
-            passes = kind(spec, Terms(versions_here()))
+            passes = RayPasses(spec, Terms(versions_here()))
             assert digests(passes) == expected
             assert passes.elsewhere_s > 0
             assert most_begun(20) == 2 * workers
-            assert isinstance(passes, Killing) == bool(getattr(passes, "killed", 0))
+    with (
+        ray_cluster.connected(RayOptions(), 2),
+        killed_in(TRAIN_PASS, tmp_path, lambda order: order.number == 2) as pid,
+    ):
+        assert digests(RayPasses(spec, Terms(versions_here()))) == expected
+        assert pid.result()
 
 
 def test_an_experiment_with_virtual_clients_has_the_same_figures_on_ray_one_unit_after_the_other(
@@ -212,13 +249,6 @@ def test_an_experiment_with_virtual_clients_has_the_same_figures_on_ray_one_unit
     assert without_machine(files_of(on_ray.out)) == without_machine(inline(plan))
     units = [unit for unit, _ in itertools.groupby(what for what in training if what.endswith(": training"))]
     assert len(units) == 4, "each unit has the cluster for itself"
-    seconds = [
-        json.loads(line)["seconds"]
-        for path in on_ray.out.glob("one.seed*.jsonl")
-        for line in path.read_text().splitlines()
-        if json.loads(line)["kind"] == "point" and json.loads(line)["rounds"]
-    ]
-    assert min(seconds) > 0.05, "the seconds of the workers count"
 
 
 def rows(folder: Path) -> list[tuple[bytes, bytes]]:
@@ -235,20 +265,15 @@ def test_a_cluster_embeds_the_same_vectors_also_after_a_killed_worker(
     probes = make_probes(contract, tiny, tmp_path / "probes", CPU)
     contract = contract.model_copy(update={"probes": probes})
     pieces = cut([f"{'Agree ' * (number % 7)}Tea {number}?" for number in range(300)])
-    killed: list[int] = []
     reports: list[tuple[int, int]] = []
-
-    def kill_once(done: int, total: int) -> None:
-        reports.append((done, total))
-        if done and not killed:
-            killed.append(kill_one("ray::embed_piece"))
 
     def embedder(folder: str) -> Embedder:
         return Embedder(contract, tiny, tmp_path / folder, CPU)
 
     fill(embedder("here"), pieces, None, quiet)
-    fill_on_ray(embedder("two workers"), pieces, RayOptions(), 2, kill_once)
-    assert killed
+    with killed_in(EMBED_PIECE, tmp_path, lambda order: order.texts == pieces[2].texts) as pid:
+        fill_on_ray(embedder("two workers"), pieces, RayOptions(), 2, lambda *facts: reports.append(facts))
+        assert pid.result()
     assert (reports[0], reports[-1]) == ((0, 300), (300, 300)), "the probes are no texts of the groups"
     assert rows(tmp_path / "two workers") == rows(tmp_path / "here")
 
@@ -264,25 +289,85 @@ def test_a_cluster_embeds_the_same_vectors_also_after_a_killed_worker(
         fill_on_ray(Embedder(wrong, tiny, tmp_path / "here", CPU), pieces, RayOptions(), 1, quiet)
 
 
+def order_of(folder: Path | None, **changes: Any) -> EmbedOrder:
+    """Returns an order for two texts. folder: of the model. changes: of the contract."""
+    facts = {"model": "tiny", "templates": ("{question}", "{option}"), "dimension": 2 * WIDTH} | changes
+    texts, terms = ("Tea?", "Coffee?"), Terms(versions_here(EMBEDDING_PACKAGES))
+    contract = Embedding.model_validate(facts).model_dump_json()
+    return EmbedOrder(contract, folder, model_files(folder), "cpu", texts, frozenset(texts), terms)
+
+
 def test_a_machine_with_another_model_in_its_folder_embeds_nothing(tmp_path: Path) -> None:
-    tiny = tiny_embedding_model(tmp_path / "model")
-    contract = Embedding(model="tiny", templates=("{question}", "{option}"), dimension=2 * WIDTH)
-    files = model_files(tiny)
-    assert ("config.json", (tiny / "config.json").stat().st_size) in files
-    texts = ("Tea?", "Coffee?")
-    order = EmbedOrder(contract.model_dump_json(), tiny, files, "cpu", texts, frozenset(texts), Terms(versions_here()))
+    model = shutil.copytree(tiny_embedding_model(tmp_path / "model"), tmp_path / "copy")
+    order = order_of(model)
     batches = embed_piece(order).answer
     assert batches is not None
-    assert sorted(text for batch, _, _ in batches for text in batch) == sorted(texts)
-    for folder in (tiny, tmp_path / "not there"):
-        outcome = embed_piece(
-            replace(
-                order, model_path=folder, files=(*files, ("more", 1)), contract_json=contract.model_dump_json(indent=1)
-            )
-        )
+    assert sorted(text for batch, _, _ in batches for text in batch) == sorted(order.texts)
+
+    weights = model / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))  # another checkpoint with files of the same sizes
+    other = order_of(model)
+    assert [name for name, _ in other.files] == [name for name, _ in order.files]
+    assert embed_piece(other).answer, "a worker loads the model of each driver anew"
+    for folder, files in (
+        (model, order.files),
+        (tmp_path / "not there", order.files),
+        (model, (*other.files, ("b", ""))),
+    ):
+        outcome = embed_piece(replace(order, model_path=folder, files=files))
         assert outcome.error is not None
         assert outcome.error[0] == "MODEL_UNAVAILABLE"
         assert f"{folder} on " in outcome.error[1]["problem"]
+
+
+def test_a_machine_that_loads_another_model_by_its_id_embeds_nothing(tmp_path: Path) -> None:
+    model = tiny_embedding_model(tmp_path / "model")
+    by_id = Embedding(model=str(model), templates=("{question}", "{option}"), dimension=2 * WIDTH)
+    probes = make_probes(by_id, None, tmp_path / "probes", CPU)
+    assert embed_piece(order_of(None, model=str(model), probes=probes)).answer
+    swapped = (probes[0].model_copy(update={"vector": probes[1].vector}),)
+    outcome = embed_piece(order_of(None, model=str(model), probes=swapped))
+    assert outcome.error is not None
+    assert outcome.error[0] == "EMBEDDING_MISMATCH"
+
+
+def test_workers_of_other_versions_or_gpus_embed_nothing_unless_they_may_be_mixed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_embedding_model(tmp_path / "model")
+    order = order_of(model)
+    here, gpu = dict(order.terms.versions), gpu_here()
+    for terms, difference in (
+        (Terms(here | {"tokenizers": "0.1"}), f"tokenizers {here['tokenizers']}, here 0.1"),
+        (Terms(here | {"transformers": "1.0"}), f"transformers {here['transformers']}, here 1.0"),
+        (Terms(here, gpu="a GPU"), f"GPU {gpu}, another worker a GPU"),
+    ):
+        outcome = embed_piece(replace(order, terms=terms))
+        assert outcome.error is not None
+        assert outcome.error[0] == "INVALID_ARGUMENT"
+        assert f"a worker that has {difference}." in outcome.error[1]["problem"]
+        outcome = embed_piece(replace(order, terms=replace(terms, is_mixed=True)))
+        assert outcome.answer
+        assert outcome.differences == (difference,)
+    assert embed_piece(replace(order, terms=Terms(here, gpu=gpu))).answer
+
+    def of_driver(packages: tuple[str, ...]) -> dict[str, str]:
+        return {name: "0.1" if name == "tokenizers" else facts for name, facts in versions_here(packages).items()}
+
+    monkeypatch.setattr("pluralllm.experiment.engines.ray_embedding.versions_here", of_driver)
+    contract = Embedding.model_validate_json(order.contract_json)
+    with pytest.raises(InvalidArgument, match=r"a worker that has tokenizers [\d.]+, here 0\.1"):
+        fill_on_ray(Embedder(contract, model, tmp_path / "cache", CPU), cut(order.texts), RayOptions(), 1, quiet)
+
+
+def test_the_first_worker_says_which_kind_of_gpu_all_workers_must_have() -> None:
+    ray.init(address="local", num_cpus=1, num_gpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        assert terms_of(RayOptions(gpus_per_unit=0.5)).gpu == gpu_here()
+        assert terms_of(RayOptions(is_mixed=True)) == Terms(versions_here(EMBEDDING_PACKAGES), is_mixed=True)
+    finally:
+        ray.shutdown()
 
 
 def test_workers_of_other_versions_are_refused_or_named_in_the_header(

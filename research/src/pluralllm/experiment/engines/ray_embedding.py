@@ -5,7 +5,9 @@ of workers, also if a worker dies and Ray embeds its piece again. Ray's handles 
 """
 
 import contextlib
+import hashlib
 import socket
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +24,19 @@ from pluralllm.common.predictor.encoder import Batch, Encoder
 from pluralllm.common.predictor.plugin_encoder import PluginEncoder
 from pluralllm.common.words.embedding import Embedding
 from pluralllm.experiment.engines.ray_cluster import connected
-from pluralllm.experiment.engines.ray_workers import Outcome, Terms, answered, in_order, outcome_of, versions_here
+from pluralllm.experiment.engines.ray_workers import (
+    EMBEDDING_PACKAGES,
+    Outcome,
+    Terms,
+    answered,
+    gpu_here,
+    in_order,
+    outcome_of,
+    versions_here,
+)
 from pluralllm.experiment.engines.units import RayOptions
 
-ModelFiles = tuple[tuple[str, int], ...]  # names and sizes
+ModelFiles = tuple[tuple[str, str], ...]  # names and SHA-256
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,31 +52,69 @@ class EmbedOrder:
     terms: Terms
 
 
-_encoders: dict[str, Encoder | PluginEncoder] = {}  # of this worker, by contract, folder and device: at most one
+# The encoder of this worker, by contract, folder, files and device: at most one.
+_encoders: dict[tuple[str, Path | None, ModelFiles, str], Encoder | PluginEncoder] = {}
 
 
 def embed_piece(order: EmbedOrder) -> Outcome[list[Batch]]:
     """Embeds one piece in a worker of the cluster. Returns the batches that have lacking texts."""
 
     def work() -> list[Batch]:
-        key = f"{order.contract_json} {order.model_path} {order.device}"
+        key = (order.contract_json, order.model_path, order.files, order.device)
         if key not in _encoders:
-            contract = Embedding.model_validate_json(order.contract_json)
-            if model_files(order.model_path) != order.files:
-                problem = f"{order.model_path} on {socket.gethostname()} has other files than on this machine"
-                raise ModelUnavailable(model=contract.model, problem=problem)
+            contract, device = Embedding.model_validate_json(order.contract_json), torch.device(order.device)
+            check_model(contract, order, device)
             _encoders.clear()
-            _encoders[key] = encoder_of(contract, order.model_path, torch.device(order.device))
+            _encoders[key] = encoder_of(contract, order.model_path, device)
         return list(_encoders[key].encode(order.texts, order.lacking.__contains__))
 
     return answered(order.terms, work)
 
 
+def check_model(contract: Embedding, order: EmbedOrder, device: torch.device) -> None:
+    """Checks that this machine has the driver's model. Without a folder, only the probes can tell.
+
+    Raises ModelUnavailable if a file in the folder differs, or if the model cannot be loaded; EmbeddingMismatch for the probes.
+    """
+    if order.model_path is not None:
+        if model_files(order.model_path) != order.files:
+            problem = f"{order.model_path} on {socket.gethostname()} has other files than on this machine"
+            raise ModelUnavailable(model=contract.model, problem=problem)
+        return
+    with (
+        tempfile.TemporaryDirectory() as cache,
+        contextlib.closing(Embedder(contract, None, Path(cache), device)) as one,
+    ):
+        one.check_probes()
+
+
 def model_files(folder: Path | None) -> ModelFiles:
-    """Returns names and sizes of the files in a model's folder; none if there is no folder."""
+    """Returns names and SHA-256 of the files in a model's folder; none if there is no folder. Reads every byte."""
     if folder is None or not folder.is_dir():
         return ()
-    return tuple(sorted((path.name, path.stat().st_size) for path in folder.iterdir() if path.is_file()))
+    return tuple(sorted((path.name, _sha256_of(path)) for path in folder.iterdir() if path.is_file()))
+
+
+def _sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def gpu_of_worker() -> Outcome[str]:
+    """Returns the kind of GPU of a worker of the cluster."""
+    return Outcome(gpu_here())
+
+
+def terms_of(options: RayOptions) -> Terms:
+    """Returns the terms for all workers: the driver's versions and, with GPUs, the kind of GPU of the first worker.
+
+    The driver asks a worker, because it may have no GPU itself. Raises WorkerDied if no worker answers.
+    """
+    gpu = None
+    if options.gpus_per_unit:
+        ask = ray.remote(num_cpus=1, num_gpus=options.gpus_per_unit, max_retries=MAX_TRIES - 1)(gpu_of_worker)
+        gpu = outcome_of(ask.remote(), "the question for its kind of GPU").answer
+    return Terms(versions_here(EMBEDDING_PACKAGES), options.is_mixed, gpu)
 
 
 def fill_on_ray(
@@ -83,7 +132,6 @@ def fill_on_ray(
     lacking = {piece: frozenset(embedder.lacking(piece.texts)) for piece in (probes, *pieces)}
     done = sum(len(piece.texts) for piece in pieces if not lacking[piece])
     device = "cuda" if options.gpus_per_unit else "cpu"
-    terms, files = Terms(versions_here(), options.is_mixed), model_files(embedder.model_path)
 
     def begin(piece: Piece) -> Any:
         task = ray.remote(num_cpus=1, num_gpus=options.gpus_per_unit, max_retries=MAX_TRIES - 1)(embed_piece)
@@ -96,7 +144,9 @@ def fill_on_ray(
     if not any(lacking.values()):
         embedder.check_probes()
         return
+    files = model_files(embedder.model_path)
     with connected(options, jobs):
+        terms = terms_of(options)
         for some in ((probes,), pieces):
             with contextlib.closing(in_order([piece for piece in some if lacking[piece]], begin)) as begun:
                 for piece, reference in begun:

@@ -4,7 +4,6 @@ Ray's handles have no types, so they are Any here.
 """
 
 import functools
-import importlib.metadata
 import os
 import platform
 from collections import deque
@@ -18,9 +17,11 @@ from ray.exceptions import RayError, RayTaskError
 
 from pluralllm.client.work.side_by_side import MAX_TRIES
 from pluralllm.common.errors.tree import InvalidArgument, PluralError, WorkerDied, leaves
+from pluralllm.common.process.plugins import installed_version
 
 # A unit's figures may depend on these packages; Ray itself demands one version of Python.
 PACKAGES = ("pluralllm-common", "pluralllm-client", "pluralllm-server", "pluralllm-research", "torch", "numpy")
+EMBEDDING_PACKAGES = (*PACKAGES, "transformers", "tokenizers")  # the vectors of texts may depend on these
 AHEAD = 2  # tasks for each core that are begun and not yet read
 T = TypeVar("T")
 ItemT = TypeVar("ItemT")
@@ -30,8 +31,9 @@ ItemT = TypeVar("ItemT")
 class Terms:
     """The terms on which a worker may answer."""
 
-    versions: Mapping[str, str]  # of the driver
+    versions: Mapping[str, str]  # of the driver; a worker compares the packages that are named here
     is_mixed: bool = False  # whether a worker with other versions may answer
+    gpu: str | None = None  # the kind of GPU that a worker must have; None: the work is done on CPUs
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +46,15 @@ class Outcome(Generic[T]):
 
 
 @functools.cache
-def versions_here() -> dict[str, str]:
+def versions_here(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
     """Returns whatever of this process may change a unit's figures: versions of packages, and the kind of processor."""
-    packages = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return packages | {"processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"}
+    versions = {name: installed_version(name) or "none" for name in packages}
+    return versions | {"processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"}
+
+
+def gpu_here() -> str:
+    """Returns the kind of this process's first GPU, as "NVIDIA A100"; "none" if there is none."""
+    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none"
 
 
 def differences_of(there: Mapping[str, str], here: Mapping[str, str]) -> tuple[str, ...]:
@@ -55,9 +62,18 @@ def differences_of(there: Mapping[str, str], here: Mapping[str, str]) -> tuple[s
     return tuple(f"{name} {there[name]}, here {here[name]}" for name in here if there[name] != here[name])
 
 
+def differences_from(terms: Terms) -> tuple[str, ...]:
+    """Returns the differences between this worker and the terms."""
+    packages = tuple(name for name in terms.versions if name != "processor")
+    differences = differences_of(versions_here(packages), terms.versions)
+    if terms.gpu is not None and gpu_here() != terms.gpu:
+        differences += (f"GPU {gpu_here()}, another worker {terms.gpu}",)
+    return differences
+
+
 def answered(terms: Terms, work: Callable[[], T]) -> Outcome[T]:
     """Does the work in a worker, with one thread. An error of our tree is returned, as Ray cannot carry its fields."""
-    differences = differences_of(versions_here(), terms.versions)
+    differences = differences_from(terms)
     if differences and not terms.is_mixed:
         problem = (
             f"names a cluster with a worker that has {'; '.join(differences)}. The figures may differ: install the same "
