@@ -17,14 +17,14 @@ unexport PYTHONDONTWRITEBYTECODE
 demo: .stamps/run
 	$(BIN)/python deploy/demo.py $(if $(DATA),--data "$(DATA)") $(if $(KEEP),--keep)
 
-# The inner loop, for every change: lint, types and the fast tests. It takes less than a minute.
+# The inner loop, for every change: lint, types and the fast tests. Modules that take seconds are left to `make test` (the marker `seconds`).
 QUICK_TESTS := tests/architecture tests/unit tests/machine tests/contract
 SIDE_BY_SIDE := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist loadscope --no-loadscope-reorder
 check: .stamps/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(MYPY)
-	$(SIDE_BY_SIDE) -n 2 -q $(QUICK_TESTS) $(ARGS)
+	$(SIDE_BY_SIDE) -n 2 -q -m "not seconds" $(QUICK_TESTS) $(ARGS)
 
 # The tests run side by side with one thread each, and the slow modules start first. A third process works while two wait.
 JOBS ?= 3

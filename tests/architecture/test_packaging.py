@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 from support.built_wheels import build_wheels
 
+pytestmark = pytest.mark.seconds
+
 REPOSITORY = Path(__file__).parents[2]
 HEAVY = ("torch", "transformers")
 # Libraries that take a tenth of a second or more to load: no text of help needs them.

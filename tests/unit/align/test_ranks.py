@@ -19,6 +19,8 @@ from pluralllm.common.words.names import ModelName
 from pluralllm.common.words.reward_weights import RewardAggregation
 from pluralllm.operator.remote import Remote
 
+pytestmark = pytest.mark.seconds
+
 # The completions of two prompts, as a trainer spreads them: neither prompt is on one rank alone.
 PROMPTS = ["p", "p", "p", "q", "q", "q"]
 COMPLETIONS = ["one", "two", "three", "four", "five", "four"]

@@ -18,6 +18,8 @@ from pluralllm.experiment.engines.units import Results, Shard, Tell, Unit
 from pluralllm.experiment.orders import Fetch, Play
 from pluralllm.experiment.runner import Plan, run_experiment
 
+pytestmark = pytest.mark.seconds
+
 
 def quiet(*_: object) -> None:
     pass

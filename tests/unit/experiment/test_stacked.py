@@ -24,6 +24,8 @@ from pluralllm.experiment.passes import MOST_ON_A_GPU, clients_per_pass
 from pluralllm.experiment.stacked import StackedPredictors, clip_each
 from pluralllm.server.rounds.cohort import task_seed
 
+pytestmark = pytest.mark.seconds
+
 CPU = torch.device("cpu")
 SGD = {"optimizer": "sgd", "learning_rate": 0.05, "local_steps": 3}
 TRANSFORMER = {"share_scale": 5.0}

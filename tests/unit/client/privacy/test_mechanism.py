@@ -20,6 +20,8 @@ from pluralllm.client.privacy.mechanism import (
     sensitivity,
 )
 
+pytestmark = pytest.mark.seconds
+
 SAMPLE = 60_000
 RHO = 0.02
 

@@ -17,6 +17,8 @@ from pluralllm.common.predictor.embedding import Embedder
 from pluralllm.common.predictor.encoder import Encoder
 from pluralllm.common.words.embedding import Embedding, Pooling
 
+pytestmark = pytest.mark.seconds
+
 CPU = torch.device("cpu")
 PROMPT = (
     "Answer the following question by picking one of these options : Tea or Coffee ? A . Tea B . Coffee . Answer : "

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.seconds
+
 # Runs a command line; while it imports a module of this name for the first time, the process gets the signal.
 SIGNALLED = """
 import os, runpy, signal, sys

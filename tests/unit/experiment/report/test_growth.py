@@ -13,6 +13,8 @@ from pluralllm.experiment.report.growth import flat, growth_finding, growth_of, 
 from pluralllm.experiment.report.study import Study, study_of
 from pluralllm.experiment.results import read_results
 
+pytestmark = pytest.mark.seconds
+
 Trial = tuple[int, float, dict[str, Any]]  # training groups, alignment, changes of the run spec (or another cohort)
 SHORT: Sequence[Trial] = [(8, 0.82, {}), (4, 0.80, {}), (64, 0.84, {})]
 LONG: Sequence[Trial] = [(16, 0.83, {"rounds": 120}), (64, 0.85, {"rounds": 120})]

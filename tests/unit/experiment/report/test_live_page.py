@@ -9,6 +9,8 @@ from pluralllm.experiment.report.live_figures import ends, most_points
 from pluralllm.experiment.report.live_page import groups_table, live_findings, live_page, rounds_table
 from pluralllm.experiment.report.page import html_of
 
+pytestmark = pytest.mark.seconds
+
 GROUPS = {"China": "held_out", "Japan": "held_out", "Egypt": "train", "Kenya": "train"}
 
 

@@ -21,6 +21,8 @@ from pluralllm.experiment.report.theme import inline, spread_out, two_lines
 from pluralllm.experiment.results import read_results
 from pluralllm.experiment.summary import Estimate
 
+pytestmark = pytest.mark.seconds
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

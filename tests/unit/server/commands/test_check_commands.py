@@ -11,6 +11,8 @@ from typer.testing import CliRunner
 from pluralllm.common.process.exits import USAGE
 from pluralllm.server.__main__ import app
 
+pytestmark = pytest.mark.seconds
+
 
 @pytest.mark.parametrize("options", [[], ["--state-dir", "somewhere", "--json"]])
 def test_the_old_name_of_verify_answers_with_the_new_one(options: list[str]) -> None:

@@ -34,6 +34,8 @@ from pluralllm.server.storage.retention import collect, kept_blobs
 from pluralllm.server.storage.sql_membership import SqlMembership
 from pluralllm.server.storage.sql_store import SqlStore, open_store
 
+pytestmark = pytest.mark.seconds
+
 SPEC = small_spec(rounds=3, round={"min_clients": 2, "on_missed_quorum": "skip"})
 FAIR_SPEC = small_spec(
     rounds=3,
