@@ -52,6 +52,8 @@ def test_a_file_is_embedded_by_another_package_and_refused_where_it_is_not_insta
     (tmp_path / "run.toml").write_text(f"[embedding]\ndimension = 64\n[embedding.plugin]\n{names}")
     embed = ["embed", str(tmp_path / "northmark.jsonl"), "--spec", str(tmp_path / "run.toml")]
     embed += ["--cache", str(tmp_path / "cache")]
+    assert f"--allow-embedder: must name {METHODS}==1.0" in data(*embed, code=3).replace("\n", " ")
+    embed += ["--allow-embedder", f"{METHODS}==1.0"]
     refusal = data(*embed, code=3)
     assert f"pip install '{METHODS}==1.0'" in refusal.replace("\n", " ")
     site.install("town_hall_methods")
