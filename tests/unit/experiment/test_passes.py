@@ -1,7 +1,7 @@
 """Passes of a round: cut by the spec, with the same bits wherever and in whatever order they are trained."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -118,7 +118,8 @@ def test_a_federation_goes_on_from_its_standing_with_the_same_bits(optimizer: st
         other.play_round()
     assert (other.point.rounds, whole.point.rounds, after_one.point.rounds) == (3, 3, 1)
     assert np.array_equal(other.point.values, whole.point.values)
-    assert replace(other.point, values=whole.point.values) == whole.point
+    rest = [field.name for field in fields(whole.point) if field.name != "values"]
+    assert [getattr(other.point, name) for name in rest] == [getattr(whole.point, name) for name in rest]
     assert (after_one.moments.size > 0) == (optimizer != "fedavg")
 
 
