@@ -156,8 +156,9 @@ class Remote:
         raise OverLimit(what="pages of GetRun", got=MAX_PAGES + 1, limit=MAX_PAGES)
 
     def runs(self, *, summary: bool = False, archived: bool = False) -> list[Values]:
-        """Returns the runs, newest first. With `summary`, their participants, evaluations and refusals are left out.
+        """Returns the runs, newest first.
 
+        summary: whether their participants, evaluations and refusals are left out.
         archived: whether archived runs are listed, too.
         """
         return self._pages(
@@ -171,7 +172,7 @@ class Remote:
     def rounds(self, run: str, limit: int | None = None, *, summary: bool = False) -> list[Values]:
         """Returns the newest rounds of a run, newest first. limit: largest number of rounds to return; None returns all.
 
-        With `summary`, cohorts and receipts are left out; `cohort_size` and `updates` are their numbers.
+        summary: whether cohorts and receipts are left out; `cohort_size` and `updates` are their numbers.
         """
         size = PAGE_SIZE if limit is None else min(limit, PAGE_SIZE)
         rounds = self._pages(

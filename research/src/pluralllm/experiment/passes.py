@@ -1,7 +1,8 @@
 """Passes: the clients of a round that train side by side. The spec cuts a round into passes, and any worker trains a pass.
 
-With dropout, the clients of a pass share the stream of random numbers, so the cut is part of a round's bits. It depends on the
-spec and the kind of device, and never on the number of workers. What a pass gives does not depend on where or when it is trained.
+The clients of a pass share the stream of random numbers where the spec has dropout, so the cut is part of a round's bits. The cut
+depends on the spec and the kind of device, and never on the number of workers. What a pass gives does not depend on where or when
+it is trained.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
