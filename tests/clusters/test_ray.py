@@ -19,6 +19,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+
+# Before the imports below, which take a second: where Ray is not installed, nothing of this module is run.
+ray = pytest.importorskip("ray", reason="Ray is not installed; make ray runs these tests")
+psutil = pytest.importorskip("psutil")
+
 import torch
 from support.process_harness import WIDTH, tiny_embedding_model
 from support.small_experiment import GROUPS, files_of, small_plan
@@ -29,33 +34,16 @@ from pluralllm.common.errors.tree import EmbeddingMismatch, InvalidArgument, Not
 from pluralllm.common.predictor import encoder
 from pluralllm.common.predictor.embedding import Embedder, make_probes
 from pluralllm.common.words.embedding import Embedding
+from pluralllm.experiment.engines import ray_cluster
+from pluralllm.experiment.engines.ray_embedding import EmbedOrder, embed_piece, fill_on_ray, model_files, terms_of
+from pluralllm.experiment.engines.ray_passes import RayPasses
+from pluralllm.experiment.engines.ray_workers import EMBEDDING_PACKAGES, Terms, gpu_here, in_order, versions_here
 from pluralllm.experiment.engines.units import RayOptions
 from pluralllm.experiment.federated import federate
 from pluralllm.experiment.play import Player
 from pluralllm.experiment.runner import Plan, run_experiment
 from pluralllm.experiment.spec import Virtual
 from pluralllm.experiment.virtual import groups_of_clients
-
-ray = pytest.importorskip("ray", reason="Ray is not installed; make ray runs these tests")
-
-psutil = pytest.importorskip("psutil")
-
-from pluralllm.experiment.engines import ray_cluster  # noqa: E402 - it imports Ray
-from pluralllm.experiment.engines.ray_embedding import (  # noqa: E402
-    EmbedOrder,
-    embed_piece,
-    fill_on_ray,
-    model_files,
-    terms_of,
-)
-from pluralllm.experiment.engines.ray_passes import RayPasses  # noqa: E402
-from pluralllm.experiment.engines.ray_workers import (  # noqa: E402
-    EMBEDDING_PACKAGES,
-    Terms,
-    gpu_here,
-    in_order,
-    versions_here,
-)
 
 T = TypeVar("T")
 TRAIN_PASS = "pluralllm.experiment.engines.ray_passes.train_pass"
