@@ -35,8 +35,9 @@ from pluralllm.common.words.noise import NoiseStatement
 from pluralllm.server.process.instruments import UPDATES_REFUSED
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.state import Phase
-from pluralllm.server.runs.intake import MAX_MESSAGE, TEND_S, parse_task, upload_key
+from pluralllm.server.runs.intake import TEND_S, parse_task, upload_key
 from pluralllm.server.runs.live_run import LiveRun
+from pluralllm.server.runs.troubles import MAX_PROBLEM
 from pluralllm.server.storage.store import ReceiptRecord
 
 ANN, BEN = ClientId("ann"), ClientId("ben")
@@ -295,7 +296,7 @@ async def test_a_bad_update_is_dropped_and_its_refusal_is_on_record(place: Memor
     with pytest.raises(NormTooLarge):
         await place.deliver(run, "ann", update)
     assert refusals(run) == [("ann", "NORM_TOO_LARGE")]
-    assert len(run.state.refusals[0].message) <= MAX_MESSAGE
+    assert len(run.state.refusals[0].message) <= MAX_PROBLEM
     assert not list((place.folder / "uploads").iterdir())
     with pytest.raises(ChunksMissing):
         await place.intake.commit(task, update.manifest.digest)

@@ -27,7 +27,6 @@ from pluralllm.common.errors.tree import (
 )
 from pluralllm.common.predictor.metrics import MAX_JS_DISTANCE
 from pluralllm.common.process.clock import Clock
-from pluralllm.common.text.printable import printable
 from pluralllm.common.weights.chunks import Manifest
 from pluralllm.common.weights.layout import check_header
 from pluralllm.common.words.ids import ClientId, Digest
@@ -50,6 +49,7 @@ from pluralllm.server.runs.refusals import Refusals
 from pluralllm.server.runs.round_steps import RoundSteps
 from pluralllm.server.runs.sessions import Sessions
 from pluralllm.server.runs.traffic import Traffic
+from pluralllm.server.runs.troubles import problem_of
 from pluralllm.server.runs.uploads import Uploads
 from pluralllm.server.storage.blobs import Blobs
 from pluralllm.server.storage.retention import Retention
@@ -58,7 +58,6 @@ from pluralllm.server.storage.store import ReceiptRecord, Store
 log = structlog.get_logger()
 
 TEND_S = 60.0
-MAX_MESSAGE = 400  # characters of a refusal that go into the run's log
 BASE_DISTANCE = "base_distance"  # the only metric that the weights of updates depend on: see weighting.py
 UPDATE_METRICS = frozenset(
     {"loss", BASE_DISTANCE}
@@ -358,8 +357,7 @@ class Intake:
         UPDATES_REFUSED.labels(error.reason).inc()
         if self._refusals.count(run.id, task.client, run.state.round if is_open else None):
             log.warning("update.refused", run=run.id, round=task.round, client=task.client, reason=error.reason)
-            message = printable(str(error)[:MAX_MESSAGE])  # a file's own words may be in it, and the event is kept
-            refused = ev.UpdateRefused(self._clock.now_s(), task.round, task.client, error.reason, message)
+            refused = ev.UpdateRefused(self._clock.now_s(), task.round, task.client, error.reason, problem_of(error))
             await self._coordinator.dispatch(run, refused)
 
 

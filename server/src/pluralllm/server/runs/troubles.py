@@ -30,6 +30,6 @@ class Troubles:
 def problem_of(error: Exception) -> str:
     """Returns the text of an error that people and the event log get.
 
-    It is cut, and printable: a part of it may come from another package.
+    It is cut, and printable: a part of it may come from another package, or from a client's file.
     """
     return printable((str(error) or type(error).__name__)[:MAX_PROBLEM])
