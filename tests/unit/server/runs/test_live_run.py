@@ -180,6 +180,8 @@ async def test_the_state_of_a_run_follows_from_its_spec() -> None:
     assert (run.work_kind, run.base, run.is_over, run.progress.updated_s) == (TaskKind.TRAIN, run.first, False, 0.0)
     groups = small_spec(groups={"train": ["A", "B"], "held_out": ["C"]})
     assert first_state(run.record, groups, run.first).named_groups == 3
+    formats = [run.spec.model_copy(update={"format": f"pluralllm.run/{number}"}) for number in (2, 3)]
+    assert [first_state(run.record, spec, run.first).gives_up_small_sums for spec in formats] == [False, True]
     rewards = groups.model_copy(update={"rewards": RewardRun(source="runs/s/models/0", model_digest="0" * 64)})
     assert rewards.rewards is not None
     assert first_state(run.record, rewards, run.first).rewards == rewards.rewards.aggregation
