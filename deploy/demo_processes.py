@@ -91,9 +91,7 @@ class Children:
     def start(self, command: list[str], log: Path) -> Child:
         """Starts a process in a process group of its own, so that a Ctrl-C reaches only the demo. log: the file of its output."""
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-        environment.pop(
-            "GRPC_VERBOSITY", None
-        )  # it silences the demo itself; a service leads gRPC's lines into its log
+        environment.pop("GRPC_VERBOSITY", None)  # it silences the demo itself; services keep gRPC's lines
         with log.open("wb") as file:
             popen = subprocess.Popen(
                 command,

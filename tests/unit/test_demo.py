@@ -39,6 +39,15 @@ def ended_process(folder: Path, written: str) -> demo_processes.Child:
     return demo_processes.Child(cast("Any", SimpleNamespace(poll=lambda: 1, returncode=1)), folder / "log")
 
 
+def test_a_process_of_the_demo_keeps_the_lines_of_grpc_that_the_demo_hides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRPC_VERBOSITY", "NONE")
+    with demo_processes.Children() as children:
+        children.start(["sh", "-c", 'echo "[$GRPC_VERBOSITY]"'], tmp_path / "log").popen.wait(10)
+    assert (tmp_path / "log").read_text() == "[]\n"
+
+
 def printed(*evaluations: dict[str, Any]) -> str:
     out = io.StringIO()
     DEMO.summary(list(evaluations), RUN, Path("folder"), Console(file=out, width=200))
