@@ -9,7 +9,6 @@ import itertools
 import os
 import shutil
 import signal
-import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,6 +24,7 @@ ray = pytest.importorskip("ray", reason="Ray is not installed; make ray runs the
 psutil = pytest.importorskip("psutil")
 
 import torch
+from support.cached_vectors import rows
 from support.process_harness import WIDTH, tiny_embedding_model
 from support.small_experiment import GROUPS, files_of, small_plan
 from support.small_survey import small_group
@@ -237,11 +237,6 @@ def test_an_experiment_with_virtual_clients_has_the_same_figures_on_ray_one_unit
     assert without_machine(files_of(on_ray.out)) == without_machine(inline(plan))
     units = [unit for unit, _ in itertools.groupby(what for what in training if what.endswith(": training"))]
     assert len(units) == 4, "each unit has the cluster for itself"
-
-
-def rows(folder: Path) -> list[tuple[bytes, bytes]]:
-    with sqlite3.connect(folder / "embeddings.sqlite3") as file:
-        return sorted(file.execute("SELECT key, vector FROM vectors"))
 
 
 def test_a_cluster_embeds_the_same_vectors_also_after_a_killed_worker(

@@ -1,11 +1,11 @@
 """The texts of an experiment's groups, embedded before by several workers: the vectors are those of one process."""
 
-import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from support.cached_vectors import rows
 from support.process_harness import WIDTH, tiny_embedding_model
 
 from pluralllm.client.work.embedding_pool import Piece, fill
@@ -16,11 +16,6 @@ from pluralllm.common.words.spec import RunSpec, merge, preset_values
 from pluralllm.experiment.groups import embed_groups, fill_cache
 
 CPU = torch.device("cpu")
-
-
-def rows(folder: Path) -> list[tuple[bytes, bytes]]:
-    with sqlite3.connect(folder / "embeddings.sqlite3") as file:
-        return sorted(file.execute("SELECT key, vector FROM vectors"))
 
 
 def test_a_cache_that_is_filled_before_has_the_vectors_of_embedding_group_by_group(

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from structlog.testing import capture_logs
+from support.cached_vectors import rows
 from support.process_harness import WIDTH, tiny_embedding_model
 
 from pluralllm.client.work import embedding_pool
@@ -63,11 +64,6 @@ def contract(**changes: object) -> Embedding:
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_embedding_model(tmp_path_factory.mktemp("tiny"))
-
-
-def rows(folder: Path) -> list[tuple[bytes, bytes]]:
-    with sqlite3.connect(folder / "embeddings.sqlite3") as file:
-        return sorted(file.execute("SELECT key, vector FROM vectors"))
 
 
 def test_a_piece_that_was_interrupted_gets_the_same_vectors_bit_by_bit(
