@@ -38,7 +38,7 @@ from pluralllm.operator.remote import Remote
 from pluralllm.server.members.access import Principal
 from pluralllm.server.rpc.first_message import HURRIED, PATIENT
 from pluralllm.server.rpc.messages import event_message
-from pluralllm.server.runs import intake
+from pluralllm.server.runs import troubles
 from pluralllm.server.runs.intake import Intake
 from pluralllm.server.runs.overview import COMES_AND_GOES
 from pluralllm.server.runs.presence import COMING_EACH_S, COMINGS_AT_ONCE
@@ -251,7 +251,7 @@ async def test_a_long_text_of_a_member_comes_into_a_log_and_out_of_an_old_log_in
 
         monkeypatch.setattr(Intake, "_check_announcement", refusing)
         with monkeypatch.context() as earlier:
-            earlier.setattr(intake, "MAX_MESSAGE", 3_000_000)
+            earlier.setattr(troubles, "MAX_PROBLEM", 3_000_000)
             with pytest.raises(PluralError):
                 await mallory.begin(task, manifest)
         with pytest.raises(PluralError):
