@@ -23,10 +23,8 @@ from pluralllm.align.stated import folded
 from pluralllm.client.data.answers import read_answers
 from pluralllm.client.work.train import pick_device
 from pluralllm.common.errors.tree import InvalidArgument
-from pluralllm.common.predictor.embedding import Embedder
 from pluralllm.common.predictor.group_predictor import GroupPredictor, PredictedAnswer
 from pluralllm.common.process.environment import with_home
-from pluralllm.common.process.plugins import check_allowed
 from pluralllm.common.words.context_gain import check_context_gain
 from pluralllm.common.words.questions import Question
 
@@ -100,7 +98,7 @@ class GroupReward:
         self.warning = check_context_gain(name, self.config.context_gain, accept=accept_no_context_gain)
         warn(self.warning)
         chosen = pick_device(device)
-        self._embedder = _embedder(self._model, embedding_model_path, _folder_of(cache), chosen, allow_embedder)
+        self._embedder = self._model.checked_embedder(embedding_model_path, _folder_of(cache), chosen, allow_embedder)
         self._contexts = questions = {name: tuple(_questions(context)) for name, context in contexts.items()}
         self._full_model = self._model.in_full_precision()
         self._predictors = {name: self._predictor(name, answers, chosen) for name, answers in questions.items()}
@@ -236,15 +234,6 @@ class GroupReward:
 def identity_of(question: Question) -> Identity:
     """Returns what makes a question the same one whatever the order of its options and the spelling of its letters."""
     return folded(question.text).strip(), tuple(sorted(folded(option).strip() for option in question.options))
-
-
-def _embedder(
-    model: PluralPredictor, path: str | Path | None, cache: Path, device: torch.device, allow_embedder: str | None
-) -> Embedder:
-    check_allowed(model.contract.plugin, () if allow_embedder is None else (allow_embedder,), "allow_embedder")
-    embedder = Embedder(model.contract, None if path is None else Path(path), cache, device)
-    embedder.check_probes()
-    return embedder
 
 
 def _folder_of(cache: str | Path) -> Path:

@@ -29,9 +29,11 @@ from pluralllm.align.model_folder import (
 )
 from pluralllm.common import __version__
 from pluralllm.common.errors.tree import InvalidModel
+from pluralllm.common.predictor.embedding import Embedder
 from pluralllm.common.predictor.interface import Points, Prediction, PreferencePredictor
 from pluralllm.common.predictor.model import new_predictor
 from pluralllm.common.process.files import write_durably
+from pluralllm.common.process.plugins import check_allowed
 from pluralllm.common.text.printable import printable
 from pluralllm.common.text.reading import read_json
 from pluralllm.common.weights.chunks import manifest_of
@@ -110,6 +112,22 @@ class PluralPredictor(PreTrainedModel):  # type: ignore[misc]
         The section names the embedding model and the templates that the texts are put into.
         """
         return Embedding(**self.config.embedding)
+
+    def checked_embedder(
+        self, path: str | Path | None, cache: Path, device: torch.device, allow_embedder: str | None
+    ) -> Embedder:
+        """Returns the embedder that makes the predictor's inputs, after it has made the probes of the run spec.
+
+        path: folder of the embedding model; None looks it up by its own name. cache: folder of embedded texts.
+        allow_embedder: package whose code may make the vectors, NAME or NAME==VERSION; None allows none.
+        Raises InvalidArgument if the model names another package's embedder that is not allowed; PluginMissing or PluginBroken
+        if it cannot be used; ModelUnavailable or EmbeddingMismatch.
+        """
+        allowed = () if allow_embedder is None else (allow_embedder,)
+        check_allowed(self.contract.plugin, allowed, "allow_embedder")
+        embedder = Embedder(self.contract, None if path is None else Path(path), cache, device)
+        embedder.check_probes()
+        return embedder
 
     def forward(self, context: Points, shares: Tensor, targets: Points) -> Prediction:
         """Predicts the answers to the target questions from the answered context questions.

@@ -16,7 +16,6 @@ from pluralllm.common.errors.tree import InvalidArgument
 from pluralllm.common.predictor.data import group_data
 from pluralllm.common.predictor.embedding import Embedder
 from pluralllm.common.predictor.group_predictor import GroupPredictor
-from pluralllm.common.process.plugins import check_allowed
 from pluralllm.common.words.questions import Question
 from pluralllm.experiment.scoring import Scorer, context_episode, gain_of, next_groups
 
@@ -61,10 +60,8 @@ class PreferencePredictor:
         EmbeddingMismatch for the embedding model.
         """
         model = PluralPredictor.from_pretrained(name, **options)
-        check_allowed(model.contract.plugin, () if allow_embedder is None else (allow_embedder,), "allow_embedder")
         path = None if embedding_model_path is None else path_of("embedding_model_path", embedding_model_path)
-        embedder = Embedder(model.contract, path, path_of("cache", cache), pick_device(device))
-        embedder.check_probes()
+        embedder = model.checked_embedder(path, path_of("cache", cache), pick_device(device), allow_embedder)
         return cls(model, embedder, device)
 
     @property
