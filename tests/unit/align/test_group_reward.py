@@ -22,7 +22,9 @@ from pluralllm.common.errors.tree import (
     ModelUnavailable,
     TooFewQuestions,
 )
+from pluralllm.common.predictor.model import new_predictor
 from pluralllm.common.words.questions import Question
+from pluralllm.common.words.spec import PRESETS, RunSpec, merge, preset_values
 
 SURVEY: dict[str, tuple[Question, ...]] = {str(name): found for name, found in sample_groups(3, 40, 0).items()}
 NAMES = list(SURVEY)
@@ -134,8 +136,16 @@ def test_caution_is_refused_where_the_spread_is_a_constant(
     }
     scored = reward_of(place, constant).score(**asked)
     assert {round(one.spread, 4) for one in scored if one is not None} == {0.15}
-    with pytest.raises(InvalidArgument, match="caution: has no effect"):
+    with pytest.raises(InvalidArgument, match=r"caution: has no effect.*presets attention and paper predict it"):
         reward_of(place, constant, caution=0.5)
+
+
+def test_the_presets_that_the_refusal_of_caution_names_are_those_whose_models_predict_a_spread() -> None:
+    predicting = []
+    for name in PRESETS:
+        spec = RunSpec.model_validate(merge(preset_values(name), {"embedding": {"model": "m", "dimension": 64}}))
+        predicting += [name] if new_predictor(spec.predictor, spec.embedding).predicts_spread else []
+    assert predicting == ["attention", "paper"]
 
 
 def test_what_cannot_be_scored_is_none_and_counted_and_the_rest_is_scored(place: Path, model: PluralPredictor) -> None:

@@ -73,7 +73,7 @@ class GroupReward:
             with other calls for the same prompt.
         form: name of the reward form, which turns an answer to given options into a reward; see reward_forms. For sampled
             completions the reward is always the predicted share.
-        caution: factor of the predicted spread that is subtracted from the reward; for models of the preset attention only.
+        caution: factor of the predicted spread that is subtracted from the reward; for the presets attention and paper only.
         no_option: reward of a completion that names no option; None leaves the completion out of the training step.
         read: a function of a completion and its options that returns a share for each option, or None; None reads as
             answers.read_answer does.
@@ -92,7 +92,7 @@ class GroupReward:
         self._group_column, self._columns = group_column, columns
         self._model = model if isinstance(model, PluralPredictor) else PluralPredictor.from_pretrained(model)
         if caution and not self._model.predictor.predicts_spread:
-            problem = "has no effect: this model has one spread for all shares; only models of the preset attention predict it"
+            problem = "has no effect: this model has one spread; only the presets attention and paper predict it"
             raise InvalidArgument(field="caution", problem=problem)
         name = str(model) if isinstance(model, str | Path) else f"{self.config.run}@{self.config.version}"
         self.warning = check_context_gain(name, self.config.context_gain, accept=accept_no_context_gain)

@@ -28,7 +28,7 @@ class Prediction:
 
     question: Question
     shares: dict[str, float]  # by option; they sum to 1
-    spreads: dict[str, float]  # by option: standard deviation of the share; a constant unless the preset was attention
+    spreads: dict[str, float]  # by option: standard deviation of the share; a constant unless the model predicts it
 
 
 @all_name_arguments
