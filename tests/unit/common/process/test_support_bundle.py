@@ -7,12 +7,20 @@ import stat
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pluralllm.client.data.private_texts import PrivateTexts
 from pluralllm.common.errors.tree import InvalidArgument, StoreFailed
 from pluralllm.common.process.foreign_output import FOREIGN_EVENTS
-from pluralllm.common.process.support_bundle import LOG_TAIL_BYTES, REMOVED, metrics_of, without_secrets, write_bundle
+from pluralllm.common.process.support_bundle import (
+    LOG_TAIL_BYTES,
+    REMOVED,
+    about,
+    metrics_of,
+    without_secrets,
+    write_bundle,
+)
 from pluralllm.common.trust.certificates import key_to_pem, new_key
 from pluralllm.common.words.questions import Question
 
@@ -137,6 +145,11 @@ def test_what_cannot_be_told_is_said_in_its_place_and_the_rest_is_there(tmp_path
     assert "metrics_listen is not set" in bundled_files["metrics.txt"]
     assert bundled_files["logs/0-server.log"] == "the end\n"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_the_versions_of_packages_are_told_and_one_that_is_lacking_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pluralllm.common.process.support_bundle.PACKAGES", ("numpy", "no-such-package"))
+    assert about()["packages"] == {"numpy": np.__version__, "no-such-package": None}
 
 
 def test_nothing_is_written_over_and_a_log_must_be_there(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ removes secrets. A client's redaction also removes the texts of its private file
 
 import datetime
 import http.client
-import importlib.metadata
 import io
 import json
 import os
@@ -22,6 +21,7 @@ from pluralllm.common.errors.tree import InvalidArgument
 from pluralllm.common.process.configuration import ProcessConfig, origins_of
 from pluralllm.common.process.console import Check
 from pluralllm.common.process.files import write_durably
+from pluralllm.common.process.plugins import installed_version
 from pluralllm.common.text.printable import printable
 from pluralllm.common.text.reading import read_text
 
@@ -168,15 +168,8 @@ def about() -> dict[str, object]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cores": os.cpu_count(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: installed_version(name) for name in PACKAGES},
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def metrics_of(state_dir: Path) -> str:
