@@ -21,6 +21,7 @@ from pluralllm.common.words.ids import ClientId
 from pluralllm.server.aggregation.aggregator import aggregator
 from pluralllm.server.commands import verify
 from pluralllm.server.commands.verify import verify_state
+from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.state import Phase
 from pluralllm.server.runs import held_runs
 from pluralllm.server.runs.coordinator import RETRY_S
@@ -260,6 +261,17 @@ async def test_the_loop_tells_why_a_run_is_held_and_lets_it_go_by_itself(place: 
         await turn_until(following, lambda: "run.recovered" in [line["event"] for line in logs])
     assert following.parts.troubles.of(run.id) == ""
     await following.stop()
+
+
+async def test_a_held_run_that_is_cancelled_is_in_no_trouble(place: MemoryCoordinator, site: Site) -> None:
+    site.install("town_hall_methods")
+    await place.collecting(*CLIENTS, **RUN)
+    site.uninstall()
+    following = await place.next_process()
+    run = following.parts.runs.get("r")
+    following.coordinator._note_trouble(run, PluginBroken("aggregator", RULE, "town-hall-methods", "1.0", "it fails"))
+    await following.coordinator.dispatch(run, ev.RunCancelled(following.clock.now_s(), "enough"))
+    assert following.parts.troubles.of(run.id) == "", "nothing tries it again"
 
 
 async def test_a_package_that_is_broken_after_a_restart_costs_no_update_and_no_task(

@@ -250,7 +250,7 @@ class Coordinator:
         step = await self._inbox.put(run, event, body)
         if step is None:
             return
-        if run.id not in self._held:
+        if run.is_over or run.id not in self._held:
             self._troubles.clear(run.id)
         self._follow(run, step)
         if step.ends_round:
