@@ -17,6 +17,7 @@ from pluralllm.common.process import plugins
 SUPPORT = Path(__file__).parent
 PAGE = SUPPORT.parents[1] / "docs" / "extending.md"
 METHODS, RULE, VECTORS = "town-hall-methods", "clamped-mean", "letter-counts"
+NAMES = {plugins.AGGREGATORS: RULE, plugins.EMBEDDERS: VECTORS}
 
 
 def plugin(name: str, version: str = "1.0", **options: str) -> dict[str, Any]:
@@ -48,10 +49,13 @@ class Site:
             shutil.copy(module, self.folder)
         self._write_metadata(project["name"], version or project["version"], project["entry-points"])
 
-    def install_module(self, text: str, entry_points: Mapping[str, Mapping[str, str]], name: str = METHODS) -> None:
-        """Installs a package with the one module `made`. text: the module's."""
+    def install_module(self, kind: plugins.PluginKind, text: str) -> None:
+        """Installs the package of methods with another module, whose function `make` takes the place of the example's.
+
+        kind: of what it makes. text: the module's.
+        """
         (self.folder / "made.py").write_text(text)
-        self._write_metadata(name, "1.0", entry_points)
+        self._write_metadata(METHODS, "1.0", {kind.group: {NAMES[kind]: "made:make"}})
 
     def uninstall(self) -> None:
         """Removes everything that is installed here."""

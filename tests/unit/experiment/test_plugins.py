@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.installed_package import METHODS, RULE, VECTORS, Site, of_page
+from support.installed_package import METHODS, VECTORS, Site, of_page
 from support.small_experiment import small_plan
 from support.small_survey import SMALL, small_group, small_spec
 
@@ -97,7 +97,7 @@ def test_virtual_clients_need_an_aggregator_that_looks_at_no_distances(
     site.install("town_hall_methods")
     runner._check_aggregator(experiment, changed)
     site.uninstall()
-    site.install_module(CHOOSING, {AGGREGATORS.group: {RULE: "made:make"}})
+    site.install_module(AGGREGATORS, CHOOSING)
     with pytest.raises(InvalidSpec, match="an aggregator that looks at no distances between updates"):
         run_experiment(replace(plan, experiment=experiment), lambda *_: None)
 

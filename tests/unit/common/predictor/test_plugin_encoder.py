@@ -42,7 +42,7 @@ def embedded(folder: Path, texts: list[str] = TEXTS, **changes: Any) -> np.ndarr
 
 def install(site: Site, body: str) -> None:
     code = f"import numpy as np\ndef make(device, **options):\n    return lambda texts: {body}\n"
-    site.install_module(code, {EMBEDDERS.group: {VECTORS: "made:make"}})
+    site.install_module(EMBEDDERS, code)
 
 
 def test_texts_get_the_packages_vectors_and_the_cache_keeps_them(site: Site, tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_a_vector_without_a_direction_is_refused_as_that_of_a_model_and_not_kept
 
 
 def test_what_returns_no_function_is_refused(site: Site, tmp_path: Path) -> None:
-    site.install_module("def make(device): return device", {EMBEDDERS.group: {VECTORS: "made:make"}})
+    site.install_module(EMBEDDERS, "def make(device): return device")
     with pytest.raises(PluginBroken, match="it returned str, not a function of texts"):
         embedded(tmp_path)
 
@@ -154,7 +154,7 @@ def test_the_device_is_told_and_a_worker_process_of_embed_fills_the_same_cache(
     code = (
         "import numpy as np\ndef make(device):\n    print(device)\n    return lambda t: np.eye(len(t), 32, dtype='f4')"
     )
-    site.install_module(code, {EMBEDDERS.group: {VECTORS: "made:make"}})
+    site.install_module(EMBEDDERS, code)
     order = EmbedPiece(contract().model_dump_json(), None, tmp_path, "cpu", ("a", "b"))
     assert PieceWork().embed(lambda *_: None, order).texts == 2
     assert capsys.readouterr().out == "cpu\n"

@@ -63,12 +63,12 @@ def test_a_plug_in_that_refuses_its_options_or_cannot_be_imported_is_named_witho
     with pytest.raises(PluginBroken, match="does not take exactly these options: more, trimmed"):
         make_plugin(AGGREGATORS, Plugin.model_validate(plugin(RULE, trimmed="1", more="1")))
     site.uninstall()
-    site.install_module("raise OSError('postgres://user:secret@host')", {AGGREGATORS.group: {RULE: "made:make"}})
+    site.install_module(AGGREGATORS, "raise OSError('postgres://user:secret@host')")
     with pytest.raises(PluginBroken, match=r"OSError in line 1 of made\.py") as refused:
         make_plugin(AGGREGATORS, named())
     assert "secret" not in str(refused.value)
     site.uninstall()
-    site.install_module("make = dict", {AGGREGATORS.group: {RULE: "made:make"}})
+    site.install_module(AGGREGATORS, "make = dict")
     assert make_plugin(AGGREGATORS, named()) == {}, "Python does not know which options a function in C takes"
 
 
@@ -89,7 +89,7 @@ def test_an_error_in_the_work_names_its_place_and_no_words_which_may_be_private(
 
 @pytest.mark.parametrize("kind", ["BaseException", "KeyboardInterrupt", "SystemExit"])
 def test_a_package_that_ends_programs_when_it_is_made_ends_none(site: Site, kind: str) -> None:
-    site.install_module(f"raise {kind}", {AGGREGATORS.group: {RULE: "made:make"}})
+    site.install_module(AGGREGATORS, f"raise {kind}")
     with ThreadPoolExecutor(1) as pool, pytest.raises(PluginBroken, match=f"{kind} in line 1 of made.py"):
         pool.submit(make_plugin, AGGREGATORS, named()).result()
 

@@ -61,7 +61,7 @@ def spec() -> RunSpec:
 
 def made(site: Site, code: str) -> Aggregation:
     """Installs a package whose one aggregator is made by this code."""
-    site.install_module(code, {AGGREGATORS.group: {RULE: "made:make"}})
+    site.install_module(AGGREGATORS, code)
     return rule()
 
 

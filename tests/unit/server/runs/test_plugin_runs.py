@@ -174,12 +174,10 @@ async def test_verify_finds_a_package_that_makes_other_bits_or_fails(place: Memo
     await deliver(place, run)
     await place.coordinator.until_averaged(run)
     site.uninstall()
-    site.install_module(
-        FAILING.replace("open('/private/words')", "deltas[0]"), {AGGREGATORS.group: {RULE: "made:make"}}
-    )
+    site.install_module(AGGREGATORS, FAILING.replace("open('/private/words')", "deltas[0]"))
     assert await findings(place) == [(5, "version 1: aggregating again gives other bits of the model")]
     site.uninstall()
-    site.install_module(FAILING, {AGGREGATORS.group: {RULE: "made:make"}})
+    site.install_module(AGGREGATORS, FAILING)
     [(invariant, problem)] = await findings(place)
     assert (invariant, problem.split(":")[0]) == (5, "version 1 cannot be made again here")
     assert "town-hall-methods 1.0 cannot be used: FileNotFoundError in line 4 of made.py" in problem
@@ -280,7 +278,7 @@ async def test_a_package_that_is_broken_after_a_restart_costs_no_update_and_no_t
     site.install("town_hall_methods")
     await deliver(place, await place.collecting(*CLIENTS, **RUN), CLIENTS[:1])
     site.uninstall()
-    site.install_module(UNMADE, {AGGREGATORS.group: {RULE: "made:make"}})
+    site.install_module(AGGREGATORS, UNMADE)
     following = MemoryCoordinator(place.folder, clock=place.clock, tables=place.tables)
     await following.coordinator.start()
     run, troubles = following.parts.runs.get("r"), following.parts.troubles
@@ -306,7 +304,7 @@ async def test_a_package_that_hangs_after_a_restart_holds_up_its_own_run_only(
     await place.collecting(*CLIENTS, **RUN)
     await place.new_run("other")
     site.uninstall()
-    site.install_module(gate.module, {AGGREGATORS.group: {RULE: "made:make"}})
+    site.install_module(AGGREGATORS, gate.module)
     following = await place.next_process()
     run, other = following.parts.runs.get("r"), following.parts.runs.get("other")
     async with asyncio.timeout(5):
@@ -333,7 +331,7 @@ async def test_a_package_that_hangs_after_a_restart_holds_up_its_own_run_only(
 async def test_a_package_that_hangs_holds_up_no_other_new_run_and_is_refused_in_time(
     place: MemoryCoordinator, site: Site, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    site.install_module(gate.module, {AGGREGATORS.group: {RULE: "made:make"}})
+    site.install_module(AGGREGATORS, gate.module)
     async with asyncio.timeout(5):
         creating = asyncio.create_task(place.new_run(**RUN))
         await until(lambda: loads() == [True])
@@ -352,7 +350,7 @@ async def test_a_package_that_hangs_holds_up_no_other_new_run_and_is_refused_in_
 async def test_a_package_that_fails_costs_the_round_and_its_words_stay_in_the_log(
     place: MemoryCoordinator, site: Site
 ) -> None:
-    site.install_module(FAILING, {AGGREGATORS.group: {RULE: "made:make"}})
+    site.install_module(AGGREGATORS, FAILING)
     run = await place.collecting(*CLIENTS, **RUN)
     with capture_logs() as logs:
         await deliver(place, run)
@@ -372,7 +370,7 @@ async def test_a_package_that_fails_costs_the_round_and_its_words_stay_in_the_lo
 
 async def test_what_a_package_calls_its_error_is_cut_and_printable(place: MemoryCoordinator, site: Site) -> None:
     module = FAILING.replace("open('/private/words')", "raised()")
-    site.install_module(module + EVIL, {AGGREGATORS.group: {RULE: "made:make"}})
+    site.install_module(AGGREGATORS, module + EVIL)
     run = await place.collecting(*CLIENTS, **RUN)
     with capture_logs() as logs:
         await deliver(place, run)
@@ -393,7 +391,7 @@ async def test_a_package_that_is_removed_or_broken_under_a_round_keeps_its_updat
     run = await place.collecting(*CLIENTS, **RUN)
     site.uninstall()
     if module:
-        site.install_module(module, {AGGREGATORS.group: {RULE: "made:make"}})
+        site.install_module(AGGREGATORS, module)
     await deliver(place, run)
     await until(lambda: place.parts.troubles.of(run.id) != "" or run.state.phase is not Phase.AGGREGATING)
     assert run.state.phase is Phase.AGGREGATING
