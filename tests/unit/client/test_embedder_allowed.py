@@ -6,21 +6,12 @@ from typing import Any
 
 import pytest
 import typer
-from support.installed_package import METHODS, Site, plugin
+from support.installed_package import METHODS, RUN_OF_VECTORS, Site
 
 from pluralllm.client.data.private_data import write_group
 from pluralllm.client.data_commands import check, embed
 from pluralllm.common.errors.tree import InvalidArgument
 from pluralllm.common.words.questions import Question
-
-RUN = f"""
-[embedding]
-dimension = 64
-[embedding.plugin]
-name = "letter-counts"
-distribution = "{METHODS}"
-version = "{plugin("letter-counts")["version"]}"
-"""
 
 
 @pytest.fixture
@@ -28,7 +19,7 @@ def files(site: Site, tmp_path: Path) -> dict[str, Any]:
     """The arguments of a command, for a run spec with a plug-in whose package is installed."""
     site.install("town_hall_methods")
     write_group(tmp_path / "answers.jsonl", [Question("Tea?", ("Yes", "No"), (0.5, 0.5))])
-    (tmp_path / "run.toml").write_text(RUN)
+    (tmp_path / "run.toml").write_text(RUN_OF_VECTORS)
     cache = tmp_path / "state" / "cache"
     return {"file": tmp_path / "answers.jsonl", "spec": tmp_path / "run.toml", "device": "cpu", "cache": cache}
 
