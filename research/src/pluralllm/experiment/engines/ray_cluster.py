@@ -23,7 +23,7 @@ from pluralllm.client.work.side_by_side import MAX_TRIES
 from pluralllm.common.errors.tree import InvalidArgument, WorkerDied
 from pluralllm.common.words.embedding import Embedding
 from pluralllm.experiment.engines.ray_passes import RayPasses
-from pluralllm.experiment.engines.ray_workers import Outcome, Terms, answered, outcome_of, versions_here
+from pluralllm.experiment.engines.ray_workers import Outcome, Terms, answered, outcome_of, task_of, versions_here
 from pluralllm.experiment.engines.units import RayOptions, Results, Tell, Unit
 from pluralllm.experiment.groups import Groups
 from pluralllm.experiment.play import Player, Setting
@@ -164,8 +164,7 @@ class RayCluster:
             is_spread=is_spread,
         )
         cores = 0 if is_spread else 1  # while its passes are trained, a unit waits
-        gpus = self.options.gpus_per_unit
-        play = ray.remote(num_cpus=cores, num_gpus=gpus, max_retries=MAX_TRIES - 1)(play_unit)
+        play = task_of(play_unit, cores=cores, gpus=self.options.gpus_per_unit)
         return play.remote(order, stored[embedding], board)
 
 

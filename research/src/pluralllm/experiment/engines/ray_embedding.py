@@ -13,11 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
 import torch
 
 from pluralllm.client.work.embedding_pool import Piece
-from pluralllm.client.work.side_by_side import MAX_TRIES
 from pluralllm.common.errors.tree import ModelUnavailable
 from pluralllm.common.predictor.embedding import Embedder, Progress, encoder_of
 from pluralllm.common.predictor.encoder import Batch, Encoder
@@ -32,6 +30,7 @@ from pluralllm.experiment.engines.ray_workers import (
     gpu_here,
     in_order,
     outcome_of,
+    task_of,
     versions_here,
 )
 from pluralllm.experiment.engines.units import RayOptions
@@ -112,7 +111,7 @@ def terms_of(options: RayOptions) -> Terms:
     """
     gpu = None
     if options.gpus_per_unit:
-        ask = ray.remote(num_cpus=1, num_gpus=options.gpus_per_unit, max_retries=MAX_TRIES - 1)(gpu_of_worker)
+        ask = task_of(gpu_of_worker, gpus=options.gpus_per_unit)
         gpu = outcome_of(ask.remote(), "the question for its kind of GPU").answer
     return Terms(versions_here(EMBEDDING_PACKAGES), options.is_mixed, gpu)
 
@@ -132,10 +131,10 @@ def fill_on_ray(
     lacking = {piece: frozenset(embedder.lacking(piece.texts)) for piece in (probes, *pieces)}
     done = sum(len(piece.texts) for piece in pieces if not lacking[piece])
     device = "cuda" if options.gpus_per_unit else "cpu"
+    embed = task_of(embed_piece, gpus=options.gpus_per_unit)
 
     def begin(piece: Piece) -> Any:
-        task = ray.remote(num_cpus=1, num_gpus=options.gpus_per_unit, max_retries=MAX_TRIES - 1)(embed_piece)
-        return task.remote(
+        return embed.remote(
             EmbedOrder(
                 contract.model_dump_json(), embedder.model_path, files, device, piece.texts, lacking[piece], terms
             )

@@ -13,11 +13,10 @@ from typing import Any
 import ray
 import torch
 
-from pluralllm.client.work.side_by_side import MAX_TRIES
 from pluralllm.common.predictor.data import GroupData
 from pluralllm.common.words.ids import ClientId, RoundNumber
 from pluralllm.common.words.spec import RunSpec
-from pluralllm.experiment.engines.ray_workers import Outcome, Terms, answered, in_order, outcome_of
+from pluralllm.experiment.engines.ray_workers import Outcome, Terms, answered, in_order, outcome_of, task_of
 from pluralllm.experiment.passes import Clients, PassesHere, Trained
 from pluralllm.experiment.stacked import Flat
 
@@ -73,7 +72,7 @@ class RayPasses:
     def __init__(self, spec: RunSpec, terms: Terms) -> None:
         assert not spec.training.keep_optimizer_state
         self._spec_json, self._terms = spec.model_dump_json(), terms
-        self._task = ray.remote(num_cpus=1, max_retries=MAX_TRIES - 1)(train_pass)
+        self._task = task_of(train_pass)
         self._stored: dict[int, tuple[GroupData, Any]] = {}  # groups and their references, by identity of the group
         self.elsewhere_s = 0.0  # CPU seconds of the workers
         self.differences: set[str] = set()  # between the workers and the driver

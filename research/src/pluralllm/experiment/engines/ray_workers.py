@@ -89,6 +89,14 @@ def answered(terms: Terms, work: Callable[[], T]) -> Outcome[T]:
         return Outcome(differences=differences, error=(failure.reason, failure.facts))
 
 
+def task_of(work: Callable[..., Any], *, cores: float = 1, gpus: float = 0) -> Any:
+    """Returns a task of Ray that does the work in a worker, and is begun at most MAX_TRIES times if workers die.
+
+    Make it once for many calls: every worker fetches a task that is made anew. cores, gpus: what one call holds of its machine.
+    """
+    return ray.remote(num_cpus=cores, num_gpus=gpus, max_retries=MAX_TRIES - 1)(work)
+
+
 def outcome_of(reference: Any, what: str) -> Outcome[Any]:
     """Returns a worker's outcome, which holds an answer. what: the work, for a message.
 
