@@ -11,10 +11,10 @@ import pytest
 from structlog.testing import capture_logs
 from support.installed_package import RULE, Site, of_page, plugin
 from support.memory_blobs import MemoryBlobs
-from support.memory_coordinator import TIMING, MemoryCoordinator, until
+from support.memory_coordinator import TIMING, Hooks, MemoryCoordinator, until
 from support.memory_store import MemoryMembership
 
-from pluralllm.common.errors.tree import NotFound, PluginBroken, PluginMissing
+from pluralllm.common.errors.tree import NotFound, PluginBroken, PluginMissing, StorageFull
 from pluralllm.common.process.plugins import AGGREGATORS
 from pluralllm.common.weights.layout import flat_values
 from pluralllm.common.words.ids import ClientId
@@ -270,6 +270,25 @@ async def test_a_held_run_that_is_cancelled_is_in_no_trouble(place: MemoryCoordi
     following.coordinator._note_trouble(run, PluginBroken("aggregator", RULE, "town-hall-methods", "1.0", "it fails"))
     await following.coordinator.dispatch(run, ev.RunCancelled(following.clock.now_s(), "enough"))
     assert following.parts.troubles.of(run.id) == "", "nothing tries it again"
+
+
+async def test_a_held_run_stays_held_until_its_return_is_durable(place: MemoryCoordinator, site: Site) -> None:
+    site.install("town_hall_methods")
+    await place.collecting(*CLIENTS, **RUN)
+    following, hooks = await place.next_process(), Hooks()
+    following.before = hooks
+    run = following.parts.runs.get("r")
+    following.clock.advance(run.spec.round.deadline_s + 1)  # the time for which it is held does not count
+    await following.look(run)
+    await until(lambda: loads() == [])
+    with hooks.failing("store.apply", StorageFull(what="the database")), pytest.raises(StorageFull):
+        await following.look(run)
+    following.clock.advance(RETRY_S)
+    await following.look(run)
+    await until(lambda: loads() == [])
+    await following.look(run)
+    assert (run.state.phase, run.state.round, run.state.extensions) == (Phase.COLLECTING, 1, 0)
+    assert (run.state.deadline_s or 0.0) > following.clock.now_s(), "its deadline begins anew"
 
 
 async def test_a_package_that_is_broken_after_a_restart_costs_no_update_and_no_task(

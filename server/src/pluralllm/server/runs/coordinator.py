@@ -137,8 +137,7 @@ class Coordinator:
     async def start(self) -> None:
         """Rebuilds every run from its event log, continues the runs that have not ended, and starts the loop.
 
-        A run whose stored spec this release does not allow is logged and left out. A run with another package's aggregator is
-        held until `advance` has found the package.
+        A run whose stored spec this release does not allow is logged and left out. A run with a plug-in is held at first.
         """
         self._started_s = self._clock.now_s()
         await self._clients.start()
@@ -162,6 +161,8 @@ class Coordinator:
 
     async def _go_on(self, run: LiveRun) -> None:
         await self.dispatch(run, ev.CoordinatorStarted(self._clock.now_s()))
+        self._held.release(run.id)  # if the event is not durable, it stays held: its deadlines have not begun anew
+        self._troubles.clear(run.id)
         self._reconcile(run)
         log.info("run.recovered", run=run.id, phase=run.state.phase, round=run.state.round, events=run.sequence)
 
@@ -275,8 +276,7 @@ class Coordinator:
         if run.is_over:
             return
         if run.id in self._held:
-            if self._held.let_go(run.id, run.spec):
-                self._troubles.clear(run.id)
+            if self._held.may_go(run.id, run.spec):
                 await self._go_on(run)
             return
         self._reconcile(run)

@@ -62,8 +62,8 @@ class HeldRuns:
             self._next_try_s[run] = self._clock.now_s()
         return run in self._next_try_s
 
-    def let_go(self, run: RunId, spec: RunSpec) -> bool:
-        """Returns whether a held run can go on, and holds it no longer then. Never waits.
+    def may_go(self, run: RunId, spec: RunSpec) -> bool:
+        """Returns whether a held run can go on, which its `release` makes it do. Never waits.
 
         Returns False while the plug-in loads, and while it is not yet time for another attempt.
         Raises PluginMissing or PluginBroken if the plug-in cannot be used, or still loads after LOAD_S. The run stays held.
@@ -81,8 +81,11 @@ class HeldRuns:
         del self._attempts[run]
         self._next_try_s[run] = now_s + self._retry_s
         attempt.end.result()
-        del self._next_try_s[run]
         return True
+
+    def release(self, run: RunId) -> None:
+        """Holds a run no longer, if it is held."""
+        self._next_try_s.pop(run, None)
 
     async def check_plugin(self, spec: RunSpec) -> None:
         """Checks that this process can use the aggregator that a spec names. Waits for it for LOAD_S at most.
