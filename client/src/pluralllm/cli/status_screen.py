@@ -18,7 +18,7 @@ from pluralllm.common.words.context_gain import gain_statement, ignores_context,
 from pluralllm.common.words.names import MemberName, RoundName, RunName
 from pluralllm.common.words.noise import declared_text
 from pluralllm.common.words.not_reported import not_reported_text
-from pluralllm.common.words.run_state import READS_SINGLE, READS_SUMS, run_state_text
+from pluralllm.common.words.run_state import READS_SINGLE, READS_SUMS, state_of_run
 from pluralllm.common.words.score_sums import clipped_text, scores_text
 
 MAX_REFUSALS = 3
@@ -62,7 +62,7 @@ def status_screen(run: Mapping[str, Any], now: datetime.datetime) -> RenderableT
 
 
 def _head(run: Mapping[str, Any], now: datetime.datetime) -> Text:
-    phase = run_state_text(run["phase"], run["outcome"], paused=run["paused"], archived=run.get("archived", False))
+    phase = state_of_run(run)
     if run["phase"] == "ended":
         phase = f"{phase}: {cell(run['outcome_reason']).plain}"
     return Text.assemble(
@@ -243,7 +243,7 @@ def runs_table(runs: Sequence[Mapping[str, Any]], now: datetime.datetime) -> Tab
     for run in runs:
         table.add_row(
             RunName.parse(run["name"]).run,
-            run_state_text(run["phase"], run["outcome"], paused=run["paused"], archived=run.get("archived", False)),
+            state_of_run(run),
             f"{run['round']} of {run['rounds']}",
             str(run["version"]),
             _mean_of_run(run),

@@ -1,5 +1,8 @@
 """The state of a run in words for people. Status, page and report all show these texts."""
 
+from collections.abc import Mapping
+from typing import Any
+
 # What the coordinator reads of the updates in a run, wherever its rounds are shown.
 READS_SINGLE = "the coordinator reads single updates"
 READS_SUMS = "the coordinator reads sums of updates, no single one"
@@ -10,3 +13,9 @@ def run_state_text(phase: str, outcome: str, *, paused: bool, archived: bool = F
     if phase == "ended":
         return f"{outcome} (archived)" if archived else outcome
     return f"{phase} (paused)" if paused else phase
+
+
+def state_of_run(run: Mapping[str, Any]) -> str:
+    """Returns the same for a run as plain values. A run is neither paused nor archived if its values do not say so."""
+    is_paused, is_archived = bool(run.get("paused")), bool(run.get("archived"))
+    return run_state_text(run["phase"], run["outcome"], paused=is_paused, archived=is_archived)

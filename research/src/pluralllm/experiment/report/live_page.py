@@ -7,7 +7,7 @@ from pluralllm.common.predictor.metrics import coefficient_of_variation, fairnes
 from pluralllm.common.words.context_gain import gain_statement, gain_text, ignores_context, mean_gain
 from pluralllm.common.words.names import MemberName
 from pluralllm.common.words.noise import declared_text
-from pluralllm.common.words.run_state import run_state_text
+from pluralllm.common.words.run_state import state_of_run
 from pluralllm.common.words.score_sums import clipped_text, scores_text
 from pluralllm.experiment.report.findings import amount
 from pluralllm.experiment.report.live import Answers, LiveRun, Series, at_round, common_rounds, live_run, moved_bytes
@@ -35,9 +35,7 @@ def live_page(answers: Answers, made: str) -> Page:
     """
     live = live_run(answers)
     run = answers.run
-    state = run_state_text(
-        run["phase"], run["outcome"], paused=bool(run.get("paused")), archived=bool(run.get("archived"))
-    )
+    state = state_of_run(run)
     if run["phase"] == "ended" and run["outcome_reason"]:
         state = f"{state}: {run['outcome_reason']}"
     figures = [groups_over_rounds(live), groups_now(live), fairness_over_rounds(live), time_of_rounds(live)]
