@@ -41,6 +41,18 @@ def of_page(name: str) -> dict[str, Any]:
     return dict(table)
 
 
+def write_metadata(folder: Path, name: str, version: str, entry_points: Mapping[str, Mapping[str, str]]) -> Path:
+    """Writes what pip writes about a package whose modules lie in this folder. Returns the folder of the metadata."""
+    metadata = folder / f"{name.replace('-', '_')}-{version}.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    (metadata / "RECORD").write_text("".join(f"{path.name},,\n" for path in sorted(folder.glob("*.py"))))
+    groups = [f"[{group}]\n" + "".join(f"{k} = {v}\n" for k, v in one.items()) for group, one in entry_points.items()]
+    (metadata / "entry_points.txt").write_text("\n".join(groups))
+    importlib.invalidate_caches()
+    return metadata
+
+
 class Site:
     """A folder of installed packages, on the path of this process and of those that it starts."""
 
@@ -56,7 +68,7 @@ class Site:
         project = tomllib.loads((package / "pyproject.toml").read_text())["project"]
         for module in package.glob("*.py"):
             shutil.copy(module, self.folder)
-        self._write_metadata(project["name"], version or project["version"], project["entry-points"])
+        write_metadata(self.folder, project["name"], version or project["version"], project["entry-points"])
 
     def install_module(self, kind: plugins.PluginKind, text: str) -> None:
         """Installs the package of methods with another module, whose function `make` takes the place of the example's.
@@ -64,7 +76,7 @@ class Site:
         kind: of what it makes. text: the module's.
         """
         (self.folder / "made.py").write_text(text)
-        self._write_metadata(METHODS, "1.0", {kind.group: {NAMES[kind]: "made:make"}})
+        write_metadata(self.folder, METHODS, "1.0", {kind.group: {NAMES[kind]: "made:make"}})
 
     def uninstall(self) -> None:
         """Removes everything that is installed here."""
@@ -78,15 +90,4 @@ class Site:
             if str(getattr(module, "__file__", "")).startswith(str(self.folder)):
                 del sys.modules[name]
         plugins._loaded_versions.clear()
-        importlib.invalidate_caches()
-
-    def _write_metadata(self, name: str, version: str, entry_points: Mapping[str, Mapping[str, str]]) -> None:
-        metadata = self.folder / f"{name.replace('-', '_')}-{version}.dist-info"
-        metadata.mkdir()
-        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-        (metadata / "RECORD").write_text("".join(f"{path.name},,\n" for path in sorted(self.folder.glob("*.py"))))
-        groups = [
-            f"[{group}]\n" + "".join(f"{k} = {v}\n" for k, v in one.items()) for group, one in entry_points.items()
-        ]
-        (metadata / "entry_points.txt").write_text("\n".join(groups))
         importlib.invalidate_caches()

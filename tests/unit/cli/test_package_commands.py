@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import typer
 from support.command_tree import inner_commands
+from support.installed_package import write_metadata
 from typer.core import TyperGroup
 from typer.main import get_group
 
@@ -43,12 +44,8 @@ def greet(name: str) -> None:
 
 def package(folder: Path, name: str, **commands: str) -> list[EntryPoint]:
     """Returns the entry points of a package that is installed in `folder`; `__` in a command's name stands for a dot."""
-    metadata = folder / f"{name}-1.0.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-    lines = "".join(f"{word.replace('__', '.')} = {value}\n" for word, value in commands.items())
-    (metadata / "entry_points.txt").write_text(f"[pluralllm.commands]\n{lines}")
-    return list(PathDistribution(metadata).entry_points)
+    points = {word.replace("__", "."): value for word, value in commands.items()}
+    return list(PathDistribution(write_metadata(folder, name, "1.0", {"pluralllm.commands": points})).entry_points)
 
 
 @pytest.fixture
