@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from pluralllm.common.predictor.blindness import TokenCount
 from pluralllm.common.predictor.encoder import Batch, pieces_of
+from pluralllm.common.process.plugin_arrays import array_from
 from pluralllm.common.process.plugins import EMBEDDERS, blamed, broken, find_plugin, make_plugin
 from pluralllm.common.words.plugins import Plugin
 
@@ -49,11 +50,8 @@ class PluginEncoder:
     def _vectors(self, texts: list[str]) -> NDArray[np.float32]:
         batch = tuple(texts)
         with blamed(EMBEDDERS, self._plugin):
-            vectors = self._embed(batch)
-        # No subclass: a mask, for one, would hide NaN from every check.
-        if type(vectors) is not np.ndarray or vectors.dtype != np.float32:
-            kind = vectors.dtype if type(vectors) is np.ndarray else type(vectors).__name__
-            raise broken(EMBEDDERS, self._plugin, f"it returned {kind}, not an array of float32")
+            embedded = self._embed(batch)
+        vectors = array_from(EMBEDDERS, self._plugin, embedded, np.float32)
         if vectors.shape != (len(texts), self._width):
             problem = f"it returned the shape {vectors.shape} for {len(texts)} texts, not {(len(texts), self._width)}"
             raise broken(EMBEDDERS, self._plugin, f"{problem}; embedding.dimension and its options must agree")

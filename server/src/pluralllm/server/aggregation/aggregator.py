@@ -8,11 +8,12 @@ that its bits depend neither on the size of a slice nor on the program that call
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import assert_never
+from typing import Any, assert_never
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pluralllm.common.process.plugin_arrays import array_from
 from pluralllm.common.process.plugins import AGGREGATORS, blamed, broken, make_plugin
 from pluralllm.common.words.aggregation import Aggregation
 from pluralllm.common.words.plugins import Plugin
@@ -104,19 +105,16 @@ def _combine(plugin: Plugin, combine: Combine, deltas: Floats, weights: Exact) -
         columns = slice(start, start + COLUMNS)
         own_deltas, own_weights = np.array(deltas[:, columns]), weights.copy()
         with blamed(AGGREGATORS, plugin):
-            values = combine(own_deltas, own_weights)
+            combined = combine(own_deltas, own_weights)
+        values = array_from(AGGREGATORS, plugin, combined, np.float32, np.float64)
         if problem := _problem_of(values, result[columns].shape):
             raise broken(AGGREGATORS, plugin, problem)
         result[columns] = values
     return result
 
 
-def _problem_of(values: object, shape: tuple[int, ...]) -> str:
+def _problem_of(values: NDArray[np.floating[Any]], shape: tuple[int, ...]) -> str:
     """Returns why values cannot be used; "" if they can. shape: the one that they must have."""
-    # No subclass: a mask, for one, would hide NaN from every check.
-    if type(values) is not np.ndarray or values.dtype not in (np.float32, np.float64):
-        kind = values.dtype if type(values) is np.ndarray else type(values).__name__
-        return f"it returned {kind}, not an array of float32 or float64"
     if values.shape != shape:
         return f"it returned the shape {values.shape}, not {shape}"
     with np.errstate(over="ignore"):
