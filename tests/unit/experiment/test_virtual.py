@@ -17,7 +17,7 @@ from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumb
 from pluralllm.common.words.spec import RunSpec
 from pluralllm.experiment import federated, passes
 from pluralllm.experiment.federated import LocalTraining, federate, first_values
-from pluralllm.experiment.passes import training_questions
+from pluralllm.experiment.passes import TrainingQuestions, training_questions
 from pluralllm.experiment.spec import Experiment, Virtual
 from pluralllm.experiment.stacked import Learners
 from pluralllm.experiment.virtual import WaitingUpdates, groups_of_clients
@@ -135,6 +135,14 @@ def test_clients_with_the_same_questions_share_the_numbers_of_those_that_they_tr
     usable = training_questions(spec, {ClientId(str(n)): data for n, data in enumerate((one, other, elsewhere))})
     assert usable[ClientId("0")] is usable[ClientId("1")]
     assert usable == {ClientId(str(n)): data.split(spec.held_out)[0] for n, data in enumerate((one, one, elsewhere))}
+
+
+def test_a_group_that_nobody_else_holds_any_more_is_not_taken_for_a_later_one() -> None:
+    spec = spec_of()
+    questions = TrainingQuestions(spec)
+    expected = {size: small_group("a", questions=size).split(spec.held_out)[0] for size in range(20, 30)}
+    for size in (*expected, *reversed(expected)):
+        assert questions.of(small_group("a", questions=size)) == expected[size]
 
 
 def experiment_of(spec: dict[str, Any], clients: int = 50, **method: Any) -> Experiment:

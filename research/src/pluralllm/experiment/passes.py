@@ -57,10 +57,9 @@ class PassesHere:
 
     def __init__(self, spec: RunSpec, device: torch.device) -> None:
         self._spec, self._device = spec, device
-        self._questions: dict[int, tuple[GroupData, tuple[int, ...]]] = {}  # to train on, by identity of all questions
-        self._learners: dict[
-            tuple[int, int], Learners
-        ] = {}  # by number of the pass, if it has a state to keep, and number of its clients
+        self._questions = TrainingQuestions(spec)
+        # By number of the pass, if it has a state to keep, and number of its clients.
+        self._learners: dict[tuple[int, int], Learners] = {}
 
     def train(self, passes: Sequence[Clients], base: Flat, number: RoundNumber) -> Iterator[Trained]:
         """Trains every pass, as `PassWorkers` says. Raises NotFinite if a value becomes infinite or NaN."""
@@ -85,7 +84,7 @@ class PassesHere:
                 episodes = [
                     episode
                     for client, data in clients.items()
-                    for episode in draw_episodes(spec, data, self._usable(data), step_number, generators[client])
+                    for episode in draw_episodes(spec, data, self._questions.of(data), step_number, generators[client])
                 ]
                 learnt = learners.learn(episodes, learning_rate(spec, step_number))
                 if step_number == first_step:
@@ -94,18 +93,26 @@ class PassesHere:
         moved = (values - base for values in learners.stack.flat())
         return Trained(dict(zip(clients, moved, strict=True)), distances)
 
-    def _usable(self, data: GroupData) -> tuple[int, ...]:
+
+class TrainingQuestions:
+    """The numbers of the questions that groups train on. Groups with the same questions are split once, and share one tuple."""
+
+    def __init__(self, spec: RunSpec) -> None:
+        self._held_out = spec.held_out
+        self._split: dict[int, tuple[GroupData, tuple[int, ...]]] = {}  # by identity of all questions
+
+    def of(self, data: GroupData) -> tuple[int, ...]:
+        """Returns the numbers of a group's questions to train on."""
         key = id(data.questions)
-        if key not in self._questions:  # the group is kept too, so that no other one gets its identity
-            self._questions[key] = data, data.split(self._spec.held_out)[0]
-        return self._questions[key][1]
+        if key not in self._split:  # the group is kept too, so that no other one gets its identity
+            self._split[key] = data, data.split(self._held_out)[0]
+        return self._split[key][1]
 
 
 def training_questions(spec: RunSpec, trainers: Clients) -> dict[ClientId, tuple[int, ...]]:
     """Returns the numbers of the questions that each client trains on. Clients with the same questions share one tuple."""
-    distinct = {id(data.questions): data for data in trainers.values()}
-    split = {key: data.split(spec.held_out)[0] for key, data in distinct.items()}
-    return {client: split[id(data.questions)] for client, data in trainers.items()}
+    questions = TrainingQuestions(spec)
+    return {client: questions.of(data) for client, data in trainers.items()}
 
 
 def cut(spec: RunSpec, device: torch.device, clients: Clients) -> list[Clients]:
