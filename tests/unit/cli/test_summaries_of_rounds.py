@@ -42,8 +42,8 @@ class Rounds:
 def test_rounds_are_listed_by_their_numbers_of_clients(
     words: list[str], summary: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(view_commands, "remote", lambda _: rounds)
     rounds = Rounds()
+    monkeypatch.setattr(view_commands, "remote", lambda _: rounds)
     done = CliRunner().invoke(app, words)
     assert rounds.asked == [summary], done.output
     if summary:
@@ -51,8 +51,8 @@ def test_rounds_are_listed_by_their_numbers_of_clients(
 
 
 def test_a_report_reads_no_receipts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "remote", lambda _: rounds)
     rounds = Rounds()
+    monkeypatch.setattr(report, "remote", lambda _: rounds)
     with pytest.raises(NotFound):
         report.report("r")
     assert rounds.asked == [True]
