@@ -44,6 +44,7 @@ def coordinator(
     elif with_authority:
         init = [*SERVER, "init", "--host", "127.0.0.1", "--admin-identity", str(folder / "admin"), *state]
         subprocess.run(init, check=True, capture_output=True, timeout=START_LIMIT_S, env=environment)
+    (folder / "state" / "address").unlink(missing_ok=True)  # of an earlier process, which answers no more
     with (folder / "coordinator.log").open("wb") as log:
         limited = ["sh", "-c", f'ulimit -n {files} && exec "$@"', "sh"] if files else []
         running = subprocess.Popen([*limited, *SERVER, "serve", *state], stdout=log, stderr=log, env=environment)
@@ -68,7 +69,7 @@ def administrator(folder: Path, *, plain_text: bool = False) -> Remote:
                 if plain_text
                 else Remote.of_member(load_identity(folder / "admin", "").at(address))
             )
-            remote.runs()
+            remote.runs(summary=True)
             return remote
         if time.monotonic() > until_s:
             raise SystemExit((folder / "coordinator.log").read_text())

@@ -1,11 +1,11 @@
 """Measures how soon a coordinator with a history of 1,000 rounds and 100 members serves, and how soon an operator gets answers.
 
-.venv/bin/python benchmarks/status_at_scale.py [--rounds 1000] [--members 100] [--times 15]
+.venv/bin/python benchmarks/status_at_scale.py [--rounds 1000] [--members 100] [--ended-runs 0] [--times 15]
 
 The coordinator's own round machine and store create the history, event by event: every member trains in every round, and
 evaluates every tenth version. Then a coordinator serves the history over TLS; every member is connected and holds a task. The
 commands run as processes, as an operator runs them, and are timed from their start to their last line. Results are the median
-and the slowest time.
+and the slowest time. With --ended-runs the coordinator has that many runs more, each of one round of all members.
 """
 
 import argparse
@@ -54,7 +54,7 @@ SCREEN = {**os.environ, "COLUMNS": "120", "LINES": "140", "TERM": "xterm-256colo
 def spec_of(rounds: int, members: int) -> RunSpec:
     return RunSpec.model_validate(
         {
-            "rounds": 2 * rounds,
+            "rounds": rounds,
             "round": {"min_clients": members, "target_clients": members, "evaluate_every": 10, "deadline_s": 3600},
             "predictor": {"d_model": 16, "layers": 1, "heads": 2, "feedforward": 16, "embedder_layers": 2},
             "embedding": {"model": "none", "dimension": 32},
@@ -62,22 +62,29 @@ def spec_of(rounds: int, members: int) -> RunSpec:
     )
 
 
-async def make_history(folder: Path, rounds: int, names: list[ClientId]) -> int:
-    """Writes the history of a run in which `rounds` rounds have ended; returns the number of its events.
+async def make_history(folder: Path, rounds: int, ended_runs: int, names: list[ClientId]) -> int:
+    """Writes the history of ended runs and of a run in which `rounds` rounds have ended; returns the number of their events.
 
     folder: state directory of the coordinator. names: the clients of every round.
     """
     state, clock = StateDirectory(folder), SystemClock()
     store = await open_store(state.database_url)
+    count = 0
     try:
-        spec = spec_of(rounds, len(names))
-        run = await make_run(store, LocalBlobs(state.blobs), state.scratch, {}, RunId("long"), spec, clock.now_s())
-        inbox = Inbox(store)
-        await inbox.put(run, ev.RunStarted(clock.now_s()))
-        while run.state.round < rounds or run.state.phase is not Phase.WAITING:
-            events = tuple(events_from(run, names, clock.now_s()))
-            await asyncio.gather(*(inbox.put(run, event) for event in events))  # in their order, in few transactions
-        return run.sequence
+        inbox, blobs = Inbox(store), LocalBlobs(state.blobs)
+        for number in range(ended_runs + 1):
+            is_long = number == ended_runs
+            spec = spec_of(2 * rounds if is_long else 1, len(names))
+            name = RunId("long" if is_long else f"ended-{number:05}")
+            run = await make_run(store, blobs, state.scratch, {}, name, spec, clock.now_s())
+            await inbox.put(run, ev.RunStarted(clock.now_s()))
+            while not run.is_over and (run.state.round < rounds or run.state.phase is not Phase.WAITING):
+                events = tuple(events_from(run, names, clock.now_s()))
+                await asyncio.gather(
+                    *(inbox.put(run, event) for event in events)
+                )  # in their order, in few transactions
+            count += run.sequence
+        return count
     finally:
         await store.close()
 
@@ -202,6 +209,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=1000)
     parser.add_argument("--members", type=int, default=100)
+    parser.add_argument("--ended-runs", type=int, default=0)
     parser.add_argument("--times", type=int, default=15)
     arguments = parser.parse_args()
     names = [ClientId(f"member-{number:03}") for number in range(arguments.members)]
@@ -214,9 +222,9 @@ def main() -> int:
             process.terminate()
             process.wait(LIMIT_S)
         began_s = time.perf_counter()
-        events = asyncio.run(make_history(folder / "state", arguments.rounds, names))
+        events = asyncio.run(make_history(folder / "state", arguments.rounds, arguments.ended_runs, names))
         print(
-            f"{arguments.rounds} rounds of {arguments.members} members, {events} events, "
+            f"{arguments.rounds} rounds of {arguments.members} members, {arguments.ended_runs} ended runs, {events} events, "
             f"made in {time.perf_counter() - began_s:.0f} s"
         )
         began_s = time.perf_counter()
@@ -250,6 +258,7 @@ def report(folder: Path, remote: Remote, times: int) -> None:
             "the coordinator's answer to GetRun, over an open connection",
             milliseconds(lambda: remote.get_run("long"), times),
         ),
+        ("pluralllm runs, the newest 20", milliseconds(lambda: run_command(folder, "runs"), times)),
         ("pluralllm status", milliseconds(lambda: run_command(folder, "status", "long"), times)),
         ("pluralllm status --json", milliseconds(lambda: run_command(folder, "status", "long", "--json"), times)),
         ("pluralllm rounds", milliseconds(lambda: run_command(folder, "rounds", "long"), times)),

@@ -5,7 +5,7 @@ import contextlib
 import hashlib
 import json
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,6 +49,7 @@ from pluralllm.server.storage.store import (
     RoundRecord,
     RunBlobs,
     RunRecord,
+    SettledRun,
     Store,
 )
 
@@ -280,8 +281,11 @@ async def test_an_evaluation_without_scores_comes_back_with_its_reason(store: St
     await store.apply([change(2, evaluations=(reported,))])
     assert await store.latest_evaluations(R, 1) == [kept, reported]
     assert [row for _, row in await store.evaluations(R, 0, 10)] == [kept, reported]
+    assert await store.alignment_scores(R, ModelVersion(0)) == [("ann", None), ("ben", 0.0)]
     await store.apply([change(3, evaluations=(score(0, "ann", 0.4),))])  # the newer evaluation of a client stands
     assert await store.latest_evaluations(R, 1) == [score(0, "ann", 0.4), reported]
+    assert await store.alignment_scores(R, ModelVersion(0)) == [("ann", 0.4), ("ben", 0.0)]
+    assert await store.alignment_scores(R, ModelVersion(1)) == []
 
 
 @contextlib.asynccontextmanager
@@ -462,6 +466,57 @@ async def test_a_run_has_its_newest_checkpoint(store: Store) -> None:
     await store.apply([change(3, checkpoint=replace(second, format=7)), change(4, checkpoint=second)])
     await store.apply([change(5)])
     assert await store.checkpoint(R) == second
+
+
+def last_seen(run: RunId, sequence: int) -> Checkpoint:
+    return Checkpoint(run, sequence, 1, '{"a": "ä"}', Digest("c" * 64))
+
+
+async def test_a_run_is_settled_as_long_as_its_checkpoint_has_seen_the_whole_log(store: Store) -> None:
+    unknown = RunId("unknown")
+    assert await store.settled_runs([R, unknown]) == []
+    await store.apply([change(1)])
+    assert await store.settled_runs([R]) == []  # it has no checkpoint
+    await store.apply([change(2, checkpoint=last_seen(R, 2))])
+    assert await store.settled_runs([R]) == [SettledRun(last_seen(R, 2), FIRST, FIRST)]
+    third = replace(SECOND, version=ModelVersion(2), digest=Digest("d2"), parent_sha256=SECOND.record_sha256)
+    await store.apply([change(3, versions=(SECOND, third))])
+    assert await store.settled_runs([R]) == []  # an event is later
+    await store.apply([change(4, checkpoint=last_seen(R, 4))])
+    assert await store.settled_runs([unknown, R]) == [SettledRun(last_seen(R, 4), FIRST, third)]
+    assert await store.settled_runs([]) == await store.settled_runs([unknown]) == []
+    await store.apply([change(5, checkpoint=last_seen(R, 6))])
+    assert await store.settled_runs([R]) == []  # the log ends before it
+
+
+async def test_a_hundred_settled_runs_take_as_many_queries_as_one(sql_store: SqlStore) -> None:
+    runs = [RunId(f"run-{number}") for number in range(100)]
+    for run in runs:
+        await sql_store.create_run(replace(RUN, id=run), replace(FIRST, run=run))
+    await sql_store.apply([replace(change(1, checkpoint=last_seen(run, 1)), run=run) for run in runs])
+    counts = []
+    for asked in (runs[:1], runs):
+        with counted_queries() as queries:
+            found = await sql_store.settled_runs(asked)
+        assert sorted(rows.checkpoint.run for rows in found) == sorted(asked)
+        assert all(rows.first == rows.newest == replace(FIRST, run=rows.checkpoint.run) for rows in found)
+        counts.append(len(queries))
+    assert counts[0] == counts[1] > 0
+
+
+@contextlib.contextmanager
+def counted_queries() -> Iterator[list[str]]:
+    """Collects the statements that any database gets within the block."""
+    seen: list[str] = []
+
+    def note(_: object, __: object, statement: str, *___: object) -> None:
+        seen.append(statement)
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", note)
+    try:
+        yield seen
+    finally:
+        sa.event.remove(sa.Engine, "before_cursor_execute", note)
 
 
 async def test_events_come_in_order_after_a_cursor(store: Store) -> None:

@@ -47,7 +47,7 @@ READS: dict[str, frozenset[str]] = {
             "named_blobs",
             "round_messages",
         }
-        | {"evaluations", "latest_evaluations", "close"}
+        | {"evaluations", "latest_evaluations", "alignment_scores", "settled_runs", "close"}
     ),
     "inbox": frozenset(),
     "membership": frozenset({"everyone", "audit_entries", "audit_head", "roster_rows"}),

@@ -18,7 +18,7 @@ from simulation.faults import HARMLESS, OF_CALLS, OF_PROCESS, WRITES, Kind
 from simulation.history import long_history
 from simulation.simulator import SimulationFailed, Ticket, check, problems, simulate, undisturbed
 
-from pluralllm.server.runs.live_run import recover
+from pluralllm.server.runs.recovery import recover
 
 ALL = os.environ.get("PLURALLLM_FAULTS") == "all"
 REPOSITORY = Path(__file__).parents[2]

@@ -22,7 +22,7 @@ from pluralllm.common.words.ids import ClientId, Digest, RoundNumber
 from pluralllm.server.commands.verify import Report, verify_state
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.state import Phase
-from pluralllm.server.runs.live_run import recover
+from pluralllm.server.runs.recovery import recover
 
 EPOCH_S = 1_700_000_000.0
 START_EVERY = 100_000  # at most so many starts of the coordinator

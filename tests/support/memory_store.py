@@ -14,7 +14,7 @@ from pluralllm.common.errors.membership import InviteUsed
 from pluralllm.common.errors.tree import StoreFailed
 from pluralllm.common.trust.audit_chain import FIRST_PREVIOUS, AuditEntry
 from pluralllm.common.trust.version_record import VersionRecord
-from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber, RunId
+from pluralllm.common.words.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber, RunId
 from pluralllm.server.rounds.events import RoundStep, event_kind, event_to_facts
 from pluralllm.server.storage.membership import (
     Everyone,
@@ -38,6 +38,7 @@ from pluralllm.server.storage.store import (
     RoundRecord,
     RunBlobs,
     RunRecord,
+    SettledRun,
 )
 
 # A call before an operation starts, or after it is done, with the operation's name and its subject. It may raise.
@@ -145,6 +146,16 @@ class MemoryStore:
         await self._before("store.checkpoint", run)
         return self._tables.runs[run].checkpoint
 
+    async def settled_runs(self, runs: Sequence[RunId]) -> Sequence[SettledRun]:
+        await self._before("store.settled_runs", runs)
+        settled = []
+        for tables in (self._tables.runs[run] for run in runs if run in self._tables.runs):
+            checkpoint, versions = tables.checkpoint, tables.versions.all()
+            sequences = [number for number, _ in tables.events.after(0, 10**9)]
+            if checkpoint is not None and sequences[-1:] == [checkpoint.sequence]:
+                settled.append(SettledRun(checkpoint, versions[0], versions[-1]))
+        return settled
+
     async def round(self, run: RunId, number: RoundNumber) -> RoundRecord | None:
         await self._before("store.round", number)
         return self._tables.runs[run].rounds.get(number)
@@ -201,6 +212,11 @@ class MemoryStore:
         newest = sorted({row.score.version for row in found}, reverse=True)[:versions]
         kept = [row for row in found if row.score.version in newest]
         return sorted(kept, key=lambda row: (row.score.version, row.score.group))
+
+    async def alignment_scores(self, run: RunId, version: ModelVersion) -> Sequence[tuple[GroupName, float | None]]:
+        await self._before("store.alignment_scores", run)
+        found = [row.score for _, row in self._tables.runs[run].evaluations.values() if row.score.version == version]
+        return sorted(((score.group, score.alignment_score) for score in found), key=lambda pair: pair[0])
 
     async def save_client(self, client: ClientRecord) -> None:
         await self._before("store.save_client", client)

@@ -26,7 +26,7 @@ from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.state import Outcome, Phase, Run
 from pluralllm.server.runs.assembly import Assembly
 from pluralllm.server.runs.coordinator import Timing
-from pluralllm.server.runs.live_run import recover
+from pluralllm.server.runs.recovery import recover
 from pluralllm.server.runs.uploads import Uploads
 from pluralllm.server.storage.blobs import LocalBlobs
 from pluralllm.server.storage.membership import MembershipChange, NewAuditEntry

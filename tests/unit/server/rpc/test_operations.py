@@ -59,7 +59,7 @@ async def listed(operations: Operations, **fields: Any) -> Any:
 
 async def state_of(operations: Operations, **fields: Any) -> Any:
     with as_caller(ADMIN):
-        return await operations.GetRun(pb.GetRunRequest(name="runs/r", **fields), None)
+        return await operations.GetRun(pb.GetRunRequest(**{"name": "runs/r", **fields}), None)
 
 
 async def test_archived_runs_are_listed_only_if_they_are_asked_for_and_pages_count_those_that_are_listed(
@@ -109,6 +109,25 @@ async def test_a_list_of_summaries_has_no_clients_and_the_mean_of_their_scores(t
     for field in ("participants", "evaluations", "previous_evaluations", "refusals"):
         full.ClearField(field)
     assert summary == full
+
+
+async def test_a_list_reads_two_numbers_of_each_run_once_and_evaluations_of_a_few_runs_stay_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pluralllm.server.runs.ended_evaluations.KEPT_RUNS", 2)
+    place = MemoryCoordinator(tmp_path)
+    for number in range(3):
+        run = await place.collecting("ann", "ben", run_id=f"r{number}")
+        await place.coordinator.dispatch(run, ev.RunCancelled(place.clock.now_s(), "enough"))
+    operations = operations_of(place)
+    place.before = hooks = Hooks()
+    for _ in range(2):
+        assert len((await listed(operations, summary=True)).runs) == 3
+    assert [operation for operation, _ in hooks.calls] == ["store.alignment_scores"] * 3
+    for name, reads in (("r0", 1), ("r1", 2), ("r0", 2), ("r2", 3), ("r0", 3), ("r1", 4)):
+        assert len((await state_of(operations, name=f"runs/{name}")).run.evaluations) == 2
+        assert [operation for operation, _ in hooks.calls].count("store.latest_evaluations") == reads
+    await place.stop()
 
 
 async def test_summaries_of_rounds_have_the_numbers_of_their_clients(

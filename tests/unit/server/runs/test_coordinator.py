@@ -27,7 +27,8 @@ from pluralllm.server.aggregation.next_version import NextVersion, write_next
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.state import Outcome, Phase
 from pluralllm.server.runs.coordinator import MAX_STEPS_AT_ONCE, RETRY_S, Timing
-from pluralllm.server.runs.live_run import LiveRun, recover
+from pluralllm.server.runs.live_run import LiveRun
+from pluralllm.server.runs.recovery import recover
 from pluralllm.server.runs.troubles import MAX_PROBLEM
 from pluralllm.server.storage.store import Change, RoundOutcome, RunRecord, Store
 
@@ -416,7 +417,7 @@ async def test_a_stored_run_that_this_release_cannot_read_is_left_out_and_its_na
             raise InvalidSpec(file="of run r", problems="  unknown key")
         return await recover(store, record)
 
-    monkeypatch.setattr("pluralllm.server.runs.coordinator.recover", unreadable)
+    monkeypatch.setattr("pluralllm.server.runs.recovery.recover", unreadable)
     with capture_logs() as logs:
         following = await place.next_process()
     assert [run.id for run in following.parts.runs.all()] == ["s"]

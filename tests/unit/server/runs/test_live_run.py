@@ -23,8 +23,9 @@ from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.state import Phase
 from pluralllm.server.runs.bell import Bell, ClientBells
 from pluralllm.server.runs.inbox import Inbox
-from pluralllm.server.runs.live_run import LiveRun, Progress, first_state, recover
+from pluralllm.server.runs.live_run import LiveRun, Progress, first_state
 from pluralllm.server.runs.live_runs import Runs
+from pluralllm.server.runs.recovery import recover
 from pluralllm.server.runs.traffic import Traffic
 from pluralllm.server.runs.troubles import Troubles
 from pluralllm.server.storage.store import RunRecord
@@ -96,7 +97,7 @@ async def test_a_run_shows_the_weakest_statement_about_noise_with_which_each_cli
 
 @pytest.mark.parametrize("page", [1, 2, 3])
 async def test_the_log_of_events_is_read_page_by_page(monkeypatch: pytest.MonkeyPatch, page: int) -> None:
-    monkeypatch.setattr("pluralllm.server.runs.live_run.REPLAY_PAGE", page)
+    monkeypatch.setattr("pluralllm.server.runs.recovery.REPLAY_PAGE", page)
     store = MemoryStore(Tables())
     run = await a_run(store)
     for event in (ev.RunStarted(1.0), ev.RunPaused(2.0), ev.RunResumed(3.0)):

@@ -18,7 +18,8 @@ from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.state import Phase
 from pluralllm.server.runs.inbox import Inbox
 from pluralllm.server.runs.leases import Lease
-from pluralllm.server.runs.live_run import LiveRun, recover
+from pluralllm.server.runs.live_run import LiveRun
+from pluralllm.server.runs.recovery import recover
 from pluralllm.server.storage.retention import kept_blobs
 
 ANN, BEN, CAT, DAN = NAMES

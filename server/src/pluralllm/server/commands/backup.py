@@ -24,11 +24,12 @@ from pluralllm.common.process.files import (
     sync_file,
     write_durably,
 )
-from pluralllm.common.words.ids import Digest, RunId
+from pluralllm.common.words.ids import Digest
 from pluralllm.server.commands.verify import Report, verify_state
 from pluralllm.server.members.authority import SECRET, load_authority
 from pluralllm.server.process.config import ServerConfig
-from pluralllm.server.runs.live_run import recover
+from pluralllm.server.runs.live_run import LiveRun
+from pluralllm.server.runs.recovery import recover_all
 from pluralllm.server.storage.blobs import Blobs, LocalBlobs, verify
 from pluralllm.server.storage.by_url import database_url
 from pluralllm.server.storage.object_blobs import ObjectBlobs, open_bucket
@@ -176,10 +177,7 @@ async def named_blobs(store: SqlStore) -> Named:
 
     Raises Corrupt if a stored run spec is damaged. If an event log cannot be replayed, the round machine's error is raised.
     """
-    over: set[RunId] = set()
-    for record in await store.runs():
-        run = await recover(store, record)
-        over |= {run.id} if run.is_over else set()
+    over = {run.id async for _, run in recover_all(store) if isinstance(run, LiveRun) and run.is_over}
     everything, needed = await kept_blobs(store, EVERY_ROUND, over), await kept_blobs(store, 0, over)
     return Named(frozenset(everything), frozenset(needed))
 

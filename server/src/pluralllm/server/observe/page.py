@@ -31,7 +31,7 @@ from pluralllm.common.process.watched_tasks import WatchedTasks
 from pluralllm.common.text.printable import printable_values
 from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.words.addresses import check_loopback, join_address, split_address
-from pluralllm.common.words.ids import ClientId, ModelVersion, RoundNumber
+from pluralllm.common.words.ids import ClientId, ModelVersion, RoundNumber, RunId
 from pluralllm.common.words.names import RunName
 from pluralllm.common.words.roles import MemberRole
 from pluralllm.server.members.access import Principal, check_may_read, may_read, may_read_audit
@@ -49,6 +49,7 @@ from pluralllm.server.observe.page_facts import (
 )
 from pluralllm.server.observe.page_reader import history_for, row_for, run_for
 from pluralllm.server.observe.page_tls import OpenConnections, PageTls, TlsEntrance
+from pluralllm.server.process.last_used import LastUsed
 from pluralllm.server.rounds.state import WITH_OPEN_ROUND
 from pluralllm.server.runs.bell import Bell
 from pluralllm.server.runs.live_run import LiveRun
@@ -69,6 +70,7 @@ ENTRY = {
     "enter.js": ("enter.js", "text/javascript"),
 }  # for members on other machines
 MAX_RUNS = 200  # in one answer; page.js learns the number from it
+KEPT_RUNS = 32  # whose curves are kept
 PAGE = 500  # evaluations read at once
 LOOK_EVERY_S = 2.0  # for changes without an event: progress, silence
 AT_MOST_EVERY_S = 0.3
@@ -101,7 +103,7 @@ class Page:
         self._runs, self._sums, self._status, self._store = runs, sums, status, store
         self._run_bell, self._audit = run_bell, audit
         self._federation = "" if authority is None else authority.federation
-        self._histories: dict[str, History] = {}
+        self._histories = LastUsed[RunId, History](KEPT_RUNS)
         self._reading = asyncio.Lock()
         self._streams: Counter[ClientId] = Counter()  # open event streams of each reader
 
@@ -186,7 +188,7 @@ class Page:
         A distance is the loss that a client reports with its update. The method reads distances for the newest MAX_POINTS rounds
         only.
         """
-        store, history = self._store, self._histories.setdefault(run.id, History())
+        store, history = self._store, self._histories.get(run.id) or self._histories.put(run.id, History())
         while rows := await store.evaluations(run.id, history.after, PAGE):
             history.add_scores(rows)
             if len(rows) < PAGE:

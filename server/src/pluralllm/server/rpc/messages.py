@@ -1,11 +1,11 @@
 """Converts database rows and the states of runs into protobuf messages."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 
 from google.protobuf import json_format, struct_pb2
 from google.protobuf.duration_pb2 import Duration
 
-from pluralllm.common.predictor.metrics import coefficient_of_variation, fairness_index
 from pluralllm.common.private_rounds.peer_keys import PeerKeyClaim
 from pluralllm.common.trust.audit_chain import AuditEntry
 from pluralllm.common.trust.version_record import VersionRecord
@@ -17,8 +17,9 @@ from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import RunSpec
 from pluralllm.server.members.access import Principal
 from pluralllm.server.rounds.state import Outcome, Phase
+from pluralllm.server.runs.ended_evaluations import Fairness
 from pluralllm.server.runs.live_run import LiveRun
-from pluralllm.server.runs.overview import Participant, ParticipantState, reported_scores
+from pluralllm.server.runs.overview import Participant, ParticipantState
 from pluralllm.server.runs.reward_queue import RoundRewards
 from pluralllm.server.runs.round_sums import NewestSums, RoundSum
 from pluralllm.server.runs.status import RunStatus
@@ -99,7 +100,8 @@ def run_message(
     `latest` has the evaluations of the newest evaluated model version, and `previous` has the evaluations of the evaluated
     version before it. `sums` has what the newest private rounds say about their updates together.
     """
-    message = summary_message(run, status, latest)
+    scores = [(record.score.group, record.score.alignment_score) for record in latest]
+    message = summary_message(run, status, Fairness.of(scores))
     message.MergeFrom(pb.Run(newest_sum=sum_message(sums.newest), scored_sum=sum_message(sums.scored)))
     message.participants.extend(participant_message(person, reader) for person in status.participants)
     message.evaluations.extend(evaluation_message(record) for record in latest)
@@ -115,10 +117,10 @@ def run_message(
     return message
 
 
-def summary_message(run: LiveRun, status: RunStatus, latest: Sequence[EvaluationRecord]) -> pb.Run:
+def summary_message(run: LiveRun, status: RunStatus, fairness: Fairness | None) -> pb.Run:
     """Returns the message of a run without what grows with the number of its clients.
 
-    `latest` has the evaluations of the newest evaluated model version.
+    `fairness` is that of the newest evaluated model version.
     """
     state = run.state
     return pb.Run(
@@ -136,7 +138,7 @@ def summary_message(run: LiveRun, status: RunStatus, latest: Sequence[Evaluation
         update_time=timestamp(run.progress.updated_s),
         phase_start_time=timestamp(state.since_s or run.record.created_s),
         phase_deadline=None if state.deadline_s is None else timestamp(state.deadline_s),
-        fairness=fairness_message(latest),
+        fairness=fairness_message(fairness),
         next=status.next,
         received_bytes=status.received_bytes,
         sent_bytes=status.sent_bytes,
@@ -185,25 +187,8 @@ def evaluation_message(record: EvaluationRecord) -> pb.GroupEvaluation:
     )
 
 
-def fairness_message(latest: Sequence[EvaluationRecord]) -> pb.Fairness | None:
-    """Returns the protobuf message about the fairness of one model version, or None if no group has reported a score.
-
-    `latest` has the groups' evaluations of the version. A group that does not report its score does not count.
-    """
-    scores = reported_scores(latest)
-    if not scores:
-        return None
-    values = [score for _, score in scores]
-    min_group, min_score = min(scores, key=lambda pair: (pair[1], pair[0]))
-    return pb.Fairness(
-        index=fairness_index(values),
-        coefficient_of_variation=coefficient_of_variation(values),
-        min_alignment_score=min_score,
-        min_group=min_group,
-        mean_alignment_score=sum(values) / len(values),
-        reporting_groups=len(values),
-        groups=len(latest),
-    )
+def fairness_message(fairness: Fairness | None) -> pb.Fairness | None:
+    return None if fairness is None else pb.Fairness(**asdict(fairness))
 
 
 def claim_in(message: federation_pb2.PeerKey) -> PeerKeyClaim:

@@ -139,7 +139,8 @@ class Operations(pb_grpc.OperationsServiceServicer):
     async def ListRuns(self, request: pb.ListRunsRequest, context: Context) -> pb.ListRunsResponse:
         listed = self._shared.newest_first() if request.show_archived else self._shared.not_archived()
         page, token = page_of(listed, request.page_size, request.page_token)
-        runs = [await self._describe(run, is_summary=request.summary) for run in page]
+        describe = self._summarise if request.summary else self._describe
+        runs = [await describe(run) for run in page]
         return pb.ListRunsResponse(runs=runs, next_page_token=token)
 
     async def GetRound(self, request: pb.GetRoundRequest, context: Context) -> pb.GetRoundResponse:
@@ -236,15 +237,17 @@ class Operations(pb_grpc.OperationsServiceServicer):
     def _now_s(self) -> float:
         return self._clock.now_s()
 
-    async def _describe(self, run: LiveRun, *, is_summary: bool = False) -> resources_pb2.Run:
+    async def _summarise(self, run: LiveRun) -> resources_pb2.Run:
+        fairness = await self._evaluations.fairness(run)
+        return summary_message(run, self._status.of(run, with_participants=False), fairness)
+
+    async def _describe(self, run: LiveRun) -> resources_pb2.Run:
         for _ in range(TRIES):  # the run may go on during the read; a run that never rests is described all the same
             sequence = run.sequence
             records = await self._evaluations.of(run)
             if run.sequence == sequence:
                 break
         latest, previous = split_by_version(records)
-        if is_summary:
-            return summary_message(run, self._status.of(run, with_participants=False), latest)
         sums = await self._sums.of(run)
         return run_message(run, self._status.of(run), latest, previous, caller(), sums)
 

@@ -46,11 +46,12 @@ from pluralllm.server.runs.held_runs import HeldRuns
 from pluralllm.server.runs.implausible_sums import ImplausibleSums
 from pluralllm.server.runs.inbox import Inbox
 from pluralllm.server.runs.leases import Leases
-from pluralllm.server.runs.live_run import LiveRun, Step, recover
+from pluralllm.server.runs.live_run import LiveRun, Step
 from pluralllm.server.runs.live_runs import Runs
 from pluralllm.server.runs.new_run import make_run
 from pluralllm.server.runs.open_rounds import OpenRounds, PeerKeys
 from pluralllm.server.runs.presence import Presence
+from pluralllm.server.runs.recovery import recover_all
 from pluralllm.server.runs.round_traces import trace_key
 from pluralllm.server.runs.sessions import Session, Sessions
 from pluralllm.server.runs.step_reports import report_step
@@ -141,11 +142,9 @@ class Coordinator:
         """
         self._started_s = self._clock.now_s()
         await self._clients.start()
-        for record in await self._store.runs():
-            try:
-                run = await recover(self._store, record)
-            except InvalidSpec as error:  # of an earlier release, which allowed more; the others need not stop
-                log.error("run.unreadable", run=record.id, problem=str(error))
+        async for record, run in recover_all(self._store):
+            if isinstance(run, InvalidSpec):  # of an earlier release, which allowed more; the others need not stop
+                log.error("run.unreadable", run=record.id, problem=str(run))
                 self._unreadable[record.id] = record.spec_sha256
                 continue
             self._runs.add(run)

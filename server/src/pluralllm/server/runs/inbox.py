@@ -105,6 +105,5 @@ def _fold(entries: Sequence[Entry]) -> tuple[list[Step | Exception | None], list
         step, change = made
         steps.append(step)
         outcomes.append(step)
-        ends = step.ends_round and step.after.averaging is None
-        changes.append(replace(change, checkpoint=run.checkpoint_after(steps)) if ends else change)
+        changes.append(replace(change, checkpoint=run.checkpoint_after(steps)) if step.needs_checkpoint else change)
     return outcomes, changes

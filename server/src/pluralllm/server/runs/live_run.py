@@ -1,30 +1,26 @@
-"""One run in memory: its state, the database rows that the state came from, and the recovery from the event log."""
+"""One run in memory: its state, and the database rows that the state came from."""
 
-import asyncio
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pluralllm.common.errors.tree import Corrupt, DigestMismatch
+from pluralllm.common.errors.tree import DigestMismatch
 from pluralllm.common.predictor.architecture import (
-    layout_for,
     update_layout,
 )
 from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.weights.layout import Layout, rewards_layout
 from pluralllm.common.weights.update_format import UpdateFormat, update_format
-from pluralllm.common.words.ids import ClientId, ModelVersion, RoundNumber, RunId
+from pluralllm.common.words.ids import ClientId, RoundNumber, RunId
 from pluralllm.common.words.names import TaskKind, TaskName
 from pluralllm.common.words.noise import NoiseStatement
-from pluralllm.common.words.spec import RunSpec, parse_spec
+from pluralllm.common.words.spec import RunSpec
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.machine import step
 from pluralllm.server.rounds.state import Phase, Run
 from pluralllm.server.runs.changes import change_of
-from pluralllm.server.runs.checkpoints import Content, Remembered, checkpoint_of, content_of
+from pluralllm.server.runs.checkpoints import Content, Remembered, checkpoint_of
 from pluralllm.server.storage.store import Change, Checkpoint, ReceiptRecord, RoundRecord, RunRecord, Store
-
-REPLAY_PAGE = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +33,7 @@ class Progress:
     state: Run
     newest: VersionRecord  # row of the current version
     sequence: int = 0  # number of the last event written
-    open_round: RoundRecord | None = None  # row of the open round, or of the last one
+    open_round: RoundRecord | None = None  # row of the open round, or of the last one; None if the run is over
     updated_s: float = 0.0  # time of the last event
     averaging: ev.Average | None = None  # the averaging that the open round waits for
 
@@ -59,6 +55,11 @@ class Step:
     @property
     def ends_run(self) -> bool:
         return any(isinstance(effect, ev.EndRun) for effect in self.effects)
+
+    @property
+    def needs_checkpoint(self) -> bool:
+        """Whether the run gets a checkpoint with the step: no round is open after it, or the run is over."""
+        return (self.ends_round and self.after.averaging is None) or self.after.state.phase is Phase.ENDED
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -150,8 +151,11 @@ class LiveRun:
         return TaskName(self.id, RoundNumber(self.state.round), kind, client)
 
     async def receipt(self, store: Store, number: RoundNumber, client: ClientId) -> ReceiptRecord | None:
-        """Returns a client's receipt in a round, or None if it has none. The store is asked for earlier rounds only."""
-        if number >= self.state.round:
+        """Returns a client's receipt in a round, or None if it has none.
+
+        The store is asked for earlier rounds, and for all rounds of a run that is over.
+        """
+        if number >= self.state.round and not self.is_over:
             return self._receipts.get(client) if number == self.state.round else None
         return await store.receipt(self.id, number, client)
 
@@ -161,7 +165,7 @@ class LiveRun:
         self._remembered.note(step.event, step.effects)
         for effect in step.effects:
             match effect:
-                case ev.OpenRound():
+                case ev.OpenRound() | ev.EndRun():
                     self._receipts.clear()
                 case ev.RecordReceipt(number, receipt):
                     self._receipts[receipt.client] = ReceiptRecord(self.id, number, receipt, step.event.at_s)
@@ -198,14 +202,20 @@ def next_step(record: RunRecord, before: Progress, event: ev.Event, body: bytes 
         state=state,
         newest=change.versions[-1] if change.versions else before.newest,
         sequence=sequence,
-        open_round=change.rounds[-1] if change.rounds else before.open_round,
+        open_round=_row_of_round(before, state, change),
         updated_s=event.at_s,
-        averaging=_averaging(before.averaging, state, effects),
+        averaging=averaging_after(before.averaging, state, effects),
     )
     return Step(event, before, after, effects), change
 
 
-def _averaging(before: ev.Average | None, state: Run, effects: tuple[ev.Effect, ...]) -> ev.Average | None:
+def _row_of_round(before: Progress, state: Run, change: Change) -> RoundRecord | None:
+    if state.phase is Phase.ENDED:
+        return None
+    return change.rounds[-1] if change.rounds else before.open_round
+
+
+def averaging_after(before: ev.Average | None, state: Run, effects: tuple[ev.Effect, ...]) -> ev.Average | None:
     """Returns the averaging that a run waits for after an event. before: the one that it waited for before the event."""
     if state.phase is not Phase.AGGREGATING:
         return None
@@ -228,51 +238,3 @@ def first_state(record: RunRecord, spec: RunSpec, first: VersionRecord) -> Run:
         gives_up_small_sums=spec.gives_up_small_sums,
         closes=spec.closes,
     )
-
-
-async def recover(store: Store, record: RunRecord) -> LiveRun:
-    """Rebuilds a run: calls the round machine's function `step` for each event after the run's newest checkpoint.
-
-    Without a checkpoint, all events are replayed. Raises Corrupt if the stored spec does not match its recorded hash, or if the
-    checkpoint or a model version is not what was written; InvalidSpec if this release does not allow the stored spec.
-    """
-    spec_sha256 = hashlib.sha256(record.spec_json).hexdigest()  # of the bytes: a later release may know more keys
-    if spec_sha256 != record.spec_sha256:
-        raise Corrupt(what=f"the stored spec of run {record.id}", expected=record.spec_sha256, got=spec_sha256)
-    spec = await asyncio.to_thread(parse_spec, record.spec_json, f"of run {record.id}")
-    first = await store.version(record.id, ModelVersion(0))
-    if first is None:
-        raise Corrupt(what=f"run {record.id}", expected="its first model version", got="none")
-    content, sequence = await _newest_checkpoint(store, record)
-    if content is None:
-        content = Content(first_state(record, spec, first), record.created_s, Remembered())
-    state, updated_s, remembered, averaging = content.state, content.updated_s, content.remembered, None
-    while page := await store.events(record.id, sequence, REPLAY_PAGE):
-        for row in page:
-            event = ev.event_from_facts(row.kind, dict(row.facts))
-            state, effects = step(state, event)
-            remembered.note(event, effects)
-            sequence, updated_s = row.sequence, row.at_s
-            averaging = _averaging(averaging, state, effects)
-    newest = await store.version(record.id, state.version)
-    if newest is None:
-        raise Corrupt(what=f"run {record.id}", expected=f"model version {state.version}", got="none")
-    open_round = await store.round(record.id, state.round) if state.round else None
-    rows = await store.receipts(record.id, RoundNumber(state.round)) if state.round else ()
-    receipts = {row.receipt.client: row for row in rows}
-    progress = Progress(state, newest, sequence, open_round, updated_s, averaging)
-    return LiveRun(record, spec, layout_for(spec), first, progress, remembered, receipts)
-
-
-async def _newest_checkpoint(store: Store, record: RunRecord) -> tuple[Content | None, int]:
-    """Returns the content of a run's checkpoint and the number of its last event; None and 0 if there is none to use.
-
-    Raises Corrupt if the checkpoint was changed, or if the log ends before it.
-    """
-    checkpoint = await store.checkpoint(record.id)
-    if checkpoint is None or (content := content_of(checkpoint)) is None:
-        return None, 0
-    if not await store.events(record.id, checkpoint.sequence - 1, 1):
-        expected = f"an event {checkpoint.sequence}, which its checkpoint has seen"
-        raise Corrupt(what=f"the event log of run {record.id}", expected=expected, got="an earlier end")
-    return content, checkpoint.sequence

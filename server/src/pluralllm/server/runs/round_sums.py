@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pluralllm.common.private_rounds.ring import SumTail
 from pluralllm.common.words.ids import RunId
 from pluralllm.common.words.spec import RunSpec
+from pluralllm.server.process.last_used import LastUsed
 from pluralllm.server.rounds.state import WITH_OPEN_ROUND
 from pluralllm.server.runs.live_run import LiveRun
 from pluralllm.server.storage.store import RoundRecord, Store
 
+KEPT_RUNS = 32  # whose sums are kept
 SPARE_ROUNDS = 20  # abandoned rounds among those that are read back for a sum with scores
 
 
@@ -45,7 +47,8 @@ class RoundSums:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._kept: dict[RunId, tuple[int, NewestSums]] = {}  # with the number of the newest round that had ended then
+        # Each with the number of the newest round that had ended then.
+        self._kept = LastUsed[RunId, tuple[int, NewestSums]](KEPT_RUNS)
 
     async def of(self, run: LiveRun) -> NewestSums:
         """Returns a run's newest sums. Raises StoreFailed if the database cannot be read."""
@@ -56,5 +59,5 @@ class RoundSums:
         if kept is None or kept[0] != ended:
             most = run.state.policy.evaluate_every + SPARE_ROUNDS
             records = await self._store.rounds(run.id, ended + 1, most)
-            kept = self._kept[run.id] = ended, newest_sums(records, run.spec)
+            kept = self._kept.put(run.id, (ended, newest_sums(records, run.spec)))
         return kept[1]

@@ -53,7 +53,7 @@ def _count(_: LiveRun, step: Step) -> None:
 
 
 def _trace(run: LiveRun, step: Step) -> None:
-    trace_step(run.record, step.after.open_round, step.event, step.effects)
+    trace_step(run.record, step.after.open_round or step.before.open_round, step.event, step.effects)
 
 
 REPORTS: tuple[Callable[[LiveRun, Step], None], ...] = (_log_event, _log_shortened, _count, _trace)

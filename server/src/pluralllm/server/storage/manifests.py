@@ -1,19 +1,17 @@
 """Manifests (chunk lists) of model versions, computed from the stored bytes. Recently used manifests are cached."""
 
 import asyncio
-from typing import TypeVar
 
 from pluralllm.common.errors.tree import Corrupt, NotFound
 from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.weights.chunks import Manifest, manifest_of
 from pluralllm.common.words.ids import Digest, ModelVersion, RunId
 from pluralllm.common.words.names import ModelName
+from pluralllm.server.process.last_used import LastUsed
 from pluralllm.server.storage.blobs import Blobs
 from pluralllm.server.storage.store import Store
 
 KEPT = 64  # chunk lists in the cache, and version records
-Key = TypeVar("Key")
-Value = TypeVar("Value")
 
 
 class Manifests:
@@ -21,8 +19,8 @@ class Manifests:
 
     def __init__(self, store: Store, blobs: Blobs) -> None:
         self._store, self._blobs = store, blobs
-        self._kept: dict[Digest, Manifest] = {}  # oldest first
-        self._records: dict[tuple[RunId, ModelVersion], VersionRecord] = {}  # oldest first
+        self._kept = LastUsed[Digest, Manifest](KEPT)
+        self._records = LastUsed[tuple[RunId, ModelVersion], VersionRecord](KEPT)
 
     async def record(self, run: RunId, version: ModelVersion) -> VersionRecord:
         """Returns the version record of a model version. Raises NotFound if the version does not exist.
@@ -52,15 +50,8 @@ class Manifests:
 
     def keep(self, manifest: Manifest) -> None:
         """Caches the manifest of a version that clients will soon fetch, so that the version's file is not read again."""
-        self._kept[manifest.digest] = manifest
-        _forget_oldest(self._kept)
+        self._kept.put(manifest.digest, manifest)
 
     def keep_record(self, record: VersionRecord) -> None:
         """Caches the record of a version, which must be durable."""
-        self._records[record.run, record.version] = record
-        _forget_oldest(self._records)
-
-
-def _forget_oldest(kept: dict[Key, Value]) -> None:
-    while len(kept) > KEPT:
-        del kept[next(iter(kept))]
+        self._records.put((record.run, record.version), record)

@@ -15,6 +15,7 @@ from pluralllm.common.words.spec import GroupRole
 from pluralllm.server.rounds.events import Receipt, RoundStep, Score, event_kind, event_to_facts
 from pluralllm.server.storage.store import (
     Change,
+    Checkpoint,
     ClientRecord,
     EvaluationRecord,
     ReceiptRecord,
@@ -152,6 +153,10 @@ def version_values(row: VersionRecord) -> dict[str, Any]:
         "scales": json.dumps(row.scales),
         "transcript": row.transcript,
     }
+
+
+def checkpoint_row(row: Row[Any]) -> Checkpoint:
+    return Checkpoint(RunId(row.run), row.sequence, row.format, row.content, Digest(row.sha256))
 
 
 def version_row(row: Row[Any]) -> VersionRecord:

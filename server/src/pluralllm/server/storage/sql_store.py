@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from pluralllm.common.errors.tree import Overtaken, StoreFailed
 from pluralllm.common.process.files import create_file, storage_errors
 from pluralllm.common.trust.version_record import VersionRecord
-from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber, RunId
+from pluralllm.common.words.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber, RunId
 from pluralllm.server.process.cancellation import unbroken
 from pluralllm.server.process.fail_stop import FailStop
 from pluralllm.server.process.instruments import STORE_SECONDS
@@ -36,6 +37,7 @@ from pluralllm.server.storage.store import (
     RoundRecord,
     RunBlobs,
     RunRecord,
+    SettledRun,
 )
 from pluralllm.server.storage.turns import Turns
 
@@ -202,7 +204,25 @@ class SqlStore:
 
     async def checkpoint(self, run: RunId) -> Checkpoint | None:
         row = await self._first(sa.select(t.checkpoints).where(t.checkpoints.c.run == run))
-        return None if row is None else Checkpoint(run, row.sequence, row.format, row.content, Digest(row.sha256))
+        return None if row is None else rows.checkpoint_row(row)
+
+    async def settled_runs(self, runs: Sequence[RunId]) -> Sequence[SettledRun]:
+        table, event, version = t.checkpoints, t.events.c, t.versions
+        last = sa.exists().where(event.run == table.c.run, event.sequence == table.c.sequence)
+        later = sa.exists().where(event.run == table.c.run, event.sequence > table.c.sequence)
+        chosen = await self._rows(sa.select(table).where(table.c.run.in_(runs), last, ~later))
+        # One look at the end of an index for each run; all versions of a run may be thousands.
+        newest = sa.select(sa.func.max(version.c.version)).where(version.c.run == t.runs.c.id).scalar_subquery()
+        heads = sa.select(t.runs.c.id, newest.label("newest")).where(t.runs.c.id.in_(runs)).subquery()
+        ends = (version.c.run == heads.c.id) & version.c.version.in_((sa.literal(FIRST_VERSION), heads.c.newest))
+        ends_of = defaultdict[RunId, list[VersionRecord]](list)
+        for row in await self._rows(sa.select(version).join(heads, ends).order_by(version.c.version)):
+            ends_of[RunId(row.run)].append(rows.version_row(row))
+        return [
+            SettledRun(rows.checkpoint_row(row), versions[0], versions[-1])
+            for row in chosen
+            if (versions := ends_of[RunId(row.run)])
+        ]
 
     async def round(self, run: RunId, number: RoundNumber) -> RoundRecord | None:
         row = await self._first(sa.select(t.rounds).where(t.rounds.c.run == run, t.rounds.c.round == number))
@@ -278,6 +298,12 @@ class SqlStore:
         return [
             rows.evaluation_row(row) for row in await self._rows(query.order_by(table.c.version, table.c.group_name))
         ]
+
+    async def alignment_scores(self, run: RunId, version: ModelVersion) -> Sequence[tuple[GroupName, float | None]]:
+        table = t.evaluations
+        query = sa.select(table.c.group_name, table.c.alignment_score)
+        query = query.where(table.c.run == run, table.c.version == version).order_by(table.c.group_name)
+        return [(GroupName(row.group_name), row.alignment_score) for row in await self._rows(query)]
 
     @unbroken
     async def save_client(self, client: ClientRecord) -> None:

@@ -92,6 +92,15 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, slots=True)
+class SettledRun:
+    """The rows of a run whose newest checkpoint has seen the whole event log."""
+
+    checkpoint: Checkpoint
+    first: VersionRecord  # row of version 0
+    newest: VersionRecord
+
+
+@dataclass(frozen=True, slots=True)
 class ClientRecord:
     """A client that has called Hello. The record is kept for ever; a call of Hello with other facts updates it."""
 
@@ -173,6 +182,13 @@ class Store(Protocol):
         """Returns a run's newest checkpoint, or None if no round has ended yet."""
         ...
 
+    async def settled_runs(self, runs: Sequence[RunId]) -> Sequence[SettledRun]:
+        """Returns the rows of those of the runs whose newest checkpoint has seen the whole event log.
+
+        The number of queries does not depend on the number of runs.
+        """
+        ...
+
     async def round(self, run: RunId, number: RoundNumber) -> RoundRecord | None: ...
 
     async def rounds(self, run: RunId, before: int | None, limit: int) -> Sequence[RoundRecord]:
@@ -235,6 +251,13 @@ class Store(Protocol):
         """Returns the evaluations of the newest evaluated model versions, sorted by version, then by group.
 
         versions: the number of model versions to include.
+        """
+        ...
+
+    async def alignment_scores(self, run: RunId, version: ModelVersion) -> Sequence[tuple[GroupName, float | None]]:
+        """Returns the group and the alignment score of each evaluation of a model version, sorted by group.
+
+        The score is None if the group does not report it.
         """
         ...
 
