@@ -258,7 +258,7 @@ def report(folder: Path, remote: Remote, times: int) -> None:
             "the coordinator's answer to GetRun, over an open connection",
             milliseconds(lambda: remote.get_run("long"), times),
         ),
-        ("pluralllm runs, the newest 20", milliseconds(lambda: run_command(folder, "runs"), times)),
+        ("pluralllm runs, all of them", milliseconds(lambda: run_command(folder, "runs"), times)),
         ("pluralllm status", milliseconds(lambda: run_command(folder, "status", "long"), times)),
         ("pluralllm status --json", milliseconds(lambda: run_command(folder, "status", "long", "--json"), times)),
         ("pluralllm rounds", milliseconds(lambda: run_command(folder, "rounds", "long"), times)),

@@ -9,6 +9,7 @@ from support.memory_store import Rows
 
 from pluralllm.common.errors.tree import Corrupt, InvalidSpec
 from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber
+from pluralllm.common.words.spec import parse_spec
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.runs import recovery
 from pluralllm.server.runs.live_run import LiveRun
@@ -107,12 +108,11 @@ async def test_an_ended_run_whose_spec_this_release_does_not_allow_does_not_hide
 ) -> None:
     for name in ("r", "s"):
         await ended(place, name)
-    parse = recovery.parse_spec
 
     def strict(spec_json: bytes, what: str) -> object:
         if what == "of run r":
             raise InvalidSpec(file=what, problems="  unknown key")
-        return parse(spec_json, what)
+        return parse_spec(spec_json, what)
 
     monkeypatch.setattr(recovery, "parse_spec", strict)
     recovered, _ = await all_of(place)
