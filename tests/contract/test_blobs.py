@@ -15,7 +15,7 @@ from pluralllm.server.storage.blobs import SPARED_S, Blobs, LocalBlobs, verify
 from pluralllm.server.storage.object_blobs import ObjectBlobs, open_bucket
 
 
-@pytest.fixture(params=["files", "memory", "s3"])
+@pytest.fixture(params=["files", "memory", pytest.param("s3", marks=pytest.mark.seconds)])
 def blobs(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Blobs:
     (tmp_path / "blobs").mkdir()
     local = LocalBlobs(tmp_path / "blobs")
@@ -78,6 +78,7 @@ async def test_a_flipped_bit_is_found(blobs: Blobs, tmp_path: Path) -> None:
         verify(stored, digest)
 
 
+@pytest.mark.seconds
 async def test_a_blob_without_a_local_copy_is_fetched_and_verified(
     s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,6 +122,7 @@ async def test_local_copies_go_when_they_grow_too_large_and_were_not_used_lately
     assert sorted(await local.digests()) == sorted([lately, newest])
 
 
+@pytest.mark.seconds
 async def test_a_bucket_that_is_not_there_is_said_not_to_be(
     s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ import statistics
 from dataclasses import replace
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -293,5 +294,10 @@ class RoundMachine(RuleBasedStateMachine):
         assert content_of(checkpoint_of(self.run.id, 1, content)) == content
 
 
-RoundMachine.TestCase.settings = settings(max_examples=200, stateful_step_count=100, deadline=None)
-TestRoundMachine = RoundMachine.TestCase
+class TestRoundMachine(RoundMachine.TestCase):
+    settings = settings(max_examples=30, stateful_step_count=100, deadline=None)
+
+
+@pytest.mark.seconds
+class TestRoundMachineInMoreHistories(RoundMachine.TestCase):
+    settings = settings(max_examples=200, stateful_step_count=100, deadline=None)

@@ -10,6 +10,8 @@ from pluralllm.client.disclosure.policy import Policy
 from pluralllm.common.words.questions import HoldOut
 from pluralllm.common.words.spec import PRESETS, preset_values
 
+pytestmark = pytest.mark.seconds
+
 
 def test_one_seed_is_one_survey_and_groups_differ() -> None:
     one, again, other = sample_groups(8, 120, 0), sample_groups(8, 120, 0), sample_groups(8, 120, 1)
