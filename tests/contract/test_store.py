@@ -467,6 +467,9 @@ async def test_a_run_has_its_newest_checkpoint(store: Store) -> None:
     await store.apply([change(3, checkpoint=replace(second, format=7)), change(4, checkpoint=second)])
     await store.apply([change(5)])
     assert await store.checkpoint(R) == second
+    for own in (replace(second, sequence=5, format=8), replace(second, sequence=5, format=9)):
+        await store.save_checkpoint(own)
+        assert await store.checkpoint(R) == own
 
 
 def last_seen(run: RunId, sequence: int) -> Checkpoint:

@@ -294,10 +294,11 @@ class RoundMachine(RuleBasedStateMachine):
         assert content_of(checkpoint_of(self.run.id, 1, content)) == content
 
 
-class TestRoundMachine(RoundMachine.TestCase):
-    settings = settings(max_examples=30, stateful_step_count=100, deadline=None)
+class MoreHistories(RoundMachine):
+    """The same, for more time."""
 
 
-@pytest.mark.seconds
-class TestRoundMachineInMoreHistories(RoundMachine.TestCase):
-    settings = settings(max_examples=200, stateful_step_count=100, deadline=None)
+RoundMachine.TestCase.settings = settings(max_examples=30, stateful_step_count=100, deadline=None)
+MoreHistories.TestCase.settings = settings(max_examples=200, stateful_step_count=100, deadline=None)
+TestRoundMachine = RoundMachine.TestCase
+TestRoundMachineInMoreHistories = pytest.mark.seconds(MoreHistories.TestCase)

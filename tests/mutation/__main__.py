@@ -52,6 +52,13 @@ MODULES: dict[str, tuple[str, ...]] = {
         f"{UNIT}/server/runs/test_coordinator.py",
         f"{UNIT}/server/runs/test_intake.py",
     ),
+    "server/runs/recovery": (
+        f"{UNIT}/server/runs/test_recovery.py",
+        f"{UNIT}/server/runs/test_checkpoints.py",
+        f"{UNIT}/server/runs/test_live_run.py",
+    ),
+    "server/runs/ended_evaluations": (f"{UNIT}/server/rpc/test_operations.py",),
+    "server/process/last_used": (f"{UNIT}/server/process/test_last_used.py",),
     "server/runs/intake": (f"{UNIT}/server/runs/test_intake.py",),
     "server/runs/coordinator": (f"{UNIT}/server/runs/test_coordinator.py",),
     "server/rpc/polling": (f"{UNIT}/server/rpc/test_federation.py",),

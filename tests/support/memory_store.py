@@ -146,6 +146,11 @@ class MemoryStore:
         await self._before("store.checkpoint", run)
         return self._tables.runs[run].checkpoint
 
+    async def save_checkpoint(self, checkpoint: Checkpoint) -> None:
+        await self._before("store.save_checkpoint", checkpoint)
+        self._tables.runs[checkpoint.run].checkpoint = checkpoint
+        await self._after("store.save_checkpoint", checkpoint)
+
     async def settled_runs(self, runs: Sequence[RunId]) -> Sequence[SettledRun]:
         await self._before("store.settled_runs", runs)
         settled = []

@@ -1,13 +1,14 @@
 """A start reads all runs of the store; of ended runs it reads little, many of them at once."""
 
 import dataclasses
+import hashlib
 from pathlib import Path
 
 import pytest
 from support.memory_coordinator import Hooks, MemoryCoordinator
-from support.memory_store import Rows
+from support.memory_store import Rows, nothing
 
-from pluralllm.common.errors.tree import Corrupt, InvalidSpec
+from pluralllm.common.errors.tree import Corrupt, InvalidSpec, StorageFull
 from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber
 from pluralllm.common.words.spec import parse_spec
 from pluralllm.server.rounds import events as ev
@@ -33,8 +34,8 @@ async def all_of(place: MemoryCoordinator) -> tuple[list[LiveRun | InvalidSpec],
     """Returns the runs that a start finds, and the operations of the store that it calls."""
     hooks = Hooks()
     place.before = hooks
-    found = [run async for _, run in recover_all(place.parts.store)]
-    return found, [operation for operation, _ in hooks.calls]
+    runs = [run async for _, run in recover_all(place.parts.store)]
+    return runs, [operation for operation, _ in hooks.calls]
 
 
 async def test_ended_runs_are_read_together_and_are_what_their_whole_logs_give(
@@ -119,3 +120,27 @@ async def test_an_ended_run_whose_spec_this_release_does_not_allow_does_not_hide
     assert isinstance(recovered[0], InvalidSpec)
     assert isinstance(recovered[1], LiveRun)
     assert recovered[1].id == "s"
+
+
+@pytest.mark.parametrize("is_full", [False, True])
+async def test_a_start_keeps_the_checkpoint_of_an_ended_run_that_another_release_has_written(
+    place: MemoryCoordinator, is_full: bool
+) -> None:
+    run = await ended(place, "r")
+    tables = place.tables.runs[run.id]
+    kept, empty = tables.checkpoint, Digest(hashlib.sha256(b"{}").hexdigest())
+    assert kept is not None
+    tables.checkpoint = of_another = dataclasses.replace(kept, format=1, content="{}", sha256=empty)
+
+    async def full(operation: str, _: object) -> None:
+        if operation == "store.save_checkpoint":
+            raise StorageFull(what="the database")
+
+    following = MemoryCoordinator(place.folder, clock=place.clock, tables=place.tables)
+    following.before = full if is_full else nothing
+    await following.coordinator.start()
+    assert following.parts.runs.get("r").progress == run.progress
+    assert tables.checkpoint == (of_another if is_full else kept)
+    _, calls = await all_of(place)
+    assert ("store.events" in calls) == is_full
+    await following.stop()

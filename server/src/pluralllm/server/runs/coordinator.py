@@ -142,7 +142,7 @@ class Coordinator:
         """
         self._started_s = self._clock.now_s()
         await self._clients.start()
-        async for record, run in recover_all(self._store):
+        async for record, run in recover_all(self._store, writes=True):
             if isinstance(run, InvalidSpec):  # of an earlier release, which allowed more; the others need not stop
                 log.error("run.unreadable", run=record.id, problem=str(run))
                 self._unreadable[record.id] = record.spec_sha256

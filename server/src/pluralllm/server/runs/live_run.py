@@ -175,11 +175,11 @@ class LiveRun:
                     pass
 
     def checkpoint_after(self, steps: Sequence[Step]) -> Checkpoint:
-        """Returns the checkpoint of the run after steps that it has not taken yet."""
+        """Returns the checkpoint of the run after steps that it has not taken yet; of the run as it is if there are none."""
         remembered = self._remembered.copy()
         for taken in steps:
             remembered.note(taken.event, taken.effects)
-        last = steps[-1].after
+        last = steps[-1].after if steps else self.progress
         return checkpoint_of(self.id, last.sequence, Content(last.state, last.updated_s, remembered))
 
 

@@ -9,7 +9,9 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 
-from pluralllm.common.errors.tree import Corrupt, InvalidSpec
+import structlog
+
+from pluralllm.common.errors.tree import Corrupt, InvalidSpec, StorageFull
 from pluralllm.common.predictor.architecture import layout_for
 from pluralllm.common.words.ids import ModelVersion, RoundNumber, RunId
 from pluralllm.common.words.spec import RunSpec, parse_spec
@@ -20,14 +22,17 @@ from pluralllm.server.runs.checkpoints import Content, Remembered, content_of
 from pluralllm.server.runs.live_run import LiveRun, Progress, averaging_after, first_state
 from pluralllm.server.storage.store import RunRecord, SettledRun, Store
 
+log = structlog.get_logger()
+
 REPLAY_PAGE = 1000
 RUNS_AT_ONCE = 100  # with 1,000 members each, their checkpoints have some 30 MB
 
 
-async def recover_all(store: Store) -> AsyncIterator[tuple[RunRecord, LiveRun | InvalidSpec]]:
+async def recover_all(store: Store, *, writes: bool = False) -> AsyncIterator[tuple[RunRecord, LiveRun | InvalidSpec]]:
     """Yields all runs of the store, the oldest first; for a run whose spec this release does not allow, the error instead.
 
-    Raises what `recover` raises besides.
+    writes: whether an ended run gets a checkpoint if it has none of this release, so that the next start need not replay its
+    log. Raises what `recover` raises besides.
     """
     records = await store.runs()
     for first in range(0, len(records), RUNS_AT_ONCE):
@@ -36,9 +41,20 @@ async def recover_all(store: Store) -> AsyncIterator[tuple[RunRecord, LiveRun | 
         ended = await asyncio.to_thread(_ended_runs, several, settled)
         for record in several:
             try:
-                yield record, ended.get(record.id) or await recover(store, record)
+                run = ended.get(record.id) or await recover(store, record)
             except InvalidSpec as error:
                 yield record, error
+                continue
+            if writes and run.is_over and record.id not in ended:
+                await _keep_checkpoint(store, run)
+            yield record, run
+
+
+async def _keep_checkpoint(store: Store, run: LiveRun) -> None:
+    try:
+        await store.save_checkpoint(run.checkpoint_after(()))
+    except StorageFull as error:  # a start goes on without it
+        log.warning("run.checkpoint_not_kept", run=run.id, problem=str(error))
 
 
 def _ended_runs(records: Sequence[RunRecord], settled: Mapping[RunId, SettledRun]) -> dict[RunId, LiveRun]:

@@ -206,6 +206,11 @@ class SqlStore:
         row = await self._first(sa.select(t.checkpoints).where(t.checkpoints.c.run == run))
         return None if row is None else rows.checkpoint_row(row)
 
+    @unbroken
+    async def save_checkpoint(self, checkpoint: Checkpoint) -> None:
+        async with self.writing() as connection:
+            await replace_rows(connection, t.checkpoints, ("run",), [asdict(checkpoint)])
+
     async def settled_runs(self, runs: Sequence[RunId]) -> Sequence[SettledRun]:
         table, event, version = t.checkpoints, t.events.c, t.versions
         last = sa.exists().where(event.run == table.c.run, event.sequence == table.c.sequence)

@@ -182,6 +182,10 @@ class Store(Protocol):
         """Returns a run's newest checkpoint, or None if no round has ended yet."""
         ...
 
+    async def save_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Replaces the checkpoint of a run without an event. Usually a checkpoint comes with the event that it has seen."""
+        ...
+
     async def settled_runs(self, runs: Sequence[RunId]) -> Sequence[SettledRun]:
         """Returns the rows of those of the runs whose newest checkpoint has seen the whole event log.
 
