@@ -57,7 +57,9 @@ MODULES: dict[str, tuple[str, ...]] = {
         f"{UNIT}/server/runs/test_checkpoints.py",
         f"{UNIT}/server/runs/test_live_run.py",
     ),
-    "server/runs/ended_evaluations": (f"{UNIT}/server/rpc/test_operations.py",),
+    "server/runs/ended_evaluations": (
+        *(f"{UNIT}/server/runs/test_ended_evaluations.py", f"{UNIT}/server/rpc/test_operations.py"),
+    ),
     "server/process/last_used": (f"{UNIT}/server/process/test_last_used.py",),
     "server/runs/intake": (f"{UNIT}/server/runs/test_intake.py",),
     "server/runs/coordinator": (f"{UNIT}/server/runs/test_coordinator.py",),
@@ -83,6 +85,14 @@ MODULES: dict[str, tuple[str, ...]] = {
     "server/members/registry": (
         *(f"{UNIT}/server/members/test_registry_limits.py", f"{UNIT}/server/members/test_registry.py"),
     ),
+    "server/rounds/private": (
+        f"{UNIT}/server/rounds/test_private.py",
+        f"{UNIT}/server/runs/test_private_rounds.py",
+    ),
+    "server/rounds/endings": (
+        *(f"{UNIT}/server/rounds/test_machine.py", f"{UNIT}/server/rounds/test_machine_limits.py"),
+    ),
+    "server/runs/held_runs": (f"{UNIT}/server/runs/test_plugin_runs.py",),
     "server/rounds/machine": (
         *(f"{UNIT}/server/rounds/test_machine.py", f"{UNIT}/server/rounds/test_machine_limits.py"),
     ),

@@ -12,7 +12,9 @@ from pluralllm.common.errors.tree import Corrupt, InvalidSpec, StorageFull
 from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber
 from pluralllm.common.words.spec import parse_spec
 from pluralllm.server.rounds import events as ev
+from pluralllm.server.rounds.state import Phase
 from pluralllm.server.runs import recovery
+from pluralllm.server.runs.inbox import Inbox
 from pluralllm.server.runs.live_run import LiveRun
 from pluralllm.server.runs.recovery import recover, recover_all
 
@@ -143,4 +145,43 @@ async def test_a_start_keeps_the_checkpoint_of_an_ended_run_that_another_release
     assert tables.checkpoint == (of_another if is_full else kept)
     _, calls = await all_of(place)
     assert ("store.events" in calls) == is_full
+    assert "store.save_checkpoint" not in calls, "who only reads writes nothing"
     await following.stop()
+
+
+async def test_a_start_writes_no_checkpoint_that_is_there_and_none_of_a_run_that_goes_on(
+    place: MemoryCoordinator,
+) -> None:
+    await ended(place, "over")
+    await place.collecting("ann", "ben", run_id="open")
+    place.before = hooks = Hooks()
+    assert [run.id async for _, run in recover_all(place.parts.store, writes=True) if isinstance(run, LiveRun)] == [
+        "over",
+        "open",
+    ]
+    assert "store.save_checkpoint" not in [operation for operation, _ in hooks.calls]
+
+
+async def test_a_run_between_two_rounds_is_read_with_its_last_round(place: MemoryCoordinator) -> None:
+    run = await place.collecting("ann", "ben", rounds=2, round={"on_missed_quorum": "skip"})
+    assert run.state.deadline_s is not None
+    await Inbox(place.parts.store).put(run, ev.ClockTicked(run.state.deadline_s))
+    checkpoint = place.tables.runs[run.id].checkpoint
+    assert checkpoint is not None
+    assert (run.state.phase, checkpoint.sequence) == (Phase.WAITING, run.sequence)
+    (recovered,), _ = await all_of(place)
+    assert isinstance(recovered, LiveRun)
+    assert recovered.progress == run.progress
+    assert run.progress.open_round is not None
+
+
+async def test_a_run_without_its_newest_version_is_not_started(place: MemoryCoordinator) -> None:
+    run = await place.collecting("ann", "ben")
+    for seed, client in enumerate(("ann", "ben")):
+        await place.deliver(run, client, place.update(run, seed), 40)
+    await place.coordinator.until_averaged(run)
+    versions = place.tables.runs[run.id].versions = Rows()
+    versions.put(0, run.first)
+    with pytest.raises(Corrupt, match="model version 1"):
+        await all_of(place)
+    await place.stop()

@@ -65,11 +65,10 @@ def _ended_runs(records: Sequence[RunRecord], settled: Mapping[RunId, SettledRun
     """
     made: dict[RunId, LiveRun] = {}
     for record in records:
-        rows = settled.get(record.id)
-        content = None if rows is None else content_of(rows.checkpoint)
-        if rows is None or content is None or content.state.phase is not Phase.ENDED:
+        if (rows := settled.get(record.id)) is None:
             continue
-        if rows.newest.version != content.state.version:
+        content = content_of(rows.checkpoint)
+        if content is None or content.state.phase is not Phase.ENDED or rows.newest.version != content.state.version:
             continue
         try:
             spec = _spec_of(record)
@@ -104,7 +103,7 @@ async def recover(store: Store, record: RunRecord) -> LiveRun:
     newest = await store.version(record.id, state.version)
     if newest is None:
         raise Corrupt(what=f"run {record.id}", expected=f"model version {state.version}", got="none")
-    if state.phase is Phase.ENDED or not state.round:
+    if state.phase is Phase.ENDED:
         return LiveRun(
             record, spec, layout_for(spec), first, Progress(state, newest, sequence, None, updated_s), remembered
         )
