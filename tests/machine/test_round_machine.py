@@ -72,6 +72,9 @@ class RoundMachine(RuleBasedStateMachine):
         except Refused:
             assert self.run == before, "a refused event changed the state"
             return
+        assert after != self.run or not effects, event
+        if any(isinstance(effect, ev.Publish | ev.Abandon | ev.EndRun) for effect in effects):
+            assert after.phase is not Phase.AGGREGATING, "a checkpoint does not know the average that a run waits for"
         if after != self.run or effects:
             stored = ev.event_from_facts(ev.event_kind(event), ev.event_to_facts(event))
             assert stored == event, "an event does not survive being written down"

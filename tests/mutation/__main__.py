@@ -46,6 +46,9 @@ MODULES: dict[str, tuple[str, ...]] = {
     "server/runs/live_run": (
         f"{UNIT}/server/runs/test_live_run.py",
         f"{UNIT}/server/runs/test_checkpoints.py",
+        f"{UNIT}/server/runs/test_recovery.py",
+        f"{UNIT}/server/runs/test_private_rounds.py",
+        f"{UNIT}/server/runs/test_runs_of_sums.py",
         f"{UNIT}/server/runs/test_growth.py",
         f"{UNIT}/server/runs/test_inbox.py",
         f"{UNIT}/server/runs/test_side_effects.py",
@@ -90,7 +93,9 @@ MODULES: dict[str, tuple[str, ...]] = {
         f"{UNIT}/server/runs/test_private_rounds.py",
     ),
     "server/rounds/endings": (
-        *(f"{UNIT}/server/rounds/test_machine.py", f"{UNIT}/server/rounds/test_machine_limits.py"),
+        f"{UNIT}/server/rounds/test_machine.py",
+        f"{UNIT}/server/rounds/test_machine_limits.py",
+        f"{UNIT}/server/rounds/test_closing.py",
     ),
     "server/runs/held_runs": (f"{UNIT}/server/runs/test_plugin_runs.py",),
     "server/rounds/machine": (

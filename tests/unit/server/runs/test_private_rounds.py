@@ -41,6 +41,10 @@ def place(tmp_path: Path) -> MemoryCoordinator:
     return MemoryCoordinator(tmp_path)
 
 
+async def test_updates_of_private_rounds_are_numbers_of_the_ring(place: MemoryCoordinator) -> None:
+    assert (await keying(place)).update_format.encoding == "ring32"
+
+
 async def test_a_member_has_one_lease_from_its_keys_to_its_reveal_and_hears_of_each_step(
     place: MemoryCoordinator,
 ) -> None:
