@@ -90,6 +90,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     ),
     "server/rounds/private": (
         f"{UNIT}/server/rounds/test_private.py",
+        f"{UNIT}/server/rounds/test_closing.py",
         f"{UNIT}/server/runs/test_private_rounds.py",
     ),
     "server/rounds/endings": (

@@ -513,6 +513,57 @@ def test_a_dealer_of_whom_more_complain_than_may_lie_is_excluded_until_its_next_
     assert not fed(run, ev.ClientReturned(99, FAY)).excluded
 
 
+FOURTEEN = tuple(ClientId(f"m{number:02}") for number in range(14))
+
+
+def with_complaints(*pairs: tuple[int, int]) -> Run:
+    """Returns the round of fourteen members, eight of which are enough, after complaints. pairs: complainant and dealer."""
+    limits = policy(min_clients=8, target_clients=14)
+    run = fed(a_run(policy=limits), seen(10, *FOURTEEN), *map(keys, FOURTEEN), *map(shares, FOURTEEN))
+    assert run.threshold == 8
+    return fed(run, *(complaint(FOURTEEN[client], FOURTEEN[dealer]) for client, dealer in pairs))
+
+
+def test_a_third_complaint_about_a_dealer_excludes_it_no_second_time() -> None:
+    run = with_complaints((0, 13), (1, 13), (2, 13))
+    assert [loss.client for loss in run.excluded] == [FOURTEEN[13]]
+
+
+@pytest.mark.parametrize(
+    ("revealing", "enough"),
+    [
+        (range(8), False),  # m00 and m01 have no share of m13's secret, and m02 has none of m12's
+        (range(9), False),
+        (range(10), True),  # eight shares of m13's secret, nine of m12's
+        (range(3, 11), True),  # whoever complains and reveals nothing is missing nowhere
+        (range(2, 10), False),
+        (range(2, 11), True),
+    ],
+)
+def test_a_sum_needs_enough_shares_of_the_secret_of_the_dealer_with_the_most_complaints(
+    revealing: range, enough: bool
+) -> None:
+    run = with_complaints((0, 13), (1, 13), (2, 12))
+    run = fed(run, *(update(member) for member in FOURTEEN if member not in run.outside), ev.ClockTicked(99.0))
+    run = fed(run, *(confirmation(member) for member in FOURTEEN[:8]))
+    run = fed(run, *(reveal(FOURTEEN[number]) for number in revealing))
+    assert run.phase is (Phase.AGGREGATING if enough else Phase.UNMASKING)
+
+
+def test_a_place_that_is_lost_after_the_sum_is_fixed_changes_nothing_of_it() -> None:
+    for run, loss in (
+        (run, loss) for run in (confirming(), unmasking()) for loss in (lost(ANN), lost(FAY, permanent=True))
+    ):
+        after, effects = step(run, loss)
+        assert effects == ()
+        assert (after.phase, after.summed, after.deadline_s) == (run.phase, run.summed, run.deadline_s)
+
+
+def test_a_plain_round_knows_no_dealer_that_deals_wrongly() -> None:
+    run = a_run(phase=Phase.AGGREGATING, private=None, round=ONE)
+    assert step(run, ev.DealtWrongly(70.0, ONE, ANN, "of two keys")) == (run, ())
+
+
 # Confirmations and reveals
 
 

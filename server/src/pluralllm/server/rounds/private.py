@@ -62,7 +62,7 @@ from pluralllm.server.rounds.sorted_clients import (
     with_receipt,
     without_client,
 )
-from pluralllm.server.rounds.state import EXCHANGING, Outcome, Phase, Run
+from pluralllm.server.rounds.state import Outcome, Phase, Run
 
 
 def open_round(run: Run, at_s: float, cohort: tuple[ClientId, ...], roster_head: str) -> Step:
@@ -194,8 +194,9 @@ def _after(run: Run, event: ev.MessageArrived, step: ev.RoundStep, following: St
 
 def _exclude_if_accused_by_many(run: Run, event: ev.ComplaintArrived) -> Run:
     """Excludes a dealer of whom more members complain than may lie. The dealer keeps its slot until the round's end."""
+    assert run.private is not None  # only a private round has complaints
     complaints = sum(sent.accused == event.dealer for sent in run.complained)
-    if run.private is None or complaints <= run.private.colluders:
+    if complaints <= run.private.colluders:
         return run
     return _exclude(run, event.at_s, event.dealer, f"DEALT_WRONGLY: {complaints} members complain of its boxes")
 
@@ -269,8 +270,12 @@ def without_revoked(run: Run, client: ClientId) -> Run:
 
 
 def tick(run: Run, at_s: float) -> Step:
-    """Ends the open step if its time is over: with a quorum the next one begins, else the step is extended or the round ends."""
-    if run.phase not in EXCHANGING or run.deadline_s is None or at_s < run.deadline_s:
+    """Ends the open step if its time is over: with a quorum the next one begins, else the step is extended or the round ends.
+
+    The run is in one of the phases EXCHANGING.
+    """
+    assert run.deadline_s is not None  # each of these steps has one
+    if at_s < run.deadline_s:
         return run, ()
     if run.phase is Phase.KEYING and len(run.keyed) >= run.quorum:
         return _fix_members(run, at_s)
