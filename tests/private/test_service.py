@@ -26,6 +26,7 @@ from pluralllm.common.errors.tree import (
     LeaseLost,
     NotFound,
     PluralError,
+    StoreFailed,
     WrongLayout,
 )
 from pluralllm.common.predictor.architecture import layout_for
@@ -56,6 +57,7 @@ from pluralllm.common.words.spec import RunSpec
 from pluralllm.server.commands.verify import verify_state
 from pluralllm.server.storage.sql_membership import SqlMembership
 from pluralllm.server.storage.sql_store import SqlStore
+from pluralllm.server.storage.store import Change
 from pluralllm.v1 import federation_pb2 as pb
 from pluralllm.v1 import resources_pb2 as rpb
 
@@ -267,7 +269,40 @@ async def test_a_coordinator_that_is_stopped_between_any_two_steps_goes_on(tmp_p
         assert await clean(served, tmp_path) == 1
 
 
-async def refused(member: Member, message: StepBody) -> PluralError:
+async def test_a_message_that_cannot_be_written_takes_no_message_of_others_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(tmp_path / "state") as served:
+        await served.create("r", SPEC)
+        members = await members_of(served, tmp_path / "clients")
+        await play(members, KEYS, SHARES, UPDATE)
+        for member in members:
+            member.task = await member.hand.task()
+        confirmations = [await member.answer() for member in members]
+        store, arriving = served.parts.store, asyncio.Event()
+        write = store.apply
+
+        async def fails_at_first(changes: Sequence[Change]) -> None:
+            if not arriving.is_set():
+                arriving.set()
+                await asyncio.sleep(0.3)  # the others' messages arrive and wait
+                raise StoreFailed(problem="database is locked")
+            request = pb.GetRoundStepRequest(task=members[3].task.name, phase=CONFIRM)
+            await members[3].hand.call("GetRoundStep", request)  # while their messages are not durable
+            await write(changes)
+
+        monkeypatch.setattr(store, "apply", fails_at_first)
+        failing = asyncio.create_task(refused(members[3], confirmations[3]))
+        await arriving.wait()
+        await asyncio.gather(*(member.send(sent) for member, sent in zip(members[:3], confirmations[:3], strict=True)))
+        assert isinstance(await failing, StoreFailed)
+        monkeypatch.undo()
+        await play(members[:3], REVEAL)
+        await until_version(served, 1)
+        assert await clean(served, tmp_path) == 1
+
+
+async def refused(member: Member, message: StepBody | UpdateStatement) -> PluralError:
     with pytest.raises(PluralError) as caught:
         await member.send(message)
     return caught.value

@@ -143,10 +143,15 @@ class Run:
         )
 
     @property
-    def summed(self) -> Clients:
-        """The members whose updates are in the sum that the open private round has fixed, sorted."""
+    def summed_receipts(self) -> tuple[ev.Receipt, ...]:
+        """The receipts of the updates in the sum that the open private round has fixed, sorted by client."""
         fixed = self.private is not None and self.phase in (Phase.CONFIRMING, Phase.UNMASKING, Phase.AGGREGATING)
-        return tuple(receipt.client for receipt in self.receipts) if fixed else ()
+        return self.receipts if fixed else ()
+
+    @property
+    def summed(self) -> Clients:
+        """The members whose updates are in that sum, sorted."""
+        return tuple(receipt.client for receipt in self.summed_receipts)
 
     @property
     def returning(self) -> Clients:

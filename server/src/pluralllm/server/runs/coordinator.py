@@ -254,7 +254,7 @@ class Coordinator:
             self._troubles.clear(run.id)
         self._follow(run, step)
         if step.ends_round:
-            self._open_rounds.forget(run)
+            self._open_rounds.forget(run.id, step.before.state.round)
             self._collect_soon()
         if step.ends_run:
             for session in self._sessions.live(self._clock.now_s()):

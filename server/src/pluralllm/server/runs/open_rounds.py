@@ -1,8 +1,12 @@
-"""The messages of open private rounds: kept in memory, read from the store after a restart."""
+"""The messages of open private rounds: kept in memory, read from the store after a restart.
+
+Memory has a message before it is durable, because the round may show it in the instant in which it is. Which messages are shown
+follows from the run's state alone, which names each by its digest. So a message that never became durable does no harm.
+"""
 
 import asyncio
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
@@ -60,15 +64,18 @@ class NoPeerKeys:
 
 @dataclass(slots=True)
 class OpenRound:
-    """The messages of one private round, as they are stored, by step and by client."""
+    """The messages of one private round, as they are stored, and maybe others that are not durable."""
 
     number: RoundNumber
-    messages: dict[ev.RoundStep, dict[ClientId, Body]] = field(default_factory=dict)
+    _messages: dict[tuple[ClientId, Digest], Body] = field(default_factory=dict)
 
-    def of(self, step: ev.RoundStep, kind: type[Message], clients: Sequence[ClientId]) -> dict[str, Message]:
-        """Returns the messages of one kind of those of the clients that have sent one, in the order of `clients`."""
-        sent = {client: self.messages.get(step, {}).get(client) for client in clients}
-        return {client: message for client, message in sent.items() if isinstance(message, kind)}
+    def add(self, client: ClientId, message: Body) -> None:
+        self._messages[client, recorded_digest(message)] = message
+
+    def of(self, kind: type[Message], sent: Iterable[ev.SentMessage | ev.Receipt]) -> dict[str, Message]:
+        """Returns the messages of a kind that the run has on record, by client. sent: what the run's state has of them."""
+        messages = ((one.client, self._messages.get((one.client, one.digest))) for one in sent)
+        return {client: message for client, message in messages if isinstance(message, kind)}
 
 
 class OpenRounds:
@@ -94,23 +101,19 @@ class OpenRounds:
             roster_head=bytes.fromhex(run.state.roster_head),
         )
 
-    async def keep(self, run: LiveRun, client: ClientId, step: ev.RoundStep, message: Body) -> None:
+    async def keep(self, run: LiveRun, client: ClientId, message: Body) -> None:
         """Keeps a message in memory that is about to become durable, because the round may show it in the same instant."""
-        messages = await self.of(run)
-        if recorded(run.state, step, client) is None:
-            messages.messages.setdefault(step, {})[client] = message
+        (await self.of(run)).add(client, message)
 
     async def material(self, run: LiveRun) -> RoundMaterial:
         """Returns all that the members of a run's private round have sent, once the round can be unmasked."""
         messages = await self.of(run)
         state = run.state
-        confirmed = tuple(sent.client for sent in state.confirmed)
-        revealed = tuple(sent.client for sent in state.revealed)
         return RoundMaterial(
             fixed=self.fixed(run, messages),
-            shares=messages.of(ev.RoundStep.SHARES, Shares, state.dealers),
-            confirmations=messages.of(ev.RoundStep.CONFIRMATION, Confirmation, confirmed),
-            reveals=messages.of(ev.RoundStep.REVEAL, Reveal, revealed),
+            shares=messages.of(Shares, state.dealt),
+            confirmations=messages.of(Confirmation, state.confirmed),
+            reveals=messages.of(Reveal, state.revealed),
         )
 
     def fixed(self, run: LiveRun, messages: OpenRound) -> FixedRound:
@@ -118,9 +121,9 @@ class OpenRounds:
         state = run.state
         return FixedRound(
             terms=self.terms(run),
-            members=tuple(messages.of(ev.RoundStep.KEYS, RoundMember, state.members).values()),
+            members=tuple(messages.of(RoundMember, state.keyed).values()),
             dealers=state.dealers,
-            updates=tuple(messages.of(ev.RoundStep.UPDATE, UpdateStatement, state.summed).values()),
+            updates=tuple(messages.of(UpdateStatement, state.summed_receipts).values()),
         )
 
     async def of(self, run: LiveRun) -> OpenRound:
@@ -131,19 +134,24 @@ class OpenRounds:
                 rows = await self._store.round_messages(run.id, number)
                 kept = OpenRound(number)
                 for row in rows:
-                    message = BODIES[row.step].from_json(row.body)
-                    kept.messages.setdefault(row.step, {})[row.client] = message
+                    kept.add(row.client, BODIES[row.step].from_json(row.body))
                 self._rounds[run.id] = kept
             return kept
 
-    def forget(self, run: LiveRun) -> None:
-        """Drops the messages of a run's round from memory."""
-        self._rounds.pop(run.id, None)
+    def forget(self, run: RunId, number: int) -> None:
+        """Drops the messages of a round that has ended from memory. The run's next round may be open already."""
+        if (kept := self._rounds.get(run)) is not None and kept.number <= number:
+            del self._rounds[run]
 
 
 def digest_of(message: Body) -> Digest:
     """Returns the SHA-256 of a message as it is stored."""
     return Digest(hashlib.sha256(message.to_json()).hexdigest())
+
+
+def recorded_digest(message: Body) -> Digest:
+    """Returns the digest by which the state of a run names a message: of an update that of the masked file."""
+    return Digest(message.digest.hex()) if isinstance(message, UpdateStatement) else digest_of(message)
 
 
 def recorded(state: Run, step: ev.RoundStep, client: ClientId) -> Digest | None:

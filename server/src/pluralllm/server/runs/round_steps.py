@@ -80,23 +80,21 @@ class RoundSteps:
         """
         messages = await self._rounds.of(run)
         step, state = self._check_part(run, task), run.state  # from here on nothing is awaited, so that all of it fits
-        complaining = tuple(sent.client for sent in state.complained)
-        confirming = tuple(sent.client for sent in state.confirmed)
-        members = messages.of(ev.RoundStep.KEYS, RoundMember, state.members) if step > STEPS[Phase.KEYING] else {}
-        dealers = state.dealers if step > STEPS[Phase.SHARING] else ()
+        members = messages.of(RoundMember, state.keyed) if step > STEPS[Phase.KEYING] else {}
+        dealt = state.dealt if step > STEPS[Phase.SHARING] else ()
         view = RoundView(
             terms=self._rounds.terms(run),
             members=tuple(members.values()),
-            dealers=dealers,
-            boxes=self._boxes_for(messages, state, dealers, task.client),
+            dealers=tuple(sent.client for sent in dealt),
+            boxes=self._boxes_for(messages, state, dealt, task.client),
             complaints=tuple(
                 MemberComplaint(client, complaint)
-                for client, complaint in messages.of(ev.RoundStep.COMPLAINT, Complaint, complaining).items()
+                for client, complaint in messages.of(Complaint, state.complained).items()
             ),
-            updates=tuple(messages.of(ev.RoundStep.UPDATE, UpdateStatement, state.summed).values()),
+            updates=tuple(messages.of(UpdateStatement, state.summed_receipts).values()),
             confirmations=tuple(
                 MemberConfirmation(client, confirmation.signature)
-                for client, confirmation in messages.of(ev.RoundStep.CONFIRMATION, Confirmation, confirming).items()
+                for client, confirmation in messages.of(Confirmation, state.confirmed).items()
             )
             if step == STEPS[Phase.UNMASKING]
             else (),
@@ -120,7 +118,7 @@ class RoundSteps:
         fixed = self._rounds.fixed(run, messages)
         await asyncio.to_thread(self._check, run.state, fixed, messages, task.client, body)
         event = _arrival(self._clock.now_s(), task, digest_of(stored), body)
-        await self._dispatch(run, task.client, kind, stored, event)
+        await self._dispatch(run, task.client, stored, event)
 
     async def statement(self, run: LiveRun, task: TaskName, digest: Digest, signature: bytes) -> UpdateStatement:
         """Returns a member's statement about its masked update, after a check that it is signed for the round's dealers.
@@ -140,7 +138,7 @@ class RoundSteps:
     async def record_update(self, run: LiveRun, arrived: ev.UpdateArrived, statement: UpdateStatement) -> None:
         """Makes the arrival of a masked update durable, together with its member's statement."""
         event = replace(arrived, statement=digest_of(statement))
-        await self._dispatch(run, arrived.receipt.client, ev.RoundStep.UPDATE, statement, event)
+        await self._dispatch(run, arrived.receipt.client, statement, event)
 
     # Checks
 
@@ -189,12 +187,12 @@ class RoundSteps:
                     problem = f"asks for sums of {body.least} updates, and the round has {len(fixed.names)} members"
                     raise InvalidArgument(field="boxes", problem=problem)
             case Complaint():
-                _check_complaint(fixed, messages.of(ev.RoundStep.SHARES, Shares, state.dealers), client, body)
+                _check_complaint(fixed, messages.of(Shares, state.dealt), client, body)
             case Confirmation():
                 _check_confirmation(fixed, client, body)
             case Reveal():
-                complaint = messages.of(ev.RoundStep.COMPLAINT, Complaint, (client,)).get(client)
-                shares = messages.of(ev.RoundStep.SHARES, Shares, state.dealers)
+                complaint = messages.of(Complaint, state.complained).get(client)
+                shares = messages.of(Shares, state.dealt)
                 check_reveal(fixed, client, body, shares, "" if complaint is None else complaint.dealer)
 
     def _check_keys(self, fixed: FixedRound, client: ClientId, keys: Keys) -> None:
@@ -208,23 +206,17 @@ class RoundSteps:
         try_public(keys.box_public, "box_public")
 
     def _boxes_for(
-        self, messages: OpenRound, state: Run, dealers: Sequence[ClientId], client: ClientId
+        self, messages: OpenRound, state: Run, dealt: Sequence[ev.SentMessage], client: ClientId
     ) -> tuple[DealtBox, ...]:
         """Returns the boxes that the other dealers have dealt to a client, sorted by dealer."""
-        index = state.members.index(client) + 1 if dealers else 0
-        dealt = messages.of(ev.RoundStep.SHARES, Shares, dealers)
-        return tuple(DealtBox(dealer, shares.box_of(index)) for dealer, shares in dealt.items() if dealer != client)
+        index = state.members.index(client) + 1 if dealt else 0
+        shares = messages.of(Shares, dealt)
+        return tuple(DealtBox(dealer, boxes.box_of(index)) for dealer, boxes in shares.items() if dealer != client)
 
-    async def _dispatch(
-        self, run: LiveRun, client: ClientId, kind: ev.RoundStep, stored: Body, event: ev.Event
-    ) -> None:
+    async def _dispatch(self, run: LiveRun, client: ClientId, stored: Body, event: ev.Event) -> None:
         """Makes a checked message durable with the event of its arrival."""
-        await self._rounds.keep(run, client, kind, stored)
-        try:
-            await self._coordinator.dispatch(run, event, stored.to_json())
-        except Exception:
-            self._rounds.forget(run)  # memory may have what the store has not
-            raise
+        await self._rounds.keep(run, client, stored)
+        await self._coordinator.dispatch(run, event, stored.to_json())
 
 
 def _check_complaint(fixed: FixedRound, shares: Mapping[str, Shares], client: ClientId, complaint: Complaint) -> None:

@@ -1,0 +1,57 @@
+"""Memory shows the messages of a private round that the run has on record, whatever else was about to become durable."""
+
+from pathlib import Path
+
+from support.memory_coordinator import Hooks, MemoryCoordinator
+from support.private_round import keying
+
+from pluralllm.common.private_rounds.messages import Body, Complaint, Confirmation, UpdateStatement
+from pluralllm.common.words.ids import ClientId, Digest, RoundNumber
+from pluralllm.server.rounds import events as ev
+from pluralllm.server.runs.open_rounds import OpenRound, digest_of
+
+ANN, BEN = ClientId("ann"), ClientId("ben")
+FIRST, SECOND = (Confirmation(bytes([number]) * 32, bytes(64)) for number in (1, 2))
+
+
+def sent(client: ClientId, message: Body) -> ev.SentMessage:
+    return ev.SentMessage(client, digest_of(message))
+
+
+def test_of_two_messages_of_a_member_that_is_shown_which_is_on_record() -> None:
+    messages = OpenRound(RoundNumber(1))
+    for message in (FIRST, SECOND):
+        messages.add(ANN, message)
+    assert messages.of(Confirmation, [sent(ANN, FIRST)]) == {ANN: FIRST}
+    assert messages.of(Confirmation, [sent(ANN, SECOND)]) == {ANN: SECOND}
+
+
+def test_a_message_that_is_not_on_record_or_is_of_another_kind_or_member_is_not_shown() -> None:
+    messages = OpenRound(RoundNumber(1))
+    messages.add(ANN, FIRST)
+    assert messages.of(Confirmation, []) == {}
+    assert messages.of(Confirmation, [sent(BEN, FIRST), sent(ANN, SECOND)]) == {}
+    assert messages.of(Complaint, [sent(ANN, FIRST)]) == {}
+
+
+def test_a_statement_is_found_by_the_digest_of_its_masked_file() -> None:
+    messages, statement = OpenRound(RoundNumber(1)), UpdateStatement(ANN, bytes(range(32)), bytes(64))
+    messages.add(ANN, statement)
+    receipt = ev.Receipt(ANN, Digest(bytes(range(32)).hex()), 1)
+    assert messages.of(UpdateStatement, [receipt]) == {ANN: statement}
+    assert messages.of(UpdateStatement, [sent(ANN, statement)]) == {}
+
+
+async def test_messages_are_read_once_and_forgotten_with_their_round_and_not_with_an_earlier_one(
+    tmp_path: Path,
+) -> None:
+    place = MemoryCoordinator(tmp_path)
+    run, rounds = await keying(place), place.parts.open_rounds
+    place.before = hooks = Hooks()
+    await rounds.keep(run, ANN, FIRST)
+    rounds.forget(run.id, 0)
+    assert (await rounds.of(run)).of(Confirmation, [sent(ANN, FIRST)]) == {ANN: FIRST}
+    assert [operation for operation, _ in hooks.calls] == ["store.round_messages"]
+    rounds.forget(run.id, 1)
+    assert (await rounds.of(run)).of(Confirmation, [sent(ANN, FIRST)]) == {}
+    assert [operation for operation, _ in hooks.calls] == ["store.round_messages"] * 2
