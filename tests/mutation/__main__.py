@@ -27,19 +27,16 @@ SURVIVORS = Path(__file__).with_name("survivors.toml")
 LARGEST_SHARE = 0.05  # of the mutants that change behaviour may survive
 SOURCES = {name: REPOSITORY / name / "src" / "pluralllm" / name for name in ("common", "server", "client")}
 UNIT = "tests/unit"
+OF_ROUNDS = tuple(
+    f"{UNIT}/server/rounds/test_{name}.py" for name in ("machine", "machine_limits", "private", "closing")
+)
 # The module of each mutant, and the tests that must notice it.
 MODULES: dict[str, tuple[str, ...]] = {
     "server/rounds/weighting": (f"{UNIT}/server/rounds/test_weighting.py",),
     "server/rounds/clipping": (f"{UNIT}/server/rounds/test_clipping.py",),
-    "server/rounds/looking": (
-        f"{UNIT}/server/rounds/test_looking.py",
-        f"{UNIT}/server/rounds/test_machine_limits.py",
-    ),
+    "server/rounds/looking": (f"{UNIT}/server/rounds/test_looking.py", *OF_ROUNDS),
     "server/rounds/cohort": (f"{UNIT}/server/rounds/test_cohort.py",),
-    "server/rounds/state": (
-        f"{UNIT}/server/rounds/test_machine.py",
-        f"{UNIT}/server/rounds/test_machine_limits.py",
-    ),
+    "server/rounds/state": (f"{UNIT}/server/rounds/test_state.py", *OF_ROUNDS),
     "server/runs/leases": (f"{UNIT}/server/runs/test_leases.py",),
     "server/runs/sessions": (f"{UNIT}/server/runs/test_sessions.py", f"{UNIT}/server/runs/test_live_sessions.py"),
     "server/runs/refusals": (f"{UNIT}/server/runs/test_refusals.py",),
@@ -88,19 +85,12 @@ MODULES: dict[str, tuple[str, ...]] = {
     "server/members/registry": (
         *(f"{UNIT}/server/members/test_registry_limits.py", f"{UNIT}/server/members/test_registry.py"),
     ),
-    "server/rounds/private": (
-        f"{UNIT}/server/rounds/test_private.py",
-        f"{UNIT}/server/rounds/test_closing.py",
-        f"{UNIT}/server/runs/test_private_rounds.py",
-    ),
-    "server/rounds/endings": (
-        f"{UNIT}/server/rounds/test_machine.py",
-        f"{UNIT}/server/rounds/test_machine_limits.py",
-        f"{UNIT}/server/rounds/test_closing.py",
-    ),
+    "server/rounds/private": (*OF_ROUNDS, f"{UNIT}/server/runs/test_private_rounds.py"),
+    "server/rounds/endings": OF_ROUNDS,
     "server/runs/held_runs": (f"{UNIT}/server/runs/test_plugin_runs.py",),
-    "server/rounds/machine": (
-        *(f"{UNIT}/server/rounds/test_machine.py", f"{UNIT}/server/rounds/test_machine_limits.py"),
+    "server/rounds/machine": OF_ROUNDS,
+    "server/runs/open_rounds": (
+        *(f"{UNIT}/server/runs/test_open_rounds.py", f"{UNIT}/server/runs/test_private_rounds.py"),
     ),
 }
 # Imported before processes are forked, so that no process imports them again.

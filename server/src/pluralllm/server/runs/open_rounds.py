@@ -155,13 +155,10 @@ def recorded_digest(message: Body) -> Digest:
 
 
 def recorded(state: Run, step: ev.RoundStep, client: ClientId) -> Digest | None:
-    """Returns the digest of a client's message of a kind that the run has on record; None if there is none.
+    """Returns the digest of a client's message of a step that the run has on record; None if there is none.
 
-    An update has the digest of the masked file, not that of the statement about it.
+    An update is no such message: its receipt is on record.
     """
-    if step is ev.RoundStep.UPDATE:
-        receipt = receipt_of(state.receipts, client)
-        return None if receipt is None else receipt.digest
     sent = receipt_of(_messages(state, step), client)
     return None if sent is None else sent.digest
 
