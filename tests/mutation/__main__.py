@@ -61,7 +61,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         *(f"{UNIT}/server/runs/test_ended_evaluations.py", f"{UNIT}/server/rpc/test_operations.py"),
     ),
     "server/process/last_used": (f"{UNIT}/server/process/test_last_used.py",),
-    "server/runs/intake": (f"{UNIT}/server/runs/test_intake.py",),
+    "server/runs/intake": (*(f"{UNIT}/server/runs/test_intake.py", f"{UNIT}/server/runs/test_private_intake.py"),),
     "server/runs/coordinator": (f"{UNIT}/server/runs/test_coordinator.py",),
     "server/rpc/polling": (f"{UNIT}/server/rpc/test_federation.py",),
     "server/rpc/federation": (f"{UNIT}/server/rpc/test_federation.py",),

@@ -79,7 +79,7 @@ def test_only_a_plain_round_with_a_quorum_and_nobody_at_work_has_all_it_can_get(
 
 def test_a_run_asks_for_nothing_that_its_format_does_not_name() -> None:
     run = Run(RunId("r"), 7, 4, RoundPolicy(), 0, Digest("d0"))
-    assert not (run.limits_members or run.gives_up_small_sums or run.closes or run.archived or run.paused)
+    assert {run.limits_members, run.gives_up_small_sums, run.closes, run.archived, run.paused} == {False}
     assert (PLAIN.threshold, PLAIN.quorum) == (0, 2)
     assert (PRIVATE.threshold, PRIVATE.quorum) == (3, 3)
 
