@@ -62,18 +62,28 @@ MODULES: dict[str, tuple[str, ...]] = {
     ),
     "server/process/last_used": (f"{UNIT}/server/process/test_last_used.py",),
     "server/runs/intake": (*(f"{UNIT}/server/runs/test_intake.py", f"{UNIT}/server/runs/test_private_intake.py"),),
-    "server/runs/coordinator": (f"{UNIT}/server/runs/test_coordinator.py",),
+    "server/runs/coordinator": tuple(
+        f"{UNIT}/server/runs/test_{name}.py"
+        for name in ("coordinator", "private_rounds", "plugin_runs", "recovery", "assignments", "expected", "growth")
+    ),
     "server/rpc/polling": (f"{UNIT}/server/rpc/test_federation.py",),
     "server/rpc/federation": (f"{UNIT}/server/rpc/test_federation.py",),
     "server/members/access": (f"{UNIT}/server/members/test_access.py",),
     "server/members/door": (f"{UNIT}/server/members/test_door.py",),
     "server/aggregation/arithmetic": (f"{UNIT}/server/aggregation/test_arithmetic.py",),
-    "server/aggregation/update_files": (f"{UNIT}/server/aggregation/test_update_files.py",),
+    "server/aggregation/update_files": tuple(
+        f"{UNIT}/server/aggregation/test_{name}.py" for name in ("update_files", "rules", "plugin_rules")
+    ),
     "common/weights/chunks": (f"{UNIT}/common/weights/test_chunks.py", f"{UNIT}/common/weights/test_layout.py"),
     "common/weights/layout": (f"{UNIT}/common/weights/test_layout.py",),
     "common/weights/update_format": (f"{UNIT}/common/weights/test_update_format.py",),
     "common/wire/chunk_messages": (f"{UNIT}/common/wire/test_chunk_messages.py",),
-    "client/disclosure/policy": (f"{UNIT}/client/disclosure/test_policy.py",),
+    "client/disclosure/policy": (
+        f"{UNIT}/client/disclosure/test_policy.py",
+        f"{UNIT}/client/disclosure/test_missing_keys.py",
+        f"{UNIT}/client/privacy/test_release.py",
+        f"{UNIT}/client/test_privacy_commands.py",
+    ),
     "client/disclosure/limits": (f"{UNIT}/client/disclosure/test_limits.py",),
     "client/disclosure/outgoing": (f"{UNIT}/client/disclosure/test_outgoing.py",),
     "client/disclosure/budgets": (f"{UNIT}/client/disclosure/test_budgets.py",),

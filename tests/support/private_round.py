@@ -4,12 +4,14 @@ import hashlib
 from collections.abc import Callable
 
 from support.memory_coordinator import MemoryCoordinator
+from support.private_members import person
 
 from pluralllm.common.words.ids import ClientId, Digest, GroupName, RoundNumber
 from pluralllm.common.words.spec import GroupRole
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.state import Phase
 from pluralllm.server.runs.live_run import LiveRun
+from pluralllm.server.runs.open_rounds import digest_of
 
 NAMES = tuple(ClientId(name) for name in ("ann", "ben", "cat", "dan"))
 ONE = RoundNumber(1)
@@ -57,3 +59,16 @@ async def send(place: MemoryCoordinator, run: LiveRun, step: ev.RoundStep, *clie
         else:
             event = ARRIVED[step](now_s, ONE, client, sha256(body))
         await place.coordinator.dispatch(run, event, body)
+
+
+async def collecting(place: MemoryCoordinator) -> LiveRun:
+    """Returns a run whose members have real keys, and whose first private round collects updates."""
+    run = await keying(place)
+    for client in NAMES:
+        member = person(client).member
+        await place.parts.open_rounds.keep(run, client, member)
+        arrived = ev.KeysArrived(place.clock.now_s(), ONE, client, digest_of(member))
+        await place.coordinator.dispatch(run, arrived, member.to_json())
+    await send(place, run, ev.RoundStep.SHARES, *NAMES)
+    assert run.state.phase is Phase.COLLECTING
+    return run

@@ -9,7 +9,7 @@ from support.open_policy import open_policy
 from support.process_harness import process_spec
 from support.tasks import task_of
 
-from pluralllm.client.disclosure.limits import MIB, check_task, check_updates_behind
+from pluralllm.client.disclosure.limits import MIB, check_task, check_updates_behind, is_closing
 from pluralllm.client.disclosure.policy import Policy, load_policy
 from pluralllm.common.errors.tree import PolicyForbids
 from pluralllm.common.predictor.architecture import layout_for
@@ -401,3 +401,12 @@ def test_the_line_of_a_refusal_allows_the_embedder(tmp_path: Path) -> None:
     line = refusal(Policy(), embedding()).partition("code here: ")[2].partition("]")[0] + "]\n"
     (tmp_path / "policy.toml").write_text(f"{line}min_cohort = 1\n")
     check(load_policy(tmp_path / "policy.toml"), embedding())
+
+
+def test_only_the_work_of_a_round_after_the_last_one_is_the_closing_rounds() -> None:
+    private = {"colluders": 1, "closing_scores": True}
+    spec = SPEC.model_copy(update={"format": "pluralllm.run/4", "private_rounds": PrivateRounds(**private)})
+    assert spec.closes
+    assert not is_closing(spec, task_of(spec, round_number=spec.rounds))
+    assert is_closing(spec, task_of(spec, round_number=spec.rounds + 1))
+    assert not is_closing(spec, task_of(spec, TaskKind.EVALUATE, round_number=spec.rounds + 1))

@@ -15,6 +15,7 @@ from pluralllm.client.disclosure.outgoing import (
     reported_progress,
     reported_scores,
     rounded,
+    score_in_sum,
 )
 from pluralllm.client.disclosure.policy import Policy
 from pluralllm.client.link.tasks import Scores
@@ -260,3 +261,13 @@ def test_own_scores_of_a_run_with_private_rounds_leave_as_the_policy_says(
     assert keeps_scores(policy, private, is_noised=False) is true_answers
     plain = private.model_copy(update={"private_rounds": None})
     assert not keeps_scores(policy, plain, is_noised=False), "the table is about private rounds only"
+
+
+@pytest.mark.parametrize("least", [30, 7])
+def test_a_score_is_part_of_a_sum_only_with_enough_questions_behind_it_and_if_the_policy_allows_it(least: int) -> None:
+    policy = Policy(min_questions_behind=least)
+    assert score_in_sum(policy, scores(questions=least)) == 0.712
+    assert score_in_sum(policy, scores(questions=least - 1)) is None
+    assert score_in_sum(policy, scores(questions=1000)) == 0.712
+    without = Policy(min_questions_behind=least, allowed_metrics=ALL - {"alignment_score"})
+    assert score_in_sum(without, scores(questions=1000)) is None

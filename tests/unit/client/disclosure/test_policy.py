@@ -1,14 +1,16 @@
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from pluralllm.client.disclosure.policy import (
     DEFAULT_POLICY,
     NEW_KEYS,
     Policy,
+    RespondentPrivacy,
     RoundPrivacy,
     load_policy,
+    new_policy,
 )
 from pluralllm.common.errors.tree import InvalidConfig
 
@@ -157,3 +159,29 @@ def test_a_bad_value_in_the_table_of_private_rounds_is_refused(tmp_path: Path, l
 def test_a_policy_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InvalidConfig, match=r"policy\.toml"):
         load_policy(tmp_path / "policy.toml")
+
+
+@pytest.mark.parametrize("table", [Policy(), RespondentPrivacy(), RoundPrivacy()])
+def test_nothing_changes_a_policy_after_it_was_read(table: BaseModel) -> None:
+    for name in type(table).model_fields:
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(table, name, getattr(table, name))
+
+
+def test_the_table_privacy_allows_one_respondent_a_budget_of_four_and_has_its_ledger_beside_the_state(
+    tmp_path: Path,
+) -> None:
+    table = policy_of(tmp_path, "[privacy]").privacy
+    assert table == RespondentPrivacy()
+    assert (RespondentPrivacy().respondents_epsilon, RespondentPrivacy().delta) == (4.0, 1e-6)
+    assert RespondentPrivacy().ledger_folder(tmp_path) == tmp_path / "privacy"
+    assert RespondentPrivacy(ledger=tmp_path / "shared").ledger_folder(tmp_path) == tmp_path / "shared"
+
+
+def test_the_policy_of_a_partner_without_noise_has_the_table_in_comments_line_by_line(tmp_path: Path) -> None:
+    with_noise, without = new_policy(noise=True).splitlines(), new_policy(noise=False).splitlines()
+    assert policy_of(tmp_path, "\n".join(without)).privacy is None
+    assert policy_of(tmp_path, "\n".join(with_noise)).privacy is not None
+    changed = [(line, other) for line, other in zip(with_noise, without, strict=True) if line != other]
+    assert changed
+    assert all(other == f"# {line}" and not line.startswith("#") for line, other in changed)

@@ -20,7 +20,8 @@ from pluralllm.common.words.aggregation import Aggregation
 from pluralllm.common.words.spec import UpdateEncoding
 from pluralllm.server.aggregation import update_files
 from pluralllm.server.aggregation.arithmetic import add_weighted, weighted_mean
-from pluralllm.server.aggregation.update_files import average, check_update, norm_of
+from pluralllm.server.aggregation.rules import median
+from pluralllm.server.aggregation.update_files import average, check_update, distances_between, norm_of
 
 LAYOUT = layout_of([("a.weight", (1_000, 700)), ("b.bias", (13,)), ("c", (2, 3))])  # nearly three chunks
 FP32 = update_format(LAYOUT, "fp32")
@@ -61,6 +62,31 @@ def test_updates_are_multiplied_by_their_factors_before_they_are_averaged(tmp_pa
     average(base, (), updates, weights, LAYOUT, FEDAVG, outs[:1], scales=(1.0, 0.3))
     average(base, (), shorter, weights, LAYOUT, FEDAVG, outs[1:])
     assert outs[0].read_bytes() == outs[1].read_bytes()
+
+
+@pytest.mark.parametrize("scales", [(), (1.0, 0.3, 0.5)])
+def test_distances_are_those_between_updates_multiplied_by_their_factors(
+    tmp_path: Path, scales: tuple[float, ...]
+) -> None:
+    deltas = [random_values(seed) for seed in (1, 2, 3)]
+    updates = [stored(tmp_path, f"u{index}", delta) for index, delta in enumerate(deltas)]
+    whole = np.stack(deltas).astype(np.float64) * np.array(scales or (1.0, 1.0, 1.0))[:, None]
+    expected = np.triu(np.square(whole[:, None] - whole[None]).sum(axis=-1))
+    assert distances_between(updates, LAYOUT, "fp32", scales) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_rule_in_place_of_the_mean_leaves_the_moments_of_the_optimizer_their_part(tmp_path: Path) -> None:
+    aggregation, deltas = Aggregation(optimizer="fedadam"), [random_values(seed) for seed in (1, 2, 3)]
+    step, values = server_optimizer(aggregation), random_values(0)
+    first = np.repeat(np.array(first_moments(aggregation), np.float32)[:, None], LAYOUT.values, axis=1)
+    base = stored(tmp_path, "base", values)
+    updates = [stored(tmp_path, f"u{index}", delta) for index, delta in enumerate(deltas)]
+    outs = [tmp_path / name for name in ("next", "next.m", "next.v")]
+    moments = list(first_moments(aggregation))
+    average(base, moments, updates, np.ones(3), LAYOUT, step, outs, combine=median)
+    following, kept = step(values, median(np.stack(deltas), np.ones(3)), first)
+    for out, expected in zip(outs, (following, *kept), strict=True):
+        assert flat_values(out, LAYOUT).tobytes() == expected.tobytes()
 
 
 @pytest.mark.parametrize("values", [random_values(3), np.zeros(5, np.float32), np.full(2, 3e38, np.float32)])

@@ -18,6 +18,7 @@ from pluralllm.server.members.access import (
     check_page,
     check_role,
     may_read,
+    may_read_audit,
 )
 
 R = RunId("r")
@@ -136,6 +137,10 @@ def test_the_page_is_for_observers_and_administrators() -> None:
     with pytest.raises(RoleForbids) as refused:
         check_page(member(CLIENT))
     assert (refused.value.rpc, refused.value.allowed) == ("the page", "admin, observer")
+
+
+def test_only_administrators_see_the_audit_log_on_the_page() -> None:
+    assert [role for role in MemberRole if may_read_audit(member(role))] == [ADMIN]
 
 
 def test_a_refusal_names_the_roles_that_may() -> None:

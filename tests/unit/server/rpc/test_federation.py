@@ -12,12 +12,13 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from support.memory_coordinator import MemoryCoordinator, Update, as_caller, settle
 from support.memory_store import MemoryMembership, Tables
-from support.private_round import NAMES, keying, send
+from support.private_members import member_key
+from support.private_round import NAMES, collecting, keying, send
 
 from pluralllm.common import __version__
 from pluralllm.common.errors.grpc_status import CLIENT_STOPPED
 from pluralllm.common.errors.membership import IdentityMismatch, RunNotShared
-from pluralllm.common.errors.private_rounds import PeerKeyDiffers
+from pluralllm.common.errors.private_rounds import PeerKeyDiffers, WrongStep
 from pluralllm.common.errors.tree import (
     ChunksMissing,
     InvalidArgument,
@@ -31,6 +32,7 @@ from pluralllm.common.errors.tree import (
     WrongLayout,
     WrongPhase,
 )
+from pluralllm.common.private_rounds.messages import Confirmation
 from pluralllm.common.private_rounds.peer_keys import endorsed, public_der
 from pluralllm.common.private_rounds.roster import Roster
 from pluralllm.common.trust.certificates import PrivateKey, new_key
@@ -46,6 +48,7 @@ from pluralllm.common.wire.messages import (
     roster_entry_in,
     timestamp,
 )
+from pluralllm.common.wire.round_steps import step_request, view_of
 from pluralllm.common.words.addresses import Addresses
 from pluralllm.common.words.ids import ClientId, Digest, ModelVersion, RoundNumber
 from pluralllm.common.words.noise import NoiseStatement
@@ -938,3 +941,35 @@ async def test_members_of_a_run_learn_how_many_of_their_questions_others_have(se
     await service.place.coordinator.dispatch(run, ev.RunCancelled(service.place.clock.now_s(), "enough"))
     with pytest.raises(WrongPhase):
         await compared("ann", 3)
+
+
+# Steps of private rounds
+
+
+async def test_the_present_step_of_a_private_round_is_shown_and_a_message_is_taken_and_both_keep_the_lease(
+    service: Service,
+) -> None:
+    place = service.place
+    run = await collecting(place)
+    leases, task = place.parts.leases, str(run.task_name(ANN))
+    await send(place, run, ev.RoundStep.UPDATE, *NAMES)
+    for phase in (0, 3, 5):
+        with pytest.raises(WrongStep, match=f"step {phase} was asked for, and the round is in step 4"):
+            await service.call("GetRoundStep", pb.GetRoundStepRequest(task=task, phase=phase))
+    rounds = place.parts.open_rounds
+    sum_sha256 = rounds.fixed(run, await rounds.of(run)).sum_sha256
+    confirmation = Confirmation(sum_sha256).signed(member_key(ANN))
+    for method, request in (
+        ("GetRoundStep", pb.GetRoundStepRequest(task=task, phase=4)),
+        ("PutRoundStep", step_request(task, rounds.terms(run).sha256, confirmation)),
+    ):
+        for client in NAMES:
+            leases.renew(client, place.clock.now_s())
+        place.clock.advance(leases.duration_s - 1)
+        answer = await service.call(method, request)
+        place.clock.advance(2)
+        assert leases.expired(run.id, place.clock.now_s()) == NAMES[1:]
+        assert method == "PutRoundStep" or view_of(answer).terms == rounds.terms(run)
+    assert [sent.client for sent in run.state.confirmed] == [ANN]
+    with pytest.raises(WrongStep):
+        await service.call("PutRoundStep", step_request(task, bytes(32), confirmation))

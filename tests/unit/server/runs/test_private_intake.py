@@ -7,16 +7,14 @@ from typing import Any
 import pytest
 from support.memory_coordinator import MemoryCoordinator
 from support.private_members import member_key, person
-from support.private_round import NAMES, ONE, keying, send
+from support.private_round import NAMES, ONE, collecting
 
 from pluralllm.common.errors.tree import InvalidArgument, PluralError, WrongLayout
 from pluralllm.common.private_rounds.messages import UpdateStatement
 from pluralllm.common.weights.chunks import CHUNK_BYTES, Manifest, manifest_of
 from pluralllm.common.words.ids import Digest
 from pluralllm.server.rounds import events as ev
-from pluralllm.server.rounds.state import Phase
 from pluralllm.server.runs.live_run import LiveRun
-from pluralllm.server.runs.open_rounds import digest_of
 
 ANN = NAMES[0]
 
@@ -26,19 +24,6 @@ async def place(tmp_path: Path) -> AsyncIterator[MemoryCoordinator]:
     process = MemoryCoordinator(tmp_path)
     yield process
     await process.stop()
-
-
-async def collecting(place: MemoryCoordinator) -> LiveRun:
-    """Returns a run whose members have real keys, and whose private round collects updates."""
-    run = await keying(place)
-    for client in NAMES:
-        member = person(client).member
-        await place.parts.open_rounds.keep(run, client, member)
-        arrived = ev.KeysArrived(place.clock.now_s(), ONE, client, digest_of(member))
-        await place.coordinator.dispatch(run, arrived, member.to_json())
-    await send(place, run, ev.RoundStep.SHARES, *NAMES)
-    assert run.state.phase is Phase.COLLECTING
-    return run
 
 
 def masked(folder: Path, run: LiveRun, *, spoilt: bool = False) -> Path:
