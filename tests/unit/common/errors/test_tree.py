@@ -17,6 +17,7 @@ from pluralllm.common.errors import storage as storage_errors
 from pluralllm.common.errors import tree as errors
 from pluralllm.common.errors.tree import PluralError, leaves, reason_of
 from pluralllm.common.process.exits import UNREACHABLE, exit_code_of
+from pluralllm.common.process.proxies import Proxies
 
 
 def test_the_table_covers_every_leaf_and_nothing_else() -> None:
@@ -37,7 +38,8 @@ def test_a_leaf_says_what_is_wrong_in_words_and_survives_the_wire(leaf: type[Plu
 
     received = status.from_rpc_error(Failed(), "somewhere")  # type: ignore[arg-type]
     assert type(received) is leaf
-    assert received.facts == error.facts
+    is_about_the_call = isinstance(error, errors.Unreachable | errors.Busy | errors.ForeignAnswer | errors.ProxyFailed)
+    assert received.facts == {**error.facts, **({"address": "somewhere"} if is_about_the_call else {})}
     elsewhere = copy.deepcopy(error)  # as pickle makes it
     assert (type(elsewhere), elsewhere.facts, str(elsewhere)) == (leaf, error.facts, str(error))
 
@@ -95,6 +97,14 @@ def test_a_reason_that_this_release_does_not_know_is_shown_with_its_text(
     received = status.from_rpc_error(failed_call(sent.code, sent.details, sent.trailing_metadata), "host:1")
     assert type(received) is errors.ForeignAnswer
     assert "No space left for the update" in str(received)
+
+
+def test_the_address_of_a_coordinator_is_the_one_that_was_called_whatever_it_says_itself() -> None:
+    for address in ("client", "", "elsewhere:1", "[::1"):
+        sent = status.to_status(errors.Unreachable(address=address, problem="it has got no byte for 3 s"))
+        received = status.from_rpc_error(failed_call(sent.code, sent.details, sent.trailing_metadata), "host:1")
+        assert received.facts == {"address": "host:1", "problem": "it has got no byte for 3 s"}
+        assert type(Proxies(url="http://proxy:3128").explained(received)) is errors.Unreachable
 
 
 def test_a_call_above_grpcs_own_limit_meets_a_busy_coordinator_and_a_message_that_is_too_large_does_not() -> None:

@@ -1,4 +1,4 @@
-"""What follows from the state of a run, in plain and in private rounds, phase by phase."""
+"""The properties of a run's state, in plain and in private rounds, phase by phase."""
 
 from dataclasses import replace
 

@@ -7,6 +7,7 @@ class. Its `metadata` holds the error's facts (the values that describe the erro
 import json
 import typing
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -223,6 +224,10 @@ def from_rpc_error(error: grpc.RpcError, address: str) -> e.PluralError:
     call = typing.cast(grpc.Call, error)  # grpc raises its calls
     code: Callable[[], grpc.StatusCode] = call.code
     if (typed_error := _typed_error(call)) is not None:
+        if isinstance(typed_error, e.Unreachable | e.Busy | e.ForeignAnswer | e.ProxyFailed):
+            return replace(
+                typed_error, address=address
+            )  # the caller knows the address, and the server may send any text
         return typed_error
     details = printable(call.details() or "", lines=True)
     if code() is grpc.StatusCode.RESOURCE_EXHAUSTED and TOO_MANY_CALLS in details.lower():

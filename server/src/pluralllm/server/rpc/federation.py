@@ -269,7 +269,7 @@ class Federation(pb_grpc.FederationServiceServicer):
             except StopAsyncIteration:
                 break
             except TimeoutError:
-                raise Unreachable(address="client", problem=f"no byte for {limit_s:g} s") from None
+                raise Unreachable(address="client", problem=f"it has got no byte for {limit_s:g} s") from None
             facts = message.facts
             if task is None:
                 task, digest = self._task_of(facts.task), facts.digest
