@@ -62,3 +62,15 @@ async def work(self):
         group.create_task(three())
 """
     assert list(starts(ast.parse(source))) == [("work", 3), ("work", 4)]
+
+
+def test_no_wait_can_lose_a_cancellation() -> None:
+    """Before Python 3.12, asyncio.wait_for returns a result that comes together with a cancellation, and the task goes on."""
+    trees = ((path, ast.parse(path.read_text())) for path in sorted(REPOSITORY.glob("*/src/pluralllm/**/*.py")))
+    waits = [
+        f"{path}:{node.lineno}: use asyncio.timeout"
+        for path, tree in trees
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and node.attr == "wait_for" and ast.unparse(node.value) == "asyncio"
+    ]
+    assert waits == []

@@ -203,7 +203,8 @@ def application(reward: GroupReward, token: str | None) -> Starlette:
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             return _error(415, "UNSUPPORTED", "the content type is not application/json; OpenRLHF sends this one")
         try:
-            body = await asyncio.wait_for(_body(request), BODY_S)
+            async with asyncio.timeout(BODY_S):
+                body = await _body(request)
         except TimeoutError:
             return _error(408, "TOO_SLOW", f"the body did not arrive within {BODY_S:g} s")
         if body is None:

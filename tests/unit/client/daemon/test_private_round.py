@@ -11,7 +11,7 @@ from support.process_harness import process_spec
 from support.tasks import task_of
 
 from pluralllm.client.daemon import private_round
-from pluralllm.client.daemon.private_round import Heard, PrivateRounds
+from pluralllm.client.daemon.private_round import Heard, PrivateRound, PrivateRounds
 from pluralllm.client.keeping.history import History
 from pluralllm.client.private_rounds.notebooks import Notebooks
 from pluralllm.client.private_rounds.pins import save_pins
@@ -35,6 +35,29 @@ async def test_a_step_is_news_once_and_wakes_whoever_waits_for_another_step() ->
     await asyncio.wait_for(waiting, 5)
     await asyncio.wait_for(heard.other_than(1), 5)
     assert heard.hear(task_of(process_spec(), round_number=4, phase=2)), "another task"
+
+
+async def test_a_round_that_waits_to_ask_again_ends_although_the_news_of_another_task_comes_with_its_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def wrong_step(*_: Any, **__: Any) -> None:
+        raise WrongStep(problem="the round is unmasking")
+
+    monkeypatch.setattr(PrivateRound, "_step", wrong_step)
+    for turns in range(1, 6):
+        heard = Heard()
+        heard.hear(replace(TASK, phase=4))
+        playing = PrivateRound(cast(Any, SimpleNamespace(transport=None)), heard, TASK, cast(Any, None))
+        waiting = asyncio.ensure_future(playing._is_taken(cast(Any, None), 4, checked=True))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        heard.hear(task_of(process_spec(), TaskKind.EVALUATE, round_number=3))
+        for _ in range(turns % 2):
+            await asyncio.sleep(0)
+        waiting.cancel()
+        done, _ = await asyncio.wait([waiting], timeout=5)
+        assert done
+        assert waiting.cancelled() or turns % 2, "the news ended the wait, and the cancellation was lost"
 
 
 def rounds_in(folder: Path) -> PrivateRounds:

@@ -226,7 +226,8 @@ class PrivateRound:
         except WrongStep as error:
             log.info("private.asks_again", run=self._task.run, round=self._task.round, step=phase, reason=str(error))
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._heard.other_than(phase), ASK_AGAIN_S)
+                async with asyncio.timeout(ASK_AGAIN_S):
+                    await self._heard.other_than(phase)
             return False
         log.info("private.step", run=self._task.run, round=self._task.round, step=phase)
         return True

@@ -96,7 +96,8 @@ class HeldRuns:
             return
         attempt = self._load(plugin, spec.aggregation)
         try:
-            await asyncio.wait_for(asyncio.wrap_future(attempt.end), LOAD_S)
+            async with asyncio.timeout(LOAD_S):
+                await asyncio.wrap_future(attempt.end)
         except TimeoutError:
             raise _late(plugin) from None
 
