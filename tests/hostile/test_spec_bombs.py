@@ -21,7 +21,7 @@ from pluralllm.common.trust.version_record import VersionRecord
 from pluralllm.common.words.embedding import MAX_PROBES
 from pluralllm.common.words.ids import Digest, ModelVersion, RoundNumber, RunId
 from pluralllm.common.words.spec import MAX_GROUPS, MAX_SPEC_BYTES, RunSpec, parse_spec
-from pluralllm.server.runs import coordinator, live_run
+from pluralllm.server.runs import coordinator, recovery
 from pluralllm.server.storage.sql_store import open_store
 from pluralllm.server.storage.store import RunRecord
 from pluralllm.v1 import operations_pb2 as pb
@@ -150,7 +150,7 @@ async def test_no_spec_is_read_on_the_loop(tmp_path: Path, monkeypatch: pytest.M
         threads.append(threading.get_ident())
         return parse_spec(text, file)
 
-    for module in (coordinator, live_run):
+    for module in (coordinator, recovery):
         monkeypatch.setattr(module, "parse_spec", noting)
     for _ in range(2):  # as it is sent, and as it is stored
         async with serving(tmp_path / "state") as served:
