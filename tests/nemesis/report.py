@@ -1,6 +1,7 @@
 """The summary of many seeds: faults by kind, updates, refusals, and the seeds with problems."""
 
 import json
+import re
 import subprocess
 import time
 from collections import Counter
@@ -10,6 +11,9 @@ from pathlib import Path
 from nemesis.replay import IDENTICAL
 from nemesis.schedule import Kind
 from nemesis.trial import Outcome
+
+# The folders of a path, whose file's name is left: the record is read on other machines.
+FOLDERS = re.compile(r"(?:/[\w.@+-]+)+/(?=[\w.@+-])")
 
 
 class Record:
@@ -37,7 +41,7 @@ class Record:
             "rounds": self._rounds,
             "seed": outcome.schedule.seed,
             "verdict": "does not hold" if outcome.problems else "holds",
-            "problems": [problem[:300] for problem in outcome.problems],
+            "problems": [FOLDERS.sub("", problem)[:300] for problem in outcome.problems],
             "faults": {str(kind): count for kind, count in outcome.fired.items()},
             "took_s": round(outcome.took_s, 1),
         }

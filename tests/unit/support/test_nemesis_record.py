@@ -30,6 +30,14 @@ def test_a_seed_with_a_verdict_is_skipped(tmp_path: Path, monkeypatch: pytest.Mo
     assert not Record(path, "sqlite+local").has(3)
 
 
+def test_a_verdict_names_files_without_the_folders_of_this_machine(tmp_path: Path) -> None:
+    path = tmp_path / "verdicts.jsonl"
+    told = f'ann wrote a stack trace: File "{tmp_path}/asyncio/threads.py", line 25; 1/2 of it in {tmp_path}'
+    Record(path, "sqlite+local").add(outcome(3, told))
+    (problem,) = json.loads(path.read_text())["problems"]
+    assert problem == f'ann wrote a stack trace: File "threads.py", line 25; 1/2 of it in {tmp_path.name}'
+
+
 def test_without_a_file_no_seed_has_a_verdict() -> None:
     record = Record(None, "sqlite+local")
     record.add(outcome(3))
