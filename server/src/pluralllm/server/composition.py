@@ -320,8 +320,8 @@ def gauges_of(parts: Assembly, registry: Registry | None, wall_s: Callable[[], f
     """
     return Gauges(
         runs=parts.runs,
+        evaluations=parts.evaluations,
         sums=parts.sums,
-        store=parts.store,
         clients=parts.clients,
         sessions=parts.sessions,
         leases=parts.leases,

@@ -16,7 +16,7 @@ def values(metrics: tuple[Metric, ...], name: str) -> dict[tuple[str, ...], floa
     return {tuple(sample.labels.values()): sample.value for sample in metric.samples if sample.value}
 
 
-async def test_clients_are_counted_in_memory_and_evaluations_are_read_after_an_event_only(tmp_path: Path) -> None:
+async def test_clients_are_counted_in_memory_and_evaluations_are_read_after_their_end_only(tmp_path: Path) -> None:
     place = MemoryCoordinator(tmp_path)
     run = await place.collecting("ann", "ben", round={"evaluate_every": 1})
     await place.hello("cem")
@@ -30,6 +30,9 @@ async def test_clients_are_counted_in_memory_and_evaluations_are_read_after_an_e
     assert len(hooks.calls) == 1, "nothing has happened"
     for seed, client in enumerate(run.state.cohort):
         await place.deliver(run, client, place.update(run, seed))
+        await gauges.read()
+    reads = [operation for operation, _ in hooks.calls if operation == "store.latest_evaluations"]
+    assert len(reads) == 1, "an update ends no evaluation"
     await place.coordinator.until_averaged(run)
     await place.look(run)
     for client in run.state.cohort:

@@ -225,9 +225,7 @@ def from_rpc_error(error: grpc.RpcError, address: str) -> e.PluralError:
     code: Callable[[], grpc.StatusCode] = call.code
     if (typed_error := _typed_error(call)) is not None:
         if isinstance(typed_error, e.Unreachable | e.Busy | e.ForeignAnswer | e.ProxyFailed):
-            return replace(
-                typed_error, address=address
-            )  # the caller knows the address, and the server may send any text
+            return replace(typed_error, address=address)  # the server may have sent any text
         return typed_error
     details = printable(call.details() or "", lines=True)
     if code() is grpc.StatusCode.RESOURCE_EXHAUSTED and TOO_MANY_CALLS in details.lower():

@@ -19,18 +19,17 @@ from pluralllm.common.errors.tree import PluralError
 from pluralllm.common.predictor.metrics import fairness_index
 from pluralllm.common.private_rounds.ring import BINS
 from pluralllm.common.process.clock import Clock
-from pluralllm.common.words.ids import RunId
 from pluralllm.common.words.not_reported import NotReported
 from pluralllm.common.words.score_sums import worst_bin
 from pluralllm.server.members.registry import Registry
 from pluralllm.server.process.instruments import LOOP_LAG_SECONDS
 from pluralllm.server.rounds.state import Phase
 from pluralllm.server.runs.client_rows import ClientRows
+from pluralllm.server.runs.ended_evaluations import EndedEvaluations, split_by_version
 from pluralllm.server.runs.leases import Leases
 from pluralllm.server.runs.live_run import LiveRun
 from pluralllm.server.runs.live_runs import Runs
 from pluralllm.server.runs.overview import (
-    ended_evaluations,
     reported_gains,
     reported_scores,
     state_with_slot,
@@ -41,7 +40,6 @@ from pluralllm.server.runs.round_sums import RoundSums
 from pluralllm.server.runs.sessions import Sessions
 from pluralllm.server.runs.traffic import Traffic
 from pluralllm.server.runs.troubles import Troubles
-from pluralllm.server.storage.store import EvaluationRecord, Store
 
 READ_EVERY_S = 5.0
 LAG_EVERY_S = 0.25
@@ -125,8 +123,8 @@ class Gauges(Collector):
         self,
         *,
         runs: Runs,
+        evaluations: EndedEvaluations,
         sums: RoundSums,
-        store: Store,
         clients: ClientRows,
         sessions: Sessions,
         leases: Leases,
@@ -141,13 +139,11 @@ class Gauges(Collector):
 
         `wall_s` returns the time of day in seconds since 1970.
         """
-        self._runs, self._sums, self._store, self._clients = runs, sums, store, clients
+        self._runs, self._evaluations, self._sums, self._clients = runs, evaluations, sums, clients
         self._sessions, self._leases = sessions, leases
         self._clock, self._troubles, self._traffic = clock, troubles, traffic
         self._presence, self._registry, self._wall_s = presence, registry, wall_s
         self._values: tuple[Metric, ...] = ()
-        # The evaluations of each run, and the number of the run's last event when they were read.
-        self._evaluated: dict[RunId, tuple[int, list[EvaluationRecord]]] = {}
 
     def collect(self) -> Iterable[Metric]:
         return self._values
@@ -167,8 +163,7 @@ class Gauges(Collector):
         """Returns the current value of all gauges and counters. Raises StoreFailed if the database cannot be read."""
         runs, now_s = self._runs.all(), self._clock.now_s()
         shown = _newest(runs)
-        self._evaluated = {run.id: await self._evaluations(run) for run in shown}
-        evaluations = {run: rows for run, (_, rows) in self._evaluated.items()}
+        evaluations = {run.id: split_by_version(await self._evaluations.of(run))[0] for run in shown}
         scores = {run: dict(sorted(reported_scores(rows))[:MAX_GROUPS]) for run, rows in evaluations.items()}
         gains = {run: dict(sorted(reported_gains(rows))[:MAX_GROUPS]) for run, rows in evaluations.items()}
         deadlines = {run.id: run.state.deadline_s for run in shown}
@@ -206,18 +201,6 @@ class Gauges(Collector):
             *(_gauge(name, *GAUGES[name], values) for name, values in gauges.items()),
             *(CounterMetricFamily(name, COUNTERS[name], value=value) for name, value in counters.items()),
         )
-
-    async def _evaluations(self, run: LiveRun) -> tuple[int, list[EvaluationRecord]]:
-        """Returns the evaluations of the newest model version whose evaluation has ended, and the run's last event before.
-
-        A run without a new event has no new evaluations, so the database is not asked for them again.
-        """
-        sequence = run.sequence
-        if (before := self._evaluated.get(run.id)) is not None and before[0] == sequence:
-            return before
-        rows = ended_evaluations(run, await self._store.latest_evaluations(run.id, 2))
-        newest = max((row.score.version for row in rows), default=None)
-        return sequence, [row for row in rows if row.score.version == newest]
 
     async def _of_sums(self, runs: Sequence[LiveRun]) -> dict[str, Values]:
         """Returns the gauges about the sums of private rounds. A run without a sum has none."""

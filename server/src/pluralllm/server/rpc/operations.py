@@ -29,14 +29,14 @@ from pluralllm.server.rpc.shared_runs import SharedRuns
 from pluralllm.server.rpc.signatures import Signatures
 from pluralllm.server.runs.bell import Bell
 from pluralllm.server.runs.coordinator import Coordinator
-from pluralllm.server.runs.ended_evaluations import EndedEvaluations
+from pluralllm.server.runs.ended_evaluations import EndedEvaluations, split_by_version
 from pluralllm.server.runs.live_run import LiveRun
 from pluralllm.server.runs.live_runs import Runs
 from pluralllm.server.runs.reward_queue import RewardQueue
 from pluralllm.server.runs.round_sums import RoundSums, sum_of
 from pluralllm.server.runs.status import Status
 from pluralllm.server.storage.model_reader import ModelReader
-from pluralllm.server.storage.store import EvaluationRecord, RoundRecord, Store
+from pluralllm.server.storage.store import RoundRecord, Store
 from pluralllm.v1 import operations_pb2 as pb
 from pluralllm.v1 import operations_pb2_grpc as pb_grpc
 from pluralllm.v1 import resources_pb2
@@ -253,18 +253,6 @@ class Operations(pb_grpc.OperationsServiceServicer):
 
     async def _describe_round(self, run: LiveRun, record: RoundRecord) -> resources_pb2.Round:
         return round_message(record, await self._store.receipts(run.id, record.round), sum_of(record, run.spec))
-
-
-def split_by_version(
-    records: Sequence[EvaluationRecord],
-) -> tuple[list[EvaluationRecord], list[EvaluationRecord]]:
-    """Returns two lists: the evaluations of the newest model version, and the evaluations of the version before it.
-
-    All other evaluations in `records` are left out. A list is empty if `records` has no evaluation of the version.
-    """
-    versions = sorted({record.score.version for record in records}, reverse=True)
-    by_version = [[record for record in records if record.score.version == version] for version in versions[:2]]
-    return by_version[0] if by_version else [], by_version[1] if len(by_version) > 1 else []
 
 
 def page_size(asked: int) -> int:

@@ -77,3 +77,15 @@ class EndedEvaluations:
             scores = await self._store.alignment_scores(run.id, evaluated)
             kept = self._fairness[run.id] = evaluated, Fairness.of(scores)
         return kept[1]
+
+
+def split_by_version(
+    records: Sequence[EvaluationRecord],
+) -> tuple[list[EvaluationRecord], list[EvaluationRecord]]:
+    """Returns two lists: the evaluations of the newest model version, and the evaluations of the version before it.
+
+    All other evaluations in `records` are left out. A list is empty if `records` has no evaluation of the version.
+    """
+    versions = sorted({record.score.version for record in records}, reverse=True)
+    by_version = [[record for record in records if record.score.version == version] for version in versions[:2]]
+    return by_version[0] if by_version else [], by_version[1] if len(by_version) > 1 else []

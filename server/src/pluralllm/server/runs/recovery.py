@@ -13,7 +13,7 @@ import structlog
 
 from pluralllm.common.errors.tree import Corrupt, InvalidSpec, StorageFull
 from pluralllm.common.predictor.architecture import layout_for
-from pluralllm.common.words.ids import ModelVersion, RoundNumber, RunId
+from pluralllm.common.words.ids import ModelVersion, RunId
 from pluralllm.common.words.spec import RunSpec, parse_spec
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.machine import step
@@ -103,12 +103,10 @@ async def recover(store: Store, record: RunRecord) -> LiveRun:
     newest = await store.version(record.id, state.version)
     if newest is None:
         raise Corrupt(what=f"run {record.id}", expected=f"model version {state.version}", got="none")
-    if state.phase is Phase.ENDED:
-        return LiveRun(
-            record, spec, layout_for(spec), first, Progress(state, newest, sequence, None, updated_s), remembered
-        )
-    open_round = await store.round(record.id, state.round)
-    receipts = {row.receipt.client: row for row in await store.receipts(record.id, RoundNumber(state.round))}
+    open_round, receipts = None, {}
+    if state.phase is not Phase.ENDED:
+        open_round = await store.round(record.id, state.round)
+        receipts = {row.receipt.client: row for row in await store.receipts(record.id, state.round)}
     progress = Progress(state, newest, sequence, open_round, updated_s, averaging)
     return LiveRun(record, spec, layout_for(spec), first, progress, remembered, receipts)
 
