@@ -11,7 +11,6 @@ from pluralllm.common.words.spec import GroupRole
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.state import Phase
 from pluralllm.server.runs.live_run import LiveRun
-from pluralllm.server.runs.open_rounds import digest_of
 
 NAMES = tuple(ClientId(name) for name in ("ann", "ben", "cat", "dan"))
 ONE = RoundNumber(1)
@@ -66,9 +65,10 @@ async def collecting(place: MemoryCoordinator) -> LiveRun:
     run = await keying(place)
     for client in NAMES:
         member = person(client).member
-        await place.parts.open_rounds.keep(run, client, member)
-        arrived = ev.KeysArrived(place.clock.now_s(), ONE, client, digest_of(member))
-        await place.coordinator.dispatch(run, arrived, member.to_json())
+        body = member.to_json()
+        await place.parts.open_rounds.keep(run, client, sha256(body), member)
+        arrived = ev.KeysArrived(place.clock.now_s(), ONE, client, sha256(body))
+        await place.coordinator.dispatch(run, arrived, body)
     await send(place, run, ev.RoundStep.SHARES, *NAMES)
     assert run.state.phase is Phase.COLLECTING
     return run

@@ -3,15 +3,20 @@
 import asyncio
 import contextlib
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
 import uvicorn
 from starlette.applications import Starlette
+from support.memory_coordinator import MemoryCoordinator
+from support.memory_store import MemoryMembership, Tables
 from uvicorn.server import ServerState
 
 from pluralllm.common.process.clock import SystemClock
 from pluralllm.common.process.watched_tasks import WatchedTasks
+from pluralllm.server.composition import page_of
+from pluralllm.server.members.audit_log import AuditLog
 from pluralllm.server.observe import page
 from pluralllm.server.observe.page import showing
 
@@ -132,3 +137,17 @@ async def test_a_lost_connection_leaves_no_timer_and_counts_no_longer(monkeypatc
     assert wire.aborted == 1, "above the limit"
     connection.connection_lost(OSError())
     assert (wire.timers, lost) == ([], ["it"])
+
+
+async def test_the_curves_of_the_runs_that_were_looked_at_last_stay_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page, "KEPT_RUNS", 2)
+    place = MemoryCoordinator(tmp_path)
+    runs = [await place.new_run(name) for name in ("a", "b", "c")]
+    shown = page_of(place.parts, AuditLog(MemoryMembership(Tables()), lambda: 0.0), None)
+    first, second = [await shown._grown(run) for run in runs[:2]]
+    assert await shown._grown(runs[0]) is first
+    await shown._grown(runs[2])
+    assert await shown._grown(runs[0]) is first
+    assert await shown._grown(runs[1]) is not second

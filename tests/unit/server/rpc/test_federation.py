@@ -971,5 +971,6 @@ async def test_the_present_step_of_a_private_round_is_shown_and_a_message_is_tak
         assert leases.expired(run.id, place.clock.now_s()) == NAMES[1:]
         assert method == "PutRoundStep" or view_of(answer).terms == rounds.terms(run)
     assert [sent.client for sent in run.state.confirmed] == [ANN]
+    assert (await rounds.of(run)).of(Confirmation, run.state.confirmed) == {ANN: confirmation}
     with pytest.raises(WrongStep):
         await service.call("PutRoundStep", step_request(task, bytes(32), confirmation))

@@ -11,10 +11,15 @@ from support.run_states import change_state
 from pluralllm.common.private_rounds.messages import Body, Complaint, Confirmation, RoundMember, UpdateStatement
 from pluralllm.common.words.ids import ClientId, Digest, RoundNumber
 from pluralllm.server.rounds import events as ev
-from pluralllm.server.runs.open_rounds import OpenRound, OpenRounds, digest_of, recorded
+from pluralllm.server.runs.open_rounds import OpenRound, OpenRounds, recorded
+from pluralllm.server.storage.store import RoundMessage
 
 ANN, BEN = ClientId("ann"), ClientId("ben")
 FIRST, SECOND = (Confirmation(bytes([number]) * 32, bytes(64)) for number in (1, 2))
+
+
+def digest_of(message: Body) -> Digest:
+    return sha256(message.to_json())
 
 
 def sent(client: ClientId, message: Body) -> ev.SentMessage:
@@ -24,22 +29,25 @@ def sent(client: ClientId, message: Body) -> ev.SentMessage:
 def test_of_two_messages_of_a_member_that_is_shown_which_is_on_record() -> None:
     messages = OpenRound(RoundNumber(1))
     for message in (FIRST, SECOND):
-        messages.add(ANN, message)
+        messages.add(ANN, digest_of(message), message)
     assert messages.of(Confirmation, [sent(ANN, FIRST)]) == {ANN: FIRST}
     assert messages.of(Confirmation, [sent(ANN, SECOND)]) == {ANN: SECOND}
 
 
 def test_a_message_that_is_not_on_record_or_is_of_another_kind_or_member_is_not_shown() -> None:
     messages = OpenRound(RoundNumber(1))
-    messages.add(ANN, FIRST)
+    messages.add(ANN, digest_of(FIRST), FIRST)
     assert messages.of(Confirmation, []) == {}
     assert messages.of(Confirmation, [sent(BEN, FIRST), sent(ANN, SECOND)]) == {}
     assert messages.of(Complaint, [sent(ANN, FIRST)]) == {}
 
 
-def test_a_statement_is_found_by_the_digest_of_its_masked_file() -> None:
-    messages, statement = OpenRound(RoundNumber(1)), UpdateStatement(ANN, bytes(range(32)), bytes(64))
-    messages.add(ANN, statement)
+async def test_a_statement_is_found_by_the_digest_of_its_masked_file(tmp_path: Path) -> None:
+    place, statement = MemoryCoordinator(tmp_path), UpdateStatement(ANN, bytes(range(32)), bytes(64))
+    run = await keying(place)
+    row = RoundMessage(run.id, ONE, ev.RoundStep.UPDATE, ANN, digest_of(statement), statement.to_json())
+    place.tables.runs[run.id].messages[ONE, ev.RoundStep.UPDATE, ANN] = row
+    messages = await place.parts.open_rounds.of(run)
     receipt = ev.Receipt(ANN, Digest(bytes(range(32)).hex()), 1)
     assert messages.of(UpdateStatement, [receipt]) == {ANN: statement}
     assert messages.of(UpdateStatement, [sent(ANN, statement)]) == {}
@@ -66,7 +74,7 @@ async def test_a_message_that_arrives_while_messages_are_read_is_kept(tmp_path: 
             await asyncio.sleep(0)
 
     place.before = slowly
-    await asyncio.gather(rounds.of(run), rounds.keep(run, ANN, FIRST))
+    await asyncio.gather(rounds.of(run), rounds.keep(run, ANN, digest_of(FIRST), FIRST))
     assert (await rounds.of(run)).of(Confirmation, [sent(ANN, FIRST)]) == {ANN: FIRST}
 
 
@@ -88,7 +96,7 @@ async def test_messages_are_read_once_and_forgotten_with_their_round_and_not_wit
     place = MemoryCoordinator(tmp_path)
     run, rounds = await keying(place), place.parts.open_rounds
     place.before = hooks = Hooks()
-    await rounds.keep(run, ANN, FIRST)
+    await rounds.keep(run, ANN, digest_of(FIRST), FIRST)
     rounds.forget(run.id, 0)
     assert (await rounds.of(run)).of(Confirmation, [sent(ANN, FIRST)]) == {ANN: FIRST}
     assert [operation for operation, _ in hooks.calls] == ["store.round_messages"]

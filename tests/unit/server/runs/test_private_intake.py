@@ -63,6 +63,7 @@ async def test_a_masked_update_is_on_record_with_its_statement(place: MemoryCoor
     row = await commit(place, run, path)
     assert row.receipt == ev.Receipt(ANN, Digest(manifest_of(path).digest), 1)
     assert run.state.receipts == (row.receipt,)
+    assert list((await place.parts.open_rounds.of(run)).of(UpdateStatement, run.state.receipts)) == [ANN]
     (stored,) = await place.parts.store.round_messages(run.id, ONE, ev.RoundStep.UPDATE)
     assert UpdateStatement.from_json(stored.body).is_signed(
         person("ann").member.peer_key_der,

@@ -5,7 +5,6 @@ follows from the run's state alone, which names each by its digest. So a message
 """
 
 import asyncio
-import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
@@ -69,8 +68,9 @@ class OpenRound:
     number: RoundNumber
     _messages: dict[tuple[ClientId, Digest], Body] = field(default_factory=dict)
 
-    def add(self, client: ClientId, message: Body) -> None:
-        self._messages[client, recorded_digest(message)] = message
+    def add(self, client: ClientId, digest: Digest, message: Body) -> None:
+        """Adds a message. digest: the one by which the state of a run names it; of an update that of the masked file."""
+        self._messages[client, digest] = message
 
     def of(self, kind: type[Message], sent: Iterable[ev.SentMessage | ev.Receipt]) -> dict[str, Message]:
         """Returns the messages of a kind that the run has on record, by client. sent: what the run's state has of them."""
@@ -101,9 +101,12 @@ class OpenRounds:
             roster_head=bytes.fromhex(run.state.roster_head),
         )
 
-    async def keep(self, run: LiveRun, client: ClientId, message: Body) -> None:
-        """Keeps a message in memory that is about to become durable, because the round may show it in the same instant."""
-        (await self.of(run)).add(client, message)
+    async def keep(self, run: LiveRun, client: ClientId, digest: Digest, message: Body) -> None:
+        """Keeps a message in memory that is about to become durable, because the round may show it in the same instant.
+
+        The arguments are those of `OpenRound.add`.
+        """
+        (await self.of(run)).add(client, digest, message)
 
     async def material(self, run: LiveRun) -> RoundMaterial:
         """Returns all that the members of a run's private round have sent, once the round can be unmasked."""
@@ -134,7 +137,9 @@ class OpenRounds:
                 rows = await self._store.round_messages(run.id, number)
                 kept = OpenRound(number)
                 for row in rows:
-                    kept.add(row.client, BODIES[row.step].from_json(row.body))
+                    message = BODIES[row.step].from_json(row.body)
+                    of_file = Digest(message.digest.hex()) if isinstance(message, UpdateStatement) else None
+                    kept.add(row.client, of_file or row.sha256, message)
                 self._rounds[run.id] = kept
             return kept
 
@@ -142,16 +147,6 @@ class OpenRounds:
         """Drops the messages of a round that has ended from memory. The run's next round may be open already."""
         if (kept := self._rounds.get(run)) is not None and kept.number <= number:
             del self._rounds[run]
-
-
-def digest_of(message: Body) -> Digest:
-    """Returns the SHA-256 of a message as it is stored."""
-    return Digest(hashlib.sha256(message.to_json()).hexdigest())
-
-
-def recorded_digest(message: Body) -> Digest:
-    """Returns the digest by which the state of a run names a message: of an update that of the masked file."""
-    return Digest(message.digest.hex()) if isinstance(message, UpdateStatement) else digest_of(message)
 
 
 def recorded(state: Run, step: ev.RoundStep, client: ClientId) -> Digest | None:

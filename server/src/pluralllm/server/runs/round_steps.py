@@ -6,6 +6,7 @@ they trust nothing that the coordinator shows.
 """
 
 import asyncio
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -41,7 +42,7 @@ from pluralllm.server.rounds.sorted_clients import holds
 from pluralllm.server.rounds.state import Phase, Run
 from pluralllm.server.runs.coordinator import Coordinator
 from pluralllm.server.runs.live_run import LiveRun
-from pluralllm.server.runs.open_rounds import OpenRound, OpenRounds, PeerKeys, digest_of, recorded
+from pluralllm.server.runs.open_rounds import OpenRound, OpenRounds, PeerKeys, recorded
 
 # The step of a phase, as in Task.phase.
 STEPS: Mapping[Phase, int] = {
@@ -113,12 +114,14 @@ class RoundSteps:
         messages = await self._rounds.of(run)
         kind = KINDS[type(body)]
         stored = self._as_stored(task.client, body)
-        if self._is_known(run, task.client, kind, stored):
+        text = stored.to_json()
+        digest = _sha256(text)
+        if self._is_known(run, task.client, kind, digest):
             return
         fixed = self._rounds.fixed(run, messages)
         await asyncio.to_thread(self._check, run.state, fixed, messages, task.client, body)
-        event = _arrival(self._clock.now_s(), task, digest_of(stored), body)
-        await self._dispatch(run, task.client, stored, event)
+        await self._rounds.keep(run, task.client, digest, stored)
+        await self._coordinator.dispatch(run, _arrival(self._clock.now_s(), task, digest, body), text)
 
     async def statement(self, run: LiveRun, task: TaskName, digest: Digest, signature: bytes) -> UpdateStatement:
         """Returns a member's statement about its masked update, after a check that it is signed for the round's dealers.
@@ -137,8 +140,9 @@ class RoundSteps:
 
     async def record_update(self, run: LiveRun, arrived: ev.UpdateArrived, statement: UpdateStatement) -> None:
         """Makes the arrival of a masked update durable, together with its member's statement."""
-        event = replace(arrived, statement=digest_of(statement))
-        await self._dispatch(run, arrived.receipt.client, statement, event)
+        text, receipt = statement.to_json(), arrived.receipt
+        await self._rounds.keep(run, receipt.client, receipt.digest, statement)
+        await self._coordinator.dispatch(run, replace(arrived, statement=_sha256(text)), text)
 
     # Checks
 
@@ -162,13 +166,13 @@ class RoundSteps:
             raise InvalidArgument(field="keys", problem=f"{client} has no peer key on record; it sends one with Hello")
         return RoundMember(client, peer_key, body)
 
-    def _is_known(self, run: LiveRun, client: ClientId, kind: ev.RoundStep, stored: Body) -> bool:
+    def _is_known(self, run: LiveRun, client: ClientId, kind: ev.RoundStep, digest: Digest) -> bool:
         """Returns whether the message is on record. If it is not, it must belong to the round's present step.
 
         Raises AlreadyCommitted if the member has sent another one; WrongStep if the message belongs to another step.
         """
         earlier = recorded(run.state, kind, client)
-        if earlier is not None and earlier != digest_of(stored):
+        if earlier is not None and earlier != digest:
             raise AlreadyCommitted(client=client, round=run.state.round, committed=earlier)
         if earlier is None and PHASES[kind] is not run.state.phase:
             raise WrongStep(
@@ -213,10 +217,9 @@ class RoundSteps:
         shares = messages.of(Shares, dealt)
         return tuple(DealtBox(dealer, boxes.box_of(index)) for dealer, boxes in shares.items() if dealer != client)
 
-    async def _dispatch(self, run: LiveRun, client: ClientId, stored: Body, event: ev.Event) -> None:
-        """Makes a checked message durable with the event of its arrival."""
-        await self._rounds.keep(run, client, stored)
-        await self._coordinator.dispatch(run, event, stored.to_json())
+
+def _sha256(text: bytes) -> Digest:
+    return Digest(hashlib.sha256(text).hexdigest())
 
 
 def _check_complaint(fixed: FixedRound, shares: Mapping[str, Shares], client: ClientId, complaint: Complaint) -> None:
