@@ -31,6 +31,7 @@ from pluralllm.client.process.instruments import REGISTRY
 from pluralllm.client.work.orders import EVALUATE, PREPARE, TRAIN, Prepared, TrainedUpdate
 from pluralllm.common import __version__
 from pluralllm.common.errors.tree import (
+    Corrupt,
     LeaseLost,
     NormTooLarge,
     NotFinite,
@@ -460,6 +461,26 @@ async def test_a_version_that_was_made_from_too_few_updates_is_not_trained_from(
     client.coordinator.calls.clear()
     await client.do(task(round_number=2, **base))
     assert "fetch_model" not in client.coordinator.names(), "now the client knows it before it fetches anything"
+
+
+async def test_a_task_that_has_failed_is_tried_again_after_a_pause(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    async def spoilt(_: Task) -> None:
+        raise Corrupt(what="model version 3 of run r", expected="a", got="b")
+
+    monkeypatch.setattr(client.daemon, "_joined_run", spoilt)
+    monkeypatch.setattr("pluralllm.client.daemon.daemon.asyncio.sleep", sleep)
+    for number in (3, 3, 3, 4):
+        await client.daemon._do(task(round_number=number))
+    monkeypatch.undo()
+    assert client.coordinator.names().count("report_failure") == 4
+    assert [round(pause, 9) > 0 for pause in pauses] == [False, True, True, False]
 
 
 async def test_a_spec_with_another_hash_is_refused_and_fetched_again(client: Client) -> None:

@@ -5,6 +5,7 @@ from structlog.testing import capture_logs
 
 from pluralllm.client.daemon.pace import (
     FIRST_BACKOFF_S,
+    FIRST_TRY_AGAIN_S,
     IDLE_POLL_EVERY_S,
     IDLE_POLLS,
     LAST_BACKOFF_S,
@@ -97,6 +98,21 @@ def test_waits_after_errors_double_from_a_fifth_of_a_second_to_a_quarter_of_a_mi
     assert bounds == {(0.5, 1.5)}, "clients that lost the same coordinator do not come back at the same moment"
     backoff.reset()
     assert backoff.wait_s() == pytest.approx(0.75 * 0.2)
+
+
+def test_a_task_that_has_failed_waits_before_its_next_try_and_longer_each_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pluralllm.client.daemon.pace.random.uniform", lambda *_: 1.0)
+    pace, waits = Pace(), []
+    for _ in range(4):
+        waits.append(pace.before_try("r1"))
+        pace.note_failed_try("r1")
+    assert waits == pytest.approx([0.0, 2.0, 4.0, 8.0])
+    assert FIRST_TRY_AGAIN_S == 2.0
+    assert pace.before_try("r2") == 0.0
+    pace.note_failed_try("r2")
+    assert [pace.before_try("r1"), pace.before_try("r2")] == pytest.approx([0.0, 2.0])
 
 
 def test_a_reason_and_a_broken_protocol_are_logged_once() -> None:

@@ -89,8 +89,7 @@ class Daemon:
         transport: Transport,
         worker: WorkerProcess,
     ) -> None:
-        self._config = config
-        self._partner = partner
+        self._config, self._partner = config, partner
         self._renewal = Renewal(partner.identity, transport, config.standby)
         self._policy = policy
         self._consents = Consents(config.state_dir.absolute())
@@ -297,6 +296,7 @@ class Daemon:
     async def _do(self, task: Task) -> None:
         """Works on a task until it is done, dropped, failed or refused. The loop that polls cancels work that nobody needs."""
         backoff = Backoff()
+        await asyncio.sleep(self._pace.before_try(task.name))
         while True:
             if await self._try(task) is not Outcome.INTERRUPTED:
                 return
@@ -335,6 +335,7 @@ class Daemon:
                 log.warning("task.interrupted", task=task.name, reason=str(error))
                 TASKS.labels(task.kind, "interrupted").inc()
             case Outcome.FAILED:
+                self._pace.note_failed_try(task.name)
                 await self._give_up(task, error, permanent=False)
             case Outcome.REFUSED:  # otherwise the next try of this task uses its finished update
                 self._private.drop_result(task)

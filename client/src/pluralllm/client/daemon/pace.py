@@ -20,13 +20,14 @@ TASKS, TASK_EVERY_S = 200, 0.05  # tasks: small models have rounds of some milli
 REASONS, REASON_EVERY_S = 5, 10.0  # log lines that say why the client waits
 CLOCK_SKEW_WARNING_S = 30.0
 FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.2, 15.0
+FIRST_TRY_AGAIN_S = 2.0  # after a task has failed; the next time twice as long
 
 
 class Backoff:
     """The waits between tries that fail: each is twice as long as the one before, up to a limit, and partly random."""
 
-    def __init__(self) -> None:
-        self._next_s = FIRST_BACKOFF_S
+    def __init__(self, first_s: float = FIRST_BACKOFF_S) -> None:
+        self._first_s = self._next_s = first_s
 
     def wait_s(self) -> float:
         """Returns the time to wait before the next try, in seconds, and doubles the wait after it."""
@@ -35,7 +36,7 @@ class Backoff:
 
     def reset(self) -> None:
         """Makes the next wait the shortest one: a try has succeeded."""
-        self._next_s = FIRST_BACKOFF_S
+        self._next_s = self._first_s
 
 
 class Pace:
@@ -46,6 +47,19 @@ class Pace:
         self._tasks = TokenBucket(TASKS, TASK_EVERY_S)
         self._reasons = TokenBucket(REASONS, REASON_EVERY_S)
         self._last_reason = ""
+        self._failed, self._again = "", Backoff(FIRST_TRY_AGAIN_S)  # the task that has failed here last
+
+    def note_failed_try(self, task: str) -> None:
+        """Notes that a task has failed here. The coordinator may give it again at once, and only a few times."""
+        if task != self._failed:
+            self._failed, self._again = task, Backoff(FIRST_TRY_AGAIN_S)
+
+    def before_try(self, task: str) -> float:
+        """Returns the time to wait before a try of a task, in seconds: 0 unless the task has failed here.
+
+        What made it fail may last for some seconds, such as a full disk or a file that somebody restores.
+        """
+        return self._again.wait_s() if task == self._failed else 0.0
 
     def before_next_poll(self, asked_s: float, now_s: float, *, is_new_task: bool) -> float:
         """Returns the time to wait before the next poll, in seconds.
