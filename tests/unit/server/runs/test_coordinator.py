@@ -15,6 +15,7 @@ from support.memory_coordinator import TIMING, Hooks, MemoryCoordinator, settle,
 from pluralllm.common.errors.tree import (
     InvalidArgument,
     InvalidSpec,
+    RunNotEnded,
     SpecMismatch,
     StaleSession,
     StorageFull,
@@ -318,6 +319,27 @@ async def test_a_hello_that_cannot_be_stored_opens_no_session(tmp_path: Path) ->
     with hooks.failing("store.save_client", StorageFull(what="the database")), pytest.raises(StorageFull):
         await place.hello("ann")
     assert place.parts.sessions.get(ANN) is None
+
+
+async def test_a_run_that_an_operator_starts_has_its_clients_at_once_and_does_not_wait_for_the_loop(
+    place: MemoryCoordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for client in (ANN, BEN):
+        await place.hello(client)
+    first, second = [await place.coordinator.create_run(name, small_spec().canonical_json()) for name in ("a", "b")]
+    await place.coordinator.steer(first, ev.RunStarted(place.clock.now_s()))
+    assert (first.state.phase, roster(first)) == (Phase.EVALUATING, [ANN, BEN])
+    assert place.parts.leases.count_in(first.id) == 2
+    with pytest.raises(RunNotEnded):
+        await place.coordinator.steer(first, ev.RunArchived(place.clock.now_s()))
+
+    async def broken(_: LiveRun) -> None:
+        raise StoreFailed(problem="no network")
+
+    monkeypatch.setattr(place.coordinator, "advance", broken)
+    await place.coordinator.steer(second, ev.RunStarted(place.clock.now_s()))
+    assert second.state.phase is Phase.WAITING, "the operator's step holds, and the loop looks again"
+    assert "no network" in place.parts.troubles.of(second.id)
 
 
 async def test_a_revoked_member_leaves_every_run_and_its_session_ends(place: MemoryCoordinator) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from structlog.testing import capture_logs
+from support.coordinator_harness import small_spec
 from support.installed_package import RULE, Site, of_page, plugin
 from support.memory_blobs import MemoryBlobs
 from support.memory_coordinator import TIMING, Hooks, MemoryCoordinator, until
@@ -270,6 +271,15 @@ async def test_a_held_run_that_is_cancelled_is_in_no_trouble(place: MemoryCoordi
     following.coordinator._note_trouble(run, PluginBroken("aggregator", RULE, "town-hall-methods", "1.0", "it fails"))
     await following.coordinator.dispatch(run, ev.RunCancelled(following.clock.now_s(), "enough"))
     assert following.parts.troubles.of(run.id) == "", "nothing tries it again"
+
+
+async def test_an_operators_step_leaves_a_held_run_held(place: MemoryCoordinator, site: Site) -> None:
+    site.install("town_hall_methods")
+    await place.coordinator.create_run("r", small_spec(**RUN).canonical_json())
+    following = await place.next_process()
+    run = following.parts.runs.get("r")
+    await following.coordinator.steer(run, ev.RunStarted(following.clock.now_s()))
+    assert loads() == [], "only the loop tries its package"
 
 
 async def test_a_held_run_stays_held_until_its_return_is_durable(place: MemoryCoordinator, site: Site) -> None:

@@ -103,7 +103,7 @@ class Operations(pb_grpc.OperationsServiceServicer):
 
     async def _steer(self, name: str, event: ev.Event) -> resources_pb2.Run:
         run = self._shared.exactly(name)
-        await self._coordinator.dispatch(run, event)
+        await self._coordinator.steer(run, event)
         return await self._describe(run)
 
     # Rewards

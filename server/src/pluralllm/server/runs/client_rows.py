@@ -10,6 +10,7 @@ import structlog
 from pluralllm.common.errors.tree import PluralError
 from pluralllm.common.process.clock import Clock
 from pluralllm.common.words.ids import ClientId
+from pluralllm.server.runs.sessions import Session
 from pluralllm.server.storage.store import ClientRecord, Store
 
 log = structlog.get_logger()
@@ -17,6 +18,20 @@ log = structlog.get_logger()
 SEEN_AGAIN_S = 600.0  # the stored time of a client's last Hello may be this much older than the call
 WRITTEN_EACH_S = 10.0  # pause between two writes of times
 WRITTEN_AT_ONCE = 1000  # times in one transaction; other transactions wait for it
+
+
+def row_of(session: Session) -> ClientRecord:
+    """Returns the row of the client that has opened a session. Its first Hello may have been earlier than this one."""
+    return ClientRecord(
+        client=session.client,
+        group=session.group,
+        role=session.role,
+        training_questions=session.training_questions,
+        software_version=session.software_version,
+        created_s=session.last_seen_s,
+        last_seen_s=session.last_seen_s,
+        noise=session.noise,
+    )
 
 
 class ClientRows:

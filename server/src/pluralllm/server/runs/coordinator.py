@@ -40,7 +40,7 @@ from pluralllm.server.rounds.looking import needs_look, sightings
 from pluralllm.server.rounds.state import Phase
 from pluralllm.server.runs.assignments import Assignments, change_slots
 from pluralllm.server.runs.bell import Bell, ClientBells
-from pluralllm.server.runs.client_rows import ClientRows
+from pluralllm.server.runs.client_rows import ClientRows, row_of
 from pluralllm.server.runs.expected import Expected
 from pluralllm.server.runs.held_runs import HeldRuns
 from pluralllm.server.runs.implausible_sums import ImplausibleSums
@@ -59,7 +59,7 @@ from pluralllm.server.runs.troubles import Troubles, problem_of
 from pluralllm.server.storage.blobs import Blobs
 from pluralllm.server.storage.manifests import Manifests
 from pluralllm.server.storage.retention import Retention
-from pluralllm.server.storage.store import ClientRecord, Store
+from pluralllm.server.storage.store import Store
 
 log = structlog.get_logger()
 
@@ -181,10 +181,7 @@ class Coordinator:
             next_s = self._clock.now_s() + self._timing.tick_s
             self._pulse.beat()
             for run in self._runs.all():
-                try:
-                    await self.advance(run)
-                except Exception as error:  # noqa: BLE001 - it is logged, and the run is tried again
-                    self._note_trouble(run, error)
+                await self._look_at(run)
                 self._pulse.beat()
             await self._rest(heard, next_s)
             await self._hurry.wait(hurried, began_s + self._timing.look_s - loop.time())
@@ -265,6 +262,18 @@ class Coordinator:
         if change_slots(step):
             self._hurry.ring()
         report_step(run, step)
+
+    async def steer(self, run: LiveRun, event: ev.Event) -> None:
+        """Passes an operator's event to the run as `dispatch` does, then looks at the run. Only the loop looks at a held run."""
+        await self.dispatch(run, event)
+        if run.id not in self._held:
+            await self._look_at(run)
+
+    async def _look_at(self, run: LiveRun) -> None:
+        try:
+            await self.advance(run)
+        except Exception as error:  # noqa: BLE001 - it is logged, and the loop's next turn tries again
+            self._note_trouble(run, error)
 
     async def advance(self, run: LiveRun) -> None:
         """Repeatedly reports the time and the connected clients to the round machine, until no report changes the run.
@@ -449,17 +458,7 @@ class Coordinator:
 
         If a run has excluded the client after a permanent failure, the client may take part in the run again.
         """
-        member = ClientRecord(
-            client=session.client,
-            group=session.group,
-            role=session.role,
-            training_questions=session.training_questions,
-            software_version=session.software_version,
-            created_s=session.last_seen_s,
-            last_seen_s=session.last_seen_s,
-            noise=session.noise,
-        )
-        await self._clients.save(member)
+        await self._clients.save(row_of(session))
         self._presence.readmit(session.client)
         if self._sessions.open(session):
             count = session.takeovers_within_window(session.last_seen_s)
