@@ -11,6 +11,7 @@ from pluralllm.common.errors.tree import InUse, InvalidArgument, NotLoopback
 NO_REWARD: Any = None  # no call is made
 
 
+@pytest.mark.seconds
 def test_silent_connections_to_the_scoring_port_are_few_and_do_not_last() -> None:
     server, address = bind_scores(Scoring(NO_REWARD), "127.0.0.1:0")
     server.start()

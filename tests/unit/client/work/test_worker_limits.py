@@ -14,7 +14,7 @@ from pluralllm.client.work.worker_limits import NO_LIMITS, WorkerLimits, residen
 from pluralllm.client.work.worker_process import WorkerProcess
 from pluralllm.common.errors.tree import PluralError, PolicyForbids
 
-pytestmark = [pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.timeout(60), pytest.mark.seconds]
 MIB = 2**20
 
 

@@ -24,10 +24,13 @@ FIRST_TRY_AGAIN_S = 2.0  # after a task has failed; the next time twice as long
 
 
 class Backoff:
-    """The waits between tries that fail: each is twice as long as the one before, up to a limit, and partly random."""
+    """The waits between tries that fail: each is twice as long as the one before, up to a limit, and partly random.
 
-    def __init__(self, first_s: float = FIRST_BACKOFF_S) -> None:
-        self._first_s = self._next_s = first_s
+    The first one is FIRST_BACKOFF_S unless `first_s` says otherwise.
+    """
+
+    def __init__(self, first_s: float | None = None) -> None:
+        self._first_s = self._next_s = FIRST_BACKOFF_S if first_s is None else first_s
 
     def wait_s(self) -> float:
         """Returns the time to wait before the next try, in seconds, and doubles the wait after it."""
