@@ -20,6 +20,9 @@ def modules() -> Iterator[tuple[str, Path]]:
 
 
 MODULES = dict(modules())
+PLACES = {
+    module: str(path).rpartition("/src/pluralllm/")[2] for module, path in MODULES.items()
+}  # "server/composition.py"
 PACKAGES = {name for name, path in MODULES.items() if path.name == "__init__.py"}
 
 
@@ -35,10 +38,16 @@ def tree_of(module: str) -> ast.Module:
 
 
 @cache
+def nodes_of(module: str) -> tuple[ast.AST, ...]:
+    """Every node of the syntax tree of a module. A walk takes far longer than what a test does with a node."""
+    return tuple(ast.walk(tree_of(module)))
+
+
+@cache
 def imports(module: str) -> frozenset[str]:
     """Full dotted names of what a module imports itself, wherever in the file."""
     names = set()
-    for node in ast.walk(tree_of(module)):
+    for node in nodes_of(module):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module is not None:

@@ -1,9 +1,10 @@
 """A group's true answers have one way out: client/data/answers.py. Counts of answers stay where noise is added to them."""
 
 import ast
+from collections.abc import Iterable
 
 import pytest
-from architecture.source_trees import MODULES, imports, tree_of, within
+from architecture.source_trees import MODULES, imports, nodes_of, within
 
 PRIVATE_FILE = "pluralllm.client.data.private_data"
 # Function or class -> the modules outside the package client.data that may use it, with the reason.
@@ -27,9 +28,9 @@ MAY_USE = {
 OTHER_COUNTS = {"common.rewards.rollout_batch", "experiment.summary"}
 
 
-def reads_counts(tree: ast.AST) -> bool:
+def reads_counts(nodes: Iterable[ast.AST]) -> bool:
     """True if the code reads an attribute `counts` of anything."""
-    return any(isinstance(node, ast.Attribute) and node.attr == "counts" for node in ast.walk(tree))
+    return any(isinstance(node, ast.Attribute) and node.attr == "counts" for node in nodes)
 
 
 @pytest.mark.parametrize("name", MAY_USE)
@@ -41,8 +42,8 @@ def test_true_answers_are_read_by_nobody_else(name: str) -> None:
 
 
 def test_counts_are_read_only_where_noise_is_added_to_them() -> None:
-    readers = {module for module in MODULES if reads_counts(tree_of(module))} - OTHER_COUNTS
+    readers = {module for module in MODULES if reads_counts(nodes_of(module))} - OTHER_COUNTS
     assert [
         module for module in readers if not within(module, "client.data") and not within(module, "client.privacy")
     ] == []
-    assert reads_counts(ast.parse("total = sum(question.counts)"))
+    assert reads_counts(ast.walk(ast.parse("total = sum(question.counts)")))

@@ -2,9 +2,9 @@
 
 import ast
 from collections.abc import Iterator
-from pathlib import Path
 
-REPOSITORY = Path(__file__).parents[2]
+from architecture.source_trees import PLACES, nodes_of, tree_of
+
 OWNER = "common/process/watched_tasks.py"
 STARTS = {"create_task", "ensure_future", "run_coroutine_threadsafe"}
 # Functions that await each task that they start, or hand it to whoever awaits it.
@@ -42,12 +42,9 @@ def starts(tree: ast.AST, function: str = "") -> Iterator[tuple[str, int]]:
 
 def test_only_watched_tasks_starts_a_task_that_nobody_awaits() -> None:
     places = {}
-    for part in ("common", "server", "client", "research"):
-        root = REPOSITORY / part / "src" / "pluralllm"
-        for path in sorted(root.rglob("*.py")):
-            name = str(path.relative_to(root))
-            for function, line in starts(ast.parse(path.read_text(encoding="utf-8"))):
-                places[name, function] = line
+    for module, name in PLACES.items():
+        for function, line in starts(tree_of(module)):
+            places[name, function] = line
     del places[OWNER, "_start"]
     assert {f"{name}:{line}" for (name, function), line in places.items() if (name, function) not in AWAITED} == set()
     assert AWAITED - places.keys() == set(), "of the table, these places start no task"
@@ -66,11 +63,10 @@ async def work(self):
 
 def test_no_wait_can_lose_a_cancellation() -> None:
     """Before Python 3.12, asyncio.wait_for returns a result that comes together with a cancellation, and the task goes on."""
-    trees = ((path, ast.parse(path.read_text())) for path in sorted(REPOSITORY.glob("*/src/pluralllm/**/*.py")))
     waits = [
-        f"{path}:{node.lineno}: use asyncio.timeout"
-        for path, tree in trees
-        for node in ast.walk(tree)
+        f"{place}:{node.lineno}: use asyncio.timeout"
+        for module, place in PLACES.items()
+        for node in nodes_of(module)
         if isinstance(node, ast.Attribute) and node.attr == "wait_for" and ast.unparse(node.value) == "asyncio"
     ]
     assert waits == []

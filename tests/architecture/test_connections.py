@@ -2,9 +2,9 @@
 
 import ast
 from collections.abc import Iterator
-from pathlib import Path
 
-REPOSITORY = Path(__file__).parents[2]
+from architecture.source_trees import PLACES, nodes_of
+
 OPENERS = {"create_connection", "open_connection", "secure_channel", "insecure_channel", "HTTPConnection", "connect_ex"}
 MAY_OPEN = {
     "common/process/connections.py": {"create_connection"},  # asks Proxies for the way
@@ -17,14 +17,10 @@ MAY_OPEN = {
 
 def openings() -> Iterator[tuple[str, str]]:
     """Yields each call that opens a connection: the module's path, and the function that is called as an attribute."""
-    for part in ("common", "client", "server", "research"):
-        root = REPOSITORY / part / "src" / "pluralllm"
-        for path in root.rglob("*.py"):
-            if "v1" in path.parts:
-                continue
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in OPENERS:
-                    yield str(path.relative_to(root)), node.func.attr
+    for module, place in PLACES.items():
+        for node in nodes_of(module):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in OPENERS:
+                yield place, node.func.attr
 
 
 def test_connections_are_opened_only_where_the_way_is_known() -> None:

@@ -4,7 +4,7 @@ import ast
 from collections.abc import Callable, Set
 
 import pytest
-from architecture.source_trees import MODULES, tree_of
+from architecture.source_trees import MODULES, nodes_of
 
 # The kernel's own files, which are ASCII and never a person's.
 READS_THE_KERNEL = {"server.process.open_files", "client.work.worker_limits"}
@@ -65,7 +65,7 @@ def test_each_act_is_done_in_one_place() -> None:
     wrong = [
         f"{module}, line {node.lineno} {act.__name__}: {ast.unparse(node)}"
         for module in MODULES
-        for node in ast.walk(tree_of(module))
+        for node in nodes_of(module)
         if isinstance(node, ast.Call)
         for act in acts(node)
         if module not in ACTS[act]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from functools import cache
 
 import pytest
-from architecture.source_trees import MODULES, PACKAGES, REPOSITORY, ROOTS, imports, tree_of, within
+from architecture.source_trees import MODULES, PACKAGES, REPOSITORY, ROOTS, imports, nodes_of, tree_of, within
 
 # Package -> the packages it may import. In order: a package stands below all that it may import, so there can be no circle,
 # and no import runs back up. `client` and `server` alone mean the modules beside the rooms: the command lines and what joins.
@@ -271,7 +271,7 @@ def test_nothing_dangerous_is_called() -> None:
     wrong = [
         f"{name}, {problem}"
         for name in MODULES
-        for node in ast.walk(tree_of(name))
+        for node in nodes_of(name)
         for problem in dangers(node)
         if name != READS_ENVIRONMENT or "os.environ" not in problem
     ]
@@ -340,10 +340,10 @@ def test_a_module_is_of_a_size_to_read_and_well_named() -> None:
         lines = path.read_text(encoding="utf-8").count("\n")
         wrong += [f"{name} has {lines} lines"] if lines > MAX_LINES else []
         wrong += [] if ast.get_docstring(tree) else [f"{name} does not say what it is"]
-        classes = [node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+        classes = [node.name for node in nodes_of(name) if isinstance(node, ast.ClassDef)]
         named_base = [one for one in classes if one.startswith("Base") and one not in ABOUT_A_BASE_VERSION]
         wrong += [f"{name} has {one}" for one in classes if one.endswith(BANNED_ENDINGS) or one in named_base]
-        functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+        functions = [node for node in nodes_of(name) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
         if "migrations.versions" not in name:  # a step that was released is never changed
             long = [node.name for node in functions if (node.end_lineno or 0) - node.lineno >= MAX_FUNCTION_LINES]
             wrong += [f"{name}.{one} is too long" for one in long]
@@ -359,7 +359,7 @@ def test_nothing_prints_past_the_one_door() -> None:
         f"{name}, line {node.lineno}: {ast.unparse(node.func)}"
         for name in MODULES
         if name not in PRINTING
-        for node in ast.walk(tree_of(name))
+        for node in nodes_of(name)
         if isinstance(node, ast.Call) and prints(ast.unparse(node.func))
     ]
     assert wrong == []

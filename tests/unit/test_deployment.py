@@ -15,6 +15,8 @@ from pluralllm.common.process.exits import REPLACED, exit_code_of
 from pluralllm.server.process import open_files
 from pluralllm.server.process.config import ServerConfig
 
+pytestmark = pytest.mark.seconds
+
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 UNITS = ("pluralllm-server.service", "pluralllm-client@.service")

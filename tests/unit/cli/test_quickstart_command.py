@@ -22,6 +22,8 @@ from pluralllm.common.process.configuration import load_config
 from pluralllm.common.words.usual_embedding import load_spec
 from pluralllm.server.process.config import ServerConfig
 
+pytestmark = pytest.mark.seconds
+
 PROGRAMS = ("pluralllm", "pluralllm-client", "pluralllm-server")
 
 

@@ -8,6 +8,8 @@ import pytest
 from support import leftovers
 from support.leftovers import nothing_left_over
 
+pytestmark = pytest.mark.seconds
+
 SLEEPS = [sys.executable, "-c", "import time; time.sleep(100)"]
 # The child has no parent any more when this process has ended.
 LEAVES = f"import subprocess; print(subprocess.Popen({SLEEPS!r}, stdout=subprocess.DEVNULL).pid)"

@@ -20,6 +20,7 @@ from pluralllm.experiment.engines.units import Results, Unit
 from pluralllm.experiment.orders import Play
 from pluralllm.experiment.spec import Method
 
+pytestmark = pytest.mark.seconds
 # A method's name says what its worker does the first time: "dies", "dies always", "fails", "refuses" or plays the unit.
 WORKER = """
 import json, os, pathlib, sys

@@ -8,7 +8,10 @@ from importlib import resources
 import pytest
 
 NODE = shutil.which("node")
-pytestmark = pytest.mark.skipif(NODE is None, reason="no node here: apt-get install nodejs")
+pytestmark = [
+    pytest.mark.skipif(NODE is None, reason="no node here: apt-get install nodejs"),
+    pytest.mark.seconds,
+]
 LIMIT_S = 20
 # A document of elements that accept everything, a clock that the script moves, and answers that the script chooses.
 BROWSER = """
