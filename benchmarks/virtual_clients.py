@@ -3,18 +3,21 @@
     .venv/bin/python benchmarks/virtual_clients.py OUT.jsonl                  # 10^5 clients, cohorts of 1,000, 20 rounds
     .venv/bin/python benchmarks/virtual_clients.py OUT.jsonl --ray 2          # the same rounds with two workers of Ray
     .venv/bin/python benchmarks/virtual_clients.py OUT.jsonl --slices 8       # the same rounds, other slices of the updates
+    .venv/bin/python benchmarks/virtual_clients.py OUT.jsonl --local-steps 1  # a cheaper round; the updates stay as large
     .venv/bin/python benchmarks/virtual_clients.py OUT.jsonl --clients 10000 --cohort 100 --rounds 2
 
 The groups are made up. The model is the preset's, so an update has its true size. Each round is one line of OUT.jsonl, with the
 digest of its model version. All lines of one setting and round must have one digest, however the round was played: the benchmark
-ends with status 1 at the first round that differs. The cut of the passes follows from the setting alone. The last round is kept
-beside OUT.jsonl, so a killed command goes on where it was.
+ends with status 1 at the first round that differs. The kind of processor belongs to the setting, because another kind gives other
+last bits. The cut of the passes follows from the setting alone. The last round is kept beside OUT.jsonl, so a killed command goes
+on where it was.
 """
 
 import argparse
 import contextlib
 import hashlib
 import json
+import platform
 import resource
 import subprocess
 import sys
@@ -36,15 +39,16 @@ from pluralllm.experiment.spec import Virtual
 from pluralllm.experiment.virtual import groups_of_clients
 from pluralllm.server.rounds.state import Run
 
-SETTING = ("preset", "clients", "cohort", "of_rounds", "groups")
+SETTING = ("processor", "preset", "clients", "cohort", "of_rounds", "groups", "local_steps")
 
 
 def spec_of(asked: argparse.Namespace) -> RunSpec:
     usual = preset_values(asked.preset)
+    steps = {"local_steps": asked.local_steps} if asked.local_steps else {}
     values: dict[str, Any] = {
         "rounds": asked.rounds,
         "round": {"min_clients": asked.cohort, "target_clients": asked.cohort},
-        "training": {"keep_optimizer_state": False},
+        "training": {"keep_optimizer_state": False} | steps,
         "updates": {"encoding": "fp32"},
         "embedding": {"model": "made up", "dimension": 384 * len(usual["embedding"]["templates"])},
     }
@@ -68,10 +72,11 @@ KEPT = TypeAdapter(Kept)
 class Log:
     """The lines of OUT.jsonl, and the standing after the newest round of this way of playing."""
 
-    def __init__(self, asked: argparse.Namespace) -> None:
+    def __init__(self, asked: argparse.Namespace, local_steps: int) -> None:
         self._out: Path = asked.out
         way = f"ray {asked.ray}" if asked.ray else "one process"
-        facts = vars(asked) | {"of_rounds": asked.rounds}
+        processor = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+        facts = vars(asked) | {"of_rounds": asked.rounds, "processor": processor, "local_steps": local_steps}
         self._line = {key: facts[key] for key in SETTING} | {"way": f"{way}, {asked.slices} x narrower slices"}
         digest = hashlib.sha256(json.dumps(self._line).encode()).hexdigest()[:12]
         self._kept = self._out.with_name(f"{self._out.stem}-{digest}.npz")
@@ -124,6 +129,7 @@ def main() -> int:
     parser.add_argument("--stop-after", type=int, help="Play the first so many of the rounds only.")
     parser.add_argument("--groups", type=int, default=8)
     parser.add_argument("--preset", default="default")
+    parser.add_argument("--local-steps", type=int, help="Of each client in a round; by default those of the preset.")
     parser.add_argument("--slices", type=int, default=1, help="Read the updates in slices so many times narrower.")
     parser.add_argument("--ray", type=int, default=0, metavar="WORKERS", help="Train the passes on Ray.")
     asked = parser.parse_args()
@@ -143,7 +149,7 @@ def main() -> int:
             stack.enter_context(connected(RayOptions(), asked.ray))
             passes = RayPasses(spec, Terms(versions_here()))
         federation = Federation(spec, groups, torch.device("cpu"), clients, passes)
-        log = Log(asked)
+        log = Log(asked, spec.training.local_steps)
         before_s, before_mib = log.go_on(federation)
         start_s = time.process_time()
         while not federation.is_over and federation.point.rounds < (asked.stop_after or asked.rounds):

@@ -27,7 +27,7 @@ from unit.server.rounds.test_private import collecting as collecting_to_train
 
 from pluralllm.common.words.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber
 from pluralllm.common.words.private_rounds import MAX_MEMBERS
-from pluralllm.common.words.spec import GroupRole
+from pluralllm.common.words.spec import Aggregation, GroupRole
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.looking import sightings
 from pluralllm.server.rounds.machine import step
@@ -98,6 +98,15 @@ def test_the_closing_round_waits_for_all_that_are_connected_and_no_longer_than_g
     assert fed(run, seen(15.0, TRAINERS, (SIX[4],))).cohort == FIVE
     assert fed(run, ev.ClientsSeen(11.0, TRAINERS, (SIX[4],), "h1", nobody_else=True)).cohort == FIVE
     assert fed(waiting(), seen(10.0, TRAINERS, ())).gathered_s is None, "four are too few"
+    small = policy(target_clients=5)
+    assert fed(waiting(policy=small), seen(10.0, TRAINERS, (SIX[4],))).phase is Phase.WAITING, "five are not all"
+    large = policy(target_clients=7)
+    assert fed(waiting(policy=large), seen(10.0)).cohort == SIX, "nobody else is connected"
+
+
+def test_a_round_that_trains_draws_no_held_out_client() -> None:
+    assert fed(a_run(), ev.ClientsSeen(10.0, FIVE, (GUS,), "h1")).phase is Phase.WAITING, "five of six that it wants"
+    assert fed(a_run(), ev.ClientsSeen(10.0, SIX, (GUS,), "h1")).cohort == SIX
 
 
 def test_a_closing_round_has_room_for_more_members_than_a_round_that_trains() -> None:
@@ -148,6 +157,16 @@ def test_one_member_less_leaves_a_sum_of_the_others(phase: Phase) -> None:
     assert (run.phase, run.summed) == (Phase.AGGREGATING, FIVE)
 
 
+@pytest.mark.parametrize("weighting", ["examples", "adaptive"])
+def test_the_coordinator_weighs_no_update_of_a_private_round(weighting: str) -> None:
+    aggregation = Aggregation.model_validate({"weighting": weighting})
+    history = ((ANN, 0.5),)
+    run = aggregating(aggregation=aggregation, fairness_history=history)
+    run, [published, *_] = step(run, ev.ModelAveraged(70.0, ONE, Digest("d1")))
+    assert isinstance(published, ev.Publish)
+    assert (published.weights, run.fairness_history) == ((), history)
+
+
 def test_a_dealer_that_lies_ends_the_run_as_complete() -> None:
     run = fed(unmasking(), ev.DealtWrongly(61.0, ONE, ANN, "no polynomial"))
     assert (run.phase, run.outcome) == (Phase.ENDED, Outcome.COMPLETED)
@@ -166,10 +185,13 @@ def test_a_run_without_members_for_its_closing_round_ends_after_the_deadline_of_
     assert run.phase is Phase.ENDED
     paused = fed(waiting(), ev.RunPaused(50.0))
     assert fed(paused, ev.ClockTicked(1000.0), seen(1001.0)).phase is Phase.WAITING
+    assert step(paused, ev.RunPaused(60.0)) == (paused, ()), "it is paused already"
+    assert step(waiting(), ev.RunResumed(60.0)) == (waiting(), ()), "it was not paused: nobody moves its deadline"
     resumed = fed(paused, ev.RunResumed(1000.0))
     assert fed(resumed, ev.ClockTicked(1099.0)).phase is Phase.WAITING
     assert fed(resumed, ev.ClockTicked(1100.0)).phase is Phase.ENDED
     assert fed(waiting(), ev.CoordinatorStarted(90.0)).deadline_s == 190.0
+    assert step(waiting(deadline_s=None), ev.ClockTicked(1000.0)) == (waiting(deadline_s=None), ())
 
 
 def after_last_round(**changes: Any) -> Run:
