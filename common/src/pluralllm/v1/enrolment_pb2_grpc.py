@@ -61,7 +61,8 @@ class EnrolmentServiceServicer(object):
     def Join(self, request, context):
         """Called once by the holder of an invite, for a first certificate. Repeatable with the same key; then it returns the same
         certificate. Refusals: INVITE_UNKNOWN, INVITE_FOR_ANOTHER, INVITE_EXPIRED, INVITE_USED, CERTIFICATE_INVALID (the request),
-        TOO_MANY_ATTEMPTS, ISSUER_EXPIRED.
+        TOO_MANY_ATTEMPTS, ISSUER_EXPIRED; CERTIFICATE_REVOKED or CERTIFICATE_EXPIRED if a repeated call would return a certificate
+        that is void or has expired.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

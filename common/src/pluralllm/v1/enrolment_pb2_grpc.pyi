@@ -38,7 +38,8 @@ class EnrolmentServiceStub:
     Join: _grpc.UnaryUnaryMultiCallable[_enrolment_pb2.JoinRequest, _enrolment_pb2.JoinResponse]
     """Called once by the holder of an invite, for a first certificate. Repeatable with the same key; then it returns the same
     certificate. Refusals: INVITE_UNKNOWN, INVITE_FOR_ANOTHER, INVITE_EXPIRED, INVITE_USED, CERTIFICATE_INVALID (the request),
-    TOO_MANY_ATTEMPTS, ISSUER_EXPIRED.
+    TOO_MANY_ATTEMPTS, ISSUER_EXPIRED; CERTIFICATE_REVOKED or CERTIFICATE_EXPIRED if a repeated call would return a certificate
+    that is void or has expired.
     """
     GetMembership: _grpc.UnaryUnaryMultiCallable[_enrolment_pb2.GetMembershipRequest, _enrolment_pb2.GetMembershipResponse]
     """Called by anyone. Returns the coordinator's clock if it would accept this certificate, or else refuses with the reason, which
@@ -59,7 +60,8 @@ class EnrolmentServiceAsyncStub(EnrolmentServiceStub):
     Join: _aio.UnaryUnaryMultiCallable[_enrolment_pb2.JoinRequest, _enrolment_pb2.JoinResponse]  # type: ignore[assignment]
     """Called once by the holder of an invite, for a first certificate. Repeatable with the same key; then it returns the same
     certificate. Refusals: INVITE_UNKNOWN, INVITE_FOR_ANOTHER, INVITE_EXPIRED, INVITE_USED, CERTIFICATE_INVALID (the request),
-    TOO_MANY_ATTEMPTS, ISSUER_EXPIRED.
+    TOO_MANY_ATTEMPTS, ISSUER_EXPIRED; CERTIFICATE_REVOKED or CERTIFICATE_EXPIRED if a repeated call would return a certificate
+    that is void or has expired.
     """
     GetMembership: _aio.UnaryUnaryMultiCallable[_enrolment_pb2.GetMembershipRequest, _enrolment_pb2.GetMembershipResponse]  # type: ignore[assignment]
     """Called by anyone. Returns the coordinator's clock if it would accept this certificate, or else refuses with the reason, which
@@ -83,7 +85,8 @@ class EnrolmentServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_enrolment_pb2.JoinResponse, _abc.Awaitable[_enrolment_pb2.JoinResponse]]:
         """Called once by the holder of an invite, for a first certificate. Repeatable with the same key; then it returns the same
         certificate. Refusals: INVITE_UNKNOWN, INVITE_FOR_ANOTHER, INVITE_EXPIRED, INVITE_USED, CERTIFICATE_INVALID (the request),
-        TOO_MANY_ATTEMPTS, ISSUER_EXPIRED.
+        TOO_MANY_ATTEMPTS, ISSUER_EXPIRED; CERTIFICATE_REVOKED or CERTIFICATE_EXPIRED if a repeated call would return a certificate
+        that is void or has expired.
         """
 
     @_abc_1.abstractmethod

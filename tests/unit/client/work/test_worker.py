@@ -468,9 +468,11 @@ def test_the_process_leaves_signals_to_the_daemon_and_answers_its_orders(
     if is_process:
         first, commands[:] = list(commands), []
         environment.clear()
+        collector.clear()
         monkeypatch.setattr(worker, "answer_commands", answer)
         worker.main()
         assert commands == first
+        assert collector == ["freeze", "enable"]
     assert set(ignored) == ({signal.SIGHUP, signal.SIGTERM, signal.SIGINT} if is_process else set())
     expected = [f"{order} {order}" for order in ("prepare", "train", "mask", "reward", "evaluate")]
     assert commands == (expected if is_process else [])

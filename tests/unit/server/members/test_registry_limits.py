@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from structlog.testing import capture_logs
 from support.memory_store import MemoryMembership, Tables
 
 from pluralllm.common.errors.membership import (
+    CertificateExpired,
     CertificateInvalid,
     CertificateRevoked,
     CertificateUnknown,
@@ -21,6 +23,7 @@ from pluralllm.common.errors.membership import (
     MemberExists,
 )
 from pluralllm.common.errors.tree import InvalidArgument, NotFound, OverLimit
+from pluralllm.common.private_rounds.peer_keys import PeerKeyClaim, endorsed, public_der
 from pluralllm.common.trust.certificates import fingerprint, make_request, new_key, read_certificate
 from pluralllm.common.trust.invite import token_hash
 from pluralllm.common.words.ids import ClientId
@@ -344,7 +347,7 @@ async def test_a_repeated_join_gets_the_chain_again_while_it_is_good(place: Plac
     place.now_s = end_s - 0.001
     assert (await place.registry.join("ann", token, asked))[1] == chain
     place.now_s = end_s
-    with pytest.raises(CertificateRevoked):
+    with pytest.raises(CertificateExpired, match=r"expired on 2027-01-15 08:16 UTC\. Check this machine's clock"):
         await place.registry.join("ann", token, asked)
 
 
@@ -554,9 +557,39 @@ async def test_a_repeated_join_after_renewals_gets_its_own_certificate(place: Pl
     token, asked = await place.invited("ann"), request()
     _, chain = await place.registry.join("ann", token, asked)
     newest = place.registry.principal(chain)
-    for _ in range(4):
+    for _ in range(3):
         newest = place.registry.principal(await place.registry.renew(newest, request()))
     assert (await place.registry.join("ann", token, asked))[1] == chain
+    assert read_certificate(chain).not_after_s == place.now_s + LIFE_S
+    place.now_s += LIFE_S / 2
+    await place.registry.renew(newest, request())
+    place.now_s += LIFE_S / 2
+    with pytest.raises(CertificateExpired):
+        await place.registry.join("ann", token, asked)
+
+
+async def test_a_repeated_join_says_why_its_certificate_is_void(place: Place) -> None:
+    token, asked = await place.invited("ann"), request()
+    first = place.registry.principal((await place.registry.join("ann", token, asked))[1])
+    for _ in range(MAX_LIVE_CERTIFICATES):
+        await place.registry.renew(first, request())
+    await place.registry.revoke(ROOT, "ann", "")
+    with pytest.raises(CertificateRevoked, match="The membership of ann was revoked on 2027-01-15"):
+        await place.registry.join("ann", token, asked)
+
+
+async def test_an_expired_certificate_endorses_no_peer_key(place: Place) -> None:
+    key, renewed, peer_key = new_key(), new_key(), new_key()
+    token = await place.invited("ann")
+    first = place.registry.principal((await place.registry.join("ann", token, make_request(key, "ann")))[1])
+    place.now_s += LIFE_S / 2
+    await place.registry.renew(first, make_request(renewed, "ann"))
+    place.now_s += LIFE_S / 2
+    for certificate, is_good in ((key, False), (renewed, True)):
+        said = (place.registry.authority.federation, "ann", public_der(peer_key))
+        claim = PeerKeyClaim(public_der(peer_key), endorsed(certificate, *said), endorsed(peer_key, *said))
+        with nullcontext() if is_good else pytest.raises(InvalidArgument, match="endorsement"):
+            await place.registry.roster.register(first, "G", claim)
 
 
 async def test_a_member_without_a_certificate_may_be_approved(place: Place) -> None:

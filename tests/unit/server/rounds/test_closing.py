@@ -25,9 +25,10 @@ from unit.server.rounds.test_private import (
 )
 from unit.server.rounds.test_private import collecting as collecting_to_train
 
+from pluralllm.common.words.aggregation import Aggregation
 from pluralllm.common.words.ids import ClientId, Digest, GroupName, ModelVersion, RoundNumber
 from pluralllm.common.words.private_rounds import MAX_MEMBERS
-from pluralllm.common.words.spec import Aggregation, GroupRole
+from pluralllm.common.words.spec import GroupRole
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.looking import sightings
 from pluralllm.server.rounds.machine import step

@@ -68,6 +68,7 @@ from pluralllm.server.rpc.polling import MAX_FOLLOWED
 from pluralllm.server.rpc.signatures import Signatures
 from pluralllm.server.runs.bell import Bell
 from pluralllm.server.runs.live_run import LiveRun
+from pluralllm.server.runs.what_now import spread_of
 from pluralllm.server.storage.membership import MemberState
 from pluralllm.v1 import federation_pb2 as pb
 from pluralllm.v1 import resources_pb2 as rpb
@@ -648,6 +649,7 @@ async def test_a_model_is_sent_in_pieces_of_the_size_that_is_asked_for(
         assert ends == list(range(first, last + 1)), "each chunk has one last piece"
         if piece_bytes == 16 * 1024:
             assert all(len(piece.data) == 16 * 1024 for piece in pieces if piece.more)
+            assert len(pieces) > len(ends)
         else:
             assert len(pieces) == len(ends)
     assert service.place.parts.traffic.sent_bytes(run.id) == 3 * len(content)
@@ -848,9 +850,16 @@ async def test_a_poll_above_the_limit_is_answered_at_once_with_the_reason(tmp_pa
         await service.hello(name)
     held = asyncio.create_task(service.poll("ann", hold_s=HOLD_S))
     await settle()
-    answer = await service.poll("ben", hold_s=HOLD_S)
+    polling = asyncio.create_task(service.poll("ben", hold_s=HOLD_S))
+    await settle()
+    assert polling.done(), "it waited for nothing"
+    answer = polling.result()
     assert "holds 1 polls, as many as max_held_polls" in answer.wait.reason
-    assert 2.0 <= answer.wait.after.ToMilliseconds() / 1000 <= 4.0
+    after_s = 2.0 * (1 + spread_of(BEN, service.place.clock.now_s()))
+    assert answer.wait.after.ToMicroseconds() == pytest.approx(after_s * 1e6, abs=1000), (
+        "from 2 to 4 s, as chance has it"
+    )
+    assert "max_held_polls" in (await service.poll("ben", hold_s=0.5)).wait.reason, "it asked for half a second"
     assert answer.HasField("audit_head")
     assert (await service.poll("ben")).wait.reason == "no run is open", "it did not ask to be held"
     service.place.coordinator.drain()
@@ -932,7 +941,7 @@ async def test_members_of_a_run_learn_how_many_of_their_questions_others_have(se
 
     assert await compared("ann", 3, 2**64 - 1) == (0, 0)
     assert await compared("ben", 2, 3, 2**64 - 1) == (1, 2)
-    for wrong in ((3, 2), (2, 2), tuple(range(MAX_DIGESTS + 1))):
+    for wrong in ((3, 2), (2, 2), (1, 3, 2), tuple(range(MAX_DIGESTS + 1))):
         with pytest.raises(InvalidArgument, match="digests"):
             await compared("cem", *wrong)
     assert await compared("dee", *range(MAX_DIGESTS)) == (2, 2), "what was refused is not kept"
@@ -944,6 +953,32 @@ async def test_members_of_a_run_learn_how_many_of_their_questions_others_have(se
 
 
 # Steps of private rounds
+
+
+async def test_the_files_of_a_private_round_are_sent_from_the_first_chunk_that_is_asked_for_and_counted(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, run = service.place.parts.round_files, await service.place.new_run()
+
+    async def file_of(*asked: object) -> AsyncIterator[tuple[int, bytes]]:
+        name, first = repr(asked[:-1]).encode(), asked[-1]
+        assert isinstance(first, int)
+        for index in range(first, 2):
+            yield index, name
+
+    monkeypatch.setattr(files, "transcript", file_of)
+    monkeypatch.setattr(files, "masked", file_of)
+    for first, sent in ((0, 2), (1, 1)):
+        before = service.place.parts.traffic.sent_bytes(run.id)
+        transcript = pb.GetTranscriptRequest(run="r", round=3, first_chunk=first)
+        masked = pb.GetMaskedChunksRequest(run="r", round=3, member="ben", first_chunk=first)
+        with as_caller(Principal(ANN, MemberRole.CLIENT)):
+            of_round = [chunk async for chunk in service.federation.GetTranscript(transcript, None)]
+            of_ben = [chunk async for chunk in service.federation.GetMaskedChunks(masked, None)]
+        assert [(chunk.index, chunk.data) for chunk in of_round] == [(n, b"('r', 3)") for n in range(first, 2)]
+        assert [(chunk.index, chunk.data) for chunk in of_ben] == [(n, b"('r', 3, 'ben')") for n in range(first, 2)]
+        size_bytes = len(b"('r', 3)") + len(b"('r', 3, 'ben')")
+        assert service.place.parts.traffic.sent_bytes(run.id) - before == sent * size_bytes
 
 
 async def test_the_present_step_of_a_private_round_is_shown_and_a_message_is_taken_and_both_keep_the_lease(

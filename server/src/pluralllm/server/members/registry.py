@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from pluralllm.common.errors.membership import (
     AwaitingApproval,
+    CertificateExpired,
     CertificateInvalid,
     CertificateRevoked,
     CertificateUnknown,
@@ -217,7 +218,8 @@ class Registry:
         call returns the first call's chain.
 
         Raises InvalidArgument, CertificateInvalid, InviteUnknown, InviteForAnother, InviteExpired, InviteUsed or
-        IssuerExpired. Raises CertificateRevoked if the call is repeated and the certificate is no longer valid.
+        IssuerExpired. Raises CertificateRevoked or CertificateExpired if the call is repeated and the certificate is no longer
+        valid.
         """
         if not is_id(name):
             raise InvalidArgument(field="name", problem=f"allowed: {ID_HELP}")
@@ -387,15 +389,18 @@ class Registry:
 
         A client repeats the call if the first answer was lost.
 
-        Raises InviteUsed if the invite was used with another key; CertificateRevoked if the certificate is no longer valid.
+        Raises InviteUsed if the invite was used with another key; CertificateRevoked or CertificateExpired if the certificate is
+        no longer valid.
         """
         if invite.used_by_key != key_sha256:
             raise InviteUsed(name=invite.name)
         with_key = [c for c in self._of(invite.name) if c.key_sha256 == key_sha256]
         good = [c for c in with_key if c.revoked_s is None and c.not_after_s > now_s]
         if not good:
-            revoked_s = next((c.revoked_s for c in with_key if c.revoked_s), now_s)
-            raise CertificateRevoked(name=invite.name, revoked=day(revoked_s))
+            newest = max(with_key, key=lambda c: c.not_after_s)
+            if newest.revoked_s is not None:
+                raise self._void_error(newest)
+            raise CertificateExpired(name=invite.name, expired=day(newest.not_after_s))
         return self._members[invite.name], good[0].chain_pem
 
     def _member(self, name: str) -> Member:
