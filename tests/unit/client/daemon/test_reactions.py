@@ -45,7 +45,7 @@ REFUSED = {  # only what the partner, or the run's owner, must change
 }
 INTERRUPTED = {
     "WrongStep",
-    *("LinkTooSlow", "ProxyFailed", "WrongPort"),
+    *("LinkTooSlow", "ProxyFailed", "StreamSilent", "WrongPort"),
     *("Unreachable", "Busy", "ForeignAnswer", "StaleSession", "SessionReplaced", "ProtocolUnsupported", "Unidentified"),
     *("AwaitingApproval", "IdentityMismatch", "RoleForbids", "TooManyAttempts", "TooManyCalls"),
     *("CertificateExpired", "CertificateForeign", "CertificateInvalid", "CertificateNotYetValid"),

@@ -38,8 +38,8 @@ def test_a_leaf_says_what_is_wrong_in_words_and_survives_the_wire(leaf: type[Plu
 
     received = status.from_rpc_error(Failed(), "somewhere")  # type: ignore[arg-type]
     assert type(received) is leaf
-    is_about_the_call = isinstance(error, errors.Unreachable | errors.Busy | errors.ForeignAnswer | errors.ProxyFailed)
-    assert received.facts == {**error.facts, **({"address": "somewhere"} if is_about_the_call else {})}
+    of_the_call = {"address": "somewhere"} if isinstance(error, errors.NoAnswer) else {}
+    assert received.facts == {**error.facts, **of_the_call}
     elsewhere = copy.deepcopy(error)  # as pickle makes it
     assert (type(elsewhere), elsewhere.facts, str(elsewhere)) == (leaf, error.facts, str(error))
 
@@ -100,11 +100,17 @@ def test_a_reason_that_this_release_does_not_know_is_shown_with_its_text(
 
 
 def test_the_address_of_a_coordinator_is_the_one_that_was_called_whatever_it_says_itself() -> None:
-    for address in ("client", "", "elsewhere:1", "[::1"):
-        sent = status.to_status(errors.Unreachable(address=address, problem="it has got no byte for 3 s"))
-        received = status.from_rpc_error(failed_call(sent.code, sent.details, sent.trailing_metadata), "host:1")
-        assert received.facts == {"address": "host:1", "problem": "it has got no byte for 3 s"}
-        assert type(Proxies(url="http://proxy:3128").explained(received)) is errors.Unreachable
+    for address in ("ann", "", "elsewhere:1", "[::1"):
+        for said in (
+            errors.Unreachable(address=address, problem="it is down"),
+            errors.StreamSilent(address=address, silent_s=3.0),
+            errors.LinkTooSlow(address=address, way="to", kib_s=1.0, needed_kib_s=16.0),
+            errors.WrongPort(address=address, wanted="main port", problem="it enrols"),
+        ):
+            sent = status.to_status(said)
+            received = status.from_rpc_error(failed_call(sent.code, sent.details, sent.trailing_metadata), "host:1")
+            assert received.facts == said.facts | {"address": "host:1"}
+            assert type(Proxies(url="http://proxy:3128").explained(received)) is type(said)
 
 
 def test_a_call_above_grpcs_own_limit_meets_a_busy_coordinator_and_a_message_that_is_too_large_does_not() -> None:
@@ -118,4 +124,12 @@ def test_a_call_above_grpcs_own_limit_meets_a_busy_coordinator_and_a_message_tha
 
 def test_only_failures_without_an_answer_have_the_exit_code_of_an_unreachable_coordinator() -> None:
     unreachable = {leaf.__name__ for leaf in leaves().values() if exit_code_of(leaf) == UNREACHABLE}
-    assert unreachable == {"Unreachable", "Busy", "ForeignAnswer", "LinkTooSlow", "ProxyFailed", "WrongPort"}
+    assert unreachable == {
+        "Unreachable",
+        "Busy",
+        "ForeignAnswer",
+        "LinkTooSlow",
+        "ProxyFailed",
+        "StreamSilent",
+        "WrongPort",
+    }

@@ -28,7 +28,7 @@ from pluralllm.common.errors.tree import (
     ProtocolUnsupported,
     SessionReplaced,
     StaleSession,
-    Unreachable,
+    StreamSilent,
     WrongLayout,
     WrongPhase,
 )
@@ -604,11 +604,11 @@ async def test_a_stream_that_falls_silent_is_ended_sooner_if_it_comes_in_pieces(
     run = await service.place.collecting("ann", "ben")
     update = service.place.update(run)
     await service.call("BeginUpdate", begin_request(run, update))
-    with pytest.raises(Unreachable, match=r"no byte for 0\.07 s"):
+    with pytest.raises(StreamSilent, match=r"between here and ann was silent: no byte for 0\.07 s"):
         await put(service, chunk_of(run, update, 0), wait=True)
     piece = chunk_of(run, update, 0)
     piece.facts.more = True
-    with pytest.raises(Unreachable, match=r"no byte for 0\.05 s"):
+    with pytest.raises(StreamSilent, match=r"no byte for 0\.05 s"):
         await put(service, ChunkMessage(piece.facts, piece.data[:10]), wait=True)
 
 

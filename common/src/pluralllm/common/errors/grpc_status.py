@@ -7,7 +7,6 @@ class. Its `metadata` holds the error's facts (the values that describe the erro
 import json
 import typing
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -124,6 +123,7 @@ CODES: dict[type[e.PluralError], grpc.StatusCode] = {
     e.Busy: grpc.StatusCode.RESOURCE_EXHAUSTED,
     e.WrongPort: grpc.StatusCode.UNIMPLEMENTED,
     e.LinkTooSlow: grpc.StatusCode.UNAVAILABLE,
+    e.StreamSilent: grpc.StatusCode.UNAVAILABLE,
     e.StorageFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
     e.BackupUnusable: grpc.StatusCode.FAILED_PRECONDITION,
     e.NotEmpty: grpc.StatusCode.FAILED_PRECONDITION,
@@ -224,8 +224,8 @@ def from_rpc_error(error: grpc.RpcError, address: str) -> e.PluralError:
     call = typing.cast(grpc.Call, error)  # grpc raises its calls
     code: Callable[[], grpc.StatusCode] = call.code
     if (typed_error := _typed_error(call)) is not None:
-        if isinstance(typed_error, e.Unreachable | e.Busy | e.ForeignAnswer | e.ProxyFailed):
-            return replace(typed_error, address=address)  # the server may have sent any text
+        if isinstance(typed_error, e.NoAnswer):
+            typed_error.address = address  # the server may have sent any text
         return typed_error
     details = printable(call.details() or "", lines=True)
     if code() is grpc.StatusCode.RESOURCE_EXHAUSTED and TOO_MANY_CALLS in details.lower():

@@ -46,6 +46,7 @@ PluralError
 |  |  |- Busy              the coordinator has as many open calls as it may have
 |  |  |- WrongPort         what answers is not the port of the coordinator that was asked for
 |  |  |- LinkTooSlow       the network carries less than the slowest speed that is supported
+|  |  |- StreamSilent      an upload has stopped in the middle
 |  |  `- ForeignAnswer     gRPC, a proxy or another server has ended the call
 |  `- ...                  members, certificates and invites: membership.py; backups and disk space: storage.py;
 |                          noised answers: privacy.py; private rounds: private_rounds.py; plug-ins: plugins.py
@@ -434,6 +435,14 @@ class LinkTooSlow(NoAnswer):
     needed_kib_s: float
     why = "This link is too slow: {kib_s:.1f} KiB/s {way} the coordinator at {address}, needed are {needed_kib_s:.0f} KiB/s."
     fix = "Use a faster link, or keep it free for PluralLLM; chunks that have arrived are not sent again."
+
+
+@dataclass(eq=False)
+class StreamSilent(NoAnswer):
+    address: str  # for the coordinator, the member whose stream it is
+    silent_s: float
+    why = "The stream between here and {address} was silent: no byte for {silent_s:g} s."
+    fix = "Look at the network between the two; chunks that have arrived are not sent again."
 
 
 @dataclass(eq=False)

@@ -17,7 +17,7 @@ from pluralllm.common.errors.tree import (
     LeaseLost,
     OverLimit,
     ProtocolUnsupported,
-    Unreachable,
+    StreamSilent,
     WrongPhase,
 )
 from pluralllm.common.process.clock import Clock
@@ -269,7 +269,7 @@ class Federation(pb_grpc.FederationServiceServicer):
             except StopAsyncIteration:
                 break
             except TimeoutError:
-                raise Unreachable(address="client", problem=f"it has got no byte for {limit_s:g} s") from None
+                raise StreamSilent(address=caller().name, silent_s=limit_s) from None
             facts = message.facts
             if task is None:
                 task, digest = self._task_of(facts.task), facts.digest
