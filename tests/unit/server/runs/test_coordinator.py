@@ -70,6 +70,57 @@ async def test_a_client_that_is_silent_for_a_lease_loses_its_slot_and_one_that_p
     assert run.state.excluded == ()
 
 
+async def test_a_silent_clients_slot_is_free_as_soon_as_the_store_works_again(tmp_path: Path) -> None:
+    hooks = Hooks()
+    place = MemoryCoordinator(tmp_path, before=hooks)
+    run = await place.collecting("ann", "ben")
+    place.clock.advance(LEASE_S)
+    place.parts.leases.renew(BEN, place.clock.now_s())
+    with hooks.failing("store.apply", StoreFailed(problem="locked")), pytest.raises(StoreFailed):
+        await place.look(run)
+    assert list(run.state.active) == [ANN, BEN]
+    await place.look(run)
+    assert list(run.state.active) == [BEN], "it does not wait for another lease"
+    assert place.parts.leases.of(ANN) is None
+
+
+async def test_a_client_that_has_delivered_is_not_disconnected_while_the_others_work(place: MemoryCoordinator) -> None:
+    run = await place.collecting("ann", "ben")
+    await place.deliver(run, "ann", place.update(run))
+    place.clock.advance(LEASE_S)
+    place.parts.leases.renew(BEN, place.clock.now_s())
+    await place.look(run)
+    assert (losses(run), roster(run)) == ([], [ANN, BEN]), "nobody looks whether it is there"
+
+
+async def test_a_look_costs_a_pass_over_the_clients_only_where_it_matters_who_is_there(
+    place: MemoryCoordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, passes, look = await place.new_run(), 0, place.parts.presence.look
+
+    def counted(now_s: float) -> Any:
+        nonlocal passes
+        passes += 1
+        return look(now_s)
+
+    monkeypatch.setattr(place.parts.presence, "look", counted)
+    await place.look(run)
+    assert (run.state.phase, passes) == (Phase.WAITING, 1)
+    await place.coordinator.dispatch(run, ev.RunCancelled(0.0, "enough"))
+    run = await place.collecting("ann", "ben", run_id="full")
+    passes = 0
+    await place.look(run)
+    assert (run.state.free_slots, passes) == (0, 0)
+
+
+async def test_a_released_client_has_no_lease_and_its_poll_is_answered(place: MemoryCoordinator) -> None:
+    await place.collecting("ann", "ben")
+    bell = place.parts.client_bells.of(ANN)
+    before = bell.rings
+    place.coordinator.release(ANN)
+    assert (place.parts.leases.of(ANN), bell.rings) == (None, before + 1)
+
+
 async def test_a_client_of_the_roster_that_is_silent_is_disconnected(place: MemoryCoordinator) -> None:
     run = await place.new_run(round={"min_clients": 3, "target_clients": 3})
     place.clock.advance(LEASE_S)
@@ -775,6 +826,16 @@ async def test_the_loop_looks_at_every_run_when_it_is_woken_and_a_broken_run_sto
     looks = len(looked)
     place.clock.advance(TIMING.tick_s)
     await until(lambda: len(looked) >= looks + 2)
+    await place.stop()
+
+
+async def test_a_start_keeps_the_loop_and_the_times_of_clients(
+    place: MemoryCoordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[str] = []
+    monkeypatch.setattr(place.parts.tasks, "keep", lambda name, _: kept.append(name))
+    await place.coordinator.start()
+    assert kept == ["the coordinator's loop", "the times of clients"]
     await place.stop()
 
 

@@ -87,6 +87,20 @@ async def test_whether_anybody_else_can_come_matters_to_no_open_round_that_is_pr
     await place.stop()
 
 
+async def test_the_closing_round_opens_at_once_when_all_that_can_come_are_there(tmp_path: Path) -> None:
+    place = MemoryCoordinator(tmp_path, possible=lambda: [member("ann"), member("dan", GroupRole.HELD_OUT)])
+    run = await place.new_run(round=THREE)
+    left = ClientId("zoe")  # it is in the roster for the time of a lease, and has left the federation
+    change_state(run, closes=True, round=RoundNumber(run.state.rounds), evaluated=ModelVersion(0), roster=(left,))
+    await place.hello("ann")
+    await place.look(run)
+    assert run.state.phase is Phase.WAITING, "one is not enough"
+    await place.hello("dan", role=GroupRole.HELD_OUT)
+    await place.look(run)
+    assert (run.state.is_closing, run.state.cohort) == (True, ("ann", "dan"))
+    await place.stop()
+
+
 async def test_the_closing_round_waits_for_clients_of_held_out_groups_as_well(tmp_path: Path) -> None:
     place = MemoryCoordinator(tmp_path)
     run = await place.new_run(round=THREE)

@@ -1,15 +1,17 @@
 """The coordinator follows a private round: messages with their events, one lease from keys to reveal, nothing left at the end."""
 
+import asyncio
 import dataclasses
 from pathlib import Path
 
 import pytest
 from support.memory_blobs import MemoryBlobs
-from support.memory_coordinator import MemoryCoordinator
+from support.memory_coordinator import KnownKeys, MemoryCoordinator
 from support.memory_store import MemoryMembership
 from support.private_round import NAMES, ONE, body_of, keying, send, sha256
 from support.run_states import change_state
 
+from pluralllm.common.errors.private_rounds import DealtWrongly
 from pluralllm.common.errors.tree import DigestMismatch, StoreFailed
 from pluralllm.common.words.ids import ClientId, Digest, RoundNumber
 from pluralllm.common.words.spec import GroupRole
@@ -21,6 +23,7 @@ from pluralllm.server.runs.leases import Lease
 from pluralllm.server.runs.live_run import LiveRun
 from pluralllm.server.runs.recovery import recover
 from pluralllm.server.storage.retention import kept_blobs
+from pluralllm.server.storage.store import RoundOutcome
 
 ANN, BEN, CAT, DAN = NAMES
 
@@ -171,6 +174,63 @@ async def test_only_who_trains_must_know_private_rounds(place: MemoryCoordinator
     await place.hello(BEN)
     await place.look(run)
     assert run.state.roster == (BEN, "eve")
+    change_state(run, phase=Phase.EVALUATING)
+    await place.look(run)
+    assert run.state.cohort == (ANN, BEN, "eve"), "an evaluation has no such steps"
+    plain = await place.new_run("plain")
+    await place.hello("gus", is_ready=False)
+    await place.look(plain)
+    assert plain.state.roster == ("gus",), "nor has a plain round"
+
+
+async def test_a_client_whose_key_is_not_on_record_is_in_no_private_round(
+    place: MemoryCoordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(KnownKeys, "peer_key", lambda _, name: None if name == ANN else b"key")
+    run = await place.new_run(
+        private_rounds={}, round={"min_clients": 4, "target_clients": 4}, aggregation={"max_examples": 100}
+    )
+    await place.hello(ANN)
+    await place.hello(BEN)
+    await place.look(run)
+    assert run.state.roster == (BEN,)
+
+
+@pytest.mark.parametrize("before", ["keys", "the mean"])
+async def test_a_round_that_ends_is_forgotten(
+    place: MemoryCoordinator, monkeypatch: pytest.MonkeyPatch, before: str
+) -> None:
+    run = await (keying(place) if before == "keys" else unmasking(place))
+    forgotten: list[tuple[str, int]] = []
+    monkeypatch.setattr(place.parts.open_rounds, "forget", lambda *about: forgotten.append(about))
+    await place.coordinator.dispatch(run, ev.RunPaused(1.0))
+    assert forgotten == []
+    await place.coordinator.dispatch(run, ev.RunCancelled(1.0, "enough"))
+    assert forgotten == [(run.id, 1)]
+
+
+async def test_a_dealer_whose_shares_do_not_fit_ends_the_round_with_its_name(
+    place: MemoryCoordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = await unmasking(place)
+
+    async def material(asked: LiveRun) -> str:
+        return f"of {asked.id}"
+
+    async def sum_of(_: object, __: object, ___: object, summed: str, draft: Path) -> None:
+        assert (summed, draft.name) == ("of r", "r-1.safetensors")
+        raise DealtWrongly(dealer="ben", problem="no polynomial")
+
+    monkeypatch.setattr(place.parts.open_rounds, "material", material)
+    monkeypatch.setattr("pluralllm.server.runs.coordinator.write_private", sum_of)
+    await send(place, run, ev.RoundStep.REVEAL, ANN)
+    await asyncio.wait([asyncio.create_task(place.coordinator.until_averaged(run))], timeout=10)
+    assert (run.state.phase, run.state.version) == (Phase.WAITING, 0)
+    record = await place.parts.store.round(run.id, ONE)
+    assert record is not None
+    assert record.outcome is RoundOutcome.ABANDONED
+    assert "ben" in record.reason
+    await place.stop()
 
 
 async def test_in_a_closing_round_groups_that_are_evaluated_only_must_know_private_rounds_as_well(

@@ -291,7 +291,7 @@ class Coordinator:
         for _ in range(MAX_STEPS_AT_ONCE):
             before, present = run.sequence, self._look(run)
             await self._dispatch_all(run, self._losses(run, present))
-            await self._dispatch_all(run, self._observations(run, present or self._look(run)))
+            await self._dispatch_all(run, self._observations(run, present))
             if run.sequence == before:
                 return
 
@@ -304,7 +304,7 @@ class Coordinator:
         return self._presence.look(self._clock.now_s()) if needs_look(run.state) else {}
 
     def _losses(self, run: LiveRun, present: Mapping[ClientId, Session]) -> tuple[ev.Event, ...]:
-        """Returns the events of clients that are gone. The leases of clients that were silent for too long end here."""
+        """Returns the events of clients that are gone. A lease ends with its slot, so an event that is not stored comes again."""
         if run.state.phase in (Phase.CREATED, Phase.ENDED):
             return ()
         now_s = self._clock.now_s()
@@ -312,7 +312,6 @@ class Coordinator:
         members = {*run.state.roster, *run.state.cohort} if revoked else set()
         losses: list[ev.Event] = [ev.MemberRevoked(now_s, client) for client in sorted(revoked & members)]
         for client in self._leases.expired(run.id, now_s):
-            self.release(client)
             reason = f"lease expired after {self._leases.duration_s:g} s of silence"
             losses.append(ev.PlaceLost(now_s, client, reason, permanent=False))
         # After a restart, clients have the time of a lease to reconnect.
