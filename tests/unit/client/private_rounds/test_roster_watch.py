@@ -1,5 +1,6 @@
 """Attack 7 of the design: a client believes no roster that does not continue its own, or that has another key of its own."""
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -97,6 +98,40 @@ async def test_a_head_that_the_roster_has_passed_meanwhile_is_no_contradiction(a
     longer = Coordinator(entries("ann", "ben", "cat"))
     for stated in (Roster().extended(entries("ann")).head, longer.head):
         assert (await ann.follow(longer, stated)).sequence == 3
+
+
+async def test_two_that_follow_at_the_same_time_find_no_contradiction(tmp_path: Path) -> None:
+    coordinator, asked, go = Coordinator(entries("ann", "ben", "cat")), asyncio.Event(), asyncio.Event()
+
+    async def slowly(after: int) -> RosterPage:
+        asked.set()
+        await go.wait()
+        return await coordinator.fetch(after)
+
+    watch = RosterWatch(tmp_path, "ann", KEY, slowly)
+    async with asyncio.timeout(10):
+        following = [asyncio.create_task(watch.follow(coordinator.head)) for _ in range(2)]
+        await asked.wait()
+        watch.check(PRIVATE)  # a task that begins meanwhile
+        go.set()
+        rosters = await asyncio.gather(*following)
+    assert [roster.head for roster in rosters] == [coordinator.head] * 2
+    watch.check(PRIVATE)
+    assert (watch.roster.sequence, coordinator.calls) == (3, 1), "the second one found nothing new"
+
+
+async def test_a_command_that_follows_beside_the_daemon_is_no_contradiction(ann: Client) -> None:
+    coordinator = Coordinator(entries("ann", "ben", "cat"))
+
+    async def meanwhile(after: int) -> RosterPage:
+        await ann.follow(coordinator)
+        watch.check(PRIVATE)
+        return await coordinator.fetch(after)
+
+    watch = RosterWatch(ann.folder, "ann", KEY, meanwhile)
+    assert (await watch.follow(coordinator.head)).sequence == 3
+    watch.check(PRIVATE)
+    assert (await watch.follow(coordinator.head)).sequence == 3
 
 
 async def test_an_older_roster_is_refused(ann: Client) -> None:

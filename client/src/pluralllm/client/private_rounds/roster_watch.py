@@ -69,7 +69,8 @@ class RosterWatch:
         """
         self._state, self.name, self.key, self._fetch = state, name, key, fetch
         self._first_use_pins = first_use_pins
-        self.roster, self._seen = read_roster(state)
+        self._following = asyncio.Lock()  # Hello, a round and the check of a version may follow at the same time
+        self.roster, _ = read_roster(state)
 
     @classmethod
     def of(
@@ -92,9 +93,9 @@ class RosterWatch:
         """Raises RosterDiverged for a run with private rounds if this client has seen a roster that does not continue another."""
         if spec.private_rounds is None:
             return
-        self._load()
-        if self._seen.complaint:
-            raise RosterDiverged(problem=f"{self._seen.complaint} (seen on {self._seen.complained})")
+        self.roster, seen = read_roster(self._state)  # the owner may have moved the file away
+        if seen.complaint:
+            raise RosterDiverged(problem=f"{seen.complaint} (seen on {seen.complained})")
 
     async def look(self, head: bytes | None, *, is_registered: bool) -> None:
         """Follows the roster, and complains in the log and in the file if it has diverged. The client goes on with its work.
@@ -119,32 +120,34 @@ class RosterWatch:
         Raises RosterDiverged if the roster does not continue the one that this client has seen, or does not have this client's
         own key; the complaint stays in the file then. Raises the errors of the call.
         """
-        await asyncio.to_thread(self._load)
-        try:
-            entries = await self._new_entries(head)
-            roster = self.roster.extended(entries)
-            self._check_own_key(roster, is_registered=is_registered)
-        except RosterDiverged as error:
-            if not self._seen.complaint:
-                now = datetime.datetime.now(tz=datetime.UTC).isoformat(timespec="seconds")
-                await asyncio.to_thread(self._write, SeenRoster(self._seen.entries, error.problem, now))
-            raise
-        if entries:
+        async with self._following:
+            known, seen = await asyncio.to_thread(read_roster, self._state)  # the owner may have changed the file
+            try:
+                entries = await self._new_entries(known, seen, head)
+                roster = known.extended(entries)
+                self._check_own_key(roster, is_registered=is_registered)
+            except RosterDiverged as error:
+                if not seen.complaint:
+                    now = datetime.datetime.now(tz=datetime.UTC).isoformat(timespec="seconds")
+                    await asyncio.to_thread(self._write, SeenRoster(seen.entries, error.problem, now))
+                raise
+            if entries:
+                seen = SeenRoster((*seen.entries, *entries), seen.complaint, seen.complained)
+                await asyncio.to_thread(self._write, seen)
+                log.info("roster.grown", entries=roster.sequence, members=len(roster.members), head=roster.head.hex())
             self.roster = roster
-            seen = SeenRoster((*self._seen.entries, *entries), self._seen.complaint, self._seen.complained)
-            await asyncio.to_thread(self._write, seen)
-            log.info("roster.grown", entries=roster.sequence, members=len(roster.members), head=roster.head.hex())
-        if self._first_use_pins is not None:
-            await asyncio.to_thread(self._pin_first_seen, self._first_use_pins)
-        return self.roster
+            if self._first_use_pins is not None:
+                await asyncio.to_thread(self._pin_first_seen, roster, self._first_use_pins)
+            return roster
 
-    async def _new_entries(self, head: bytes | None) -> tuple[RosterEntry, ...]:
+    async def _new_entries(self, known: Roster, seen: SeenRoster, head: bytes | None) -> tuple[RosterEntry, ...]:
         """Fetches the entries after those that this client has seen. Raises RosterDiverged if they do not lead past `head`."""
-        if head == self.roster.head:
+        if head == known.head:
             return ()
+        before = f"{known.sequence} entries"
         if head is None:
-            raise RosterDiverged(problem=f"the coordinator shows none any more; this client has seen {self._length()}")
-        roster, entries, heads = self.roster, list[RosterEntry](), _heads(self._seen.entries)
+            raise RosterDiverged(problem=f"the coordinator shows none any more; this client has seen {before}")
+        roster, entries, heads = known, list[RosterEntry](), _heads(seen.entries)
         while len(entries) < MAX_ENTRIES:
             page = await self._fetch(roster.sequence)
             for entry in page.entries:
@@ -154,13 +157,10 @@ class RosterWatch:
             if page.head == roster.head or not page.entries:
                 break
         if page.head != roster.head:
-            raise RosterDiverged(problem=f"the coordinator's roster does not continue the {self._length()} seen before")
+            raise RosterDiverged(problem=f"the coordinator's roster does not continue the {before} seen before")
         if head not in heads:
             raise RosterDiverged(problem="the coordinator has stated a head that is not in the roster that it shows")
         return tuple(entries)
-
-    def _length(self) -> str:
-        return f"{self.roster.sequence} entries"
 
     def _check_own_key(self, roster: Roster, *, is_registered: bool) -> None:
         """Raises RosterDiverged if this member has another key there, or none although the coordinator has accepted it."""
@@ -170,21 +170,14 @@ class RosterWatch:
         if present is None and is_registered:
             raise RosterDiverged(problem=f"it has no key of {self.name}, this client, which was accepted")
 
-    def _pin_first_seen(self, file: Path) -> None:
+    def _pin_first_seen(self, roster: Roster, file: Path) -> None:
         pins = load_pins(file)
-        news = {
-            name: entry.fingerprint for name, entry in self.roster.members.items() if name not in (*pins, self.name)
-        }
+        news = {name: entry.fingerprint for name, entry in roster.members.items() if name not in (*pins, self.name)}
         if news:
             save_pins(file, pins | news)
             log.warning("peers.pinned_at_first_sight", names=sorted(news), file=str(file))
 
-    def _load(self) -> None:
-        """Reads the file anew: a command of the owner may have followed the roster meanwhile, or the owner has moved it away."""
-        self.roster, self._seen = read_roster(self._state)
-
     def _write(self, seen: SeenRoster) -> None:
-        self._seen = seen
         write_durably(self._state / FILE, json.dumps(asdict(seen)).encode())
 
 
