@@ -12,9 +12,11 @@ from structlog.testing import capture_logs
 from support.coordinator_harness import small_spec
 from support.memory_coordinator import TIMING, Hooks, MemoryCoordinator, settle, until
 
+from pluralllm.common.errors.private_rounds import SumImplausible
 from pluralllm.common.errors.tree import (
     InvalidArgument,
     InvalidSpec,
+    PluralError,
     RunNotEnded,
     SpecMismatch,
     StaleSession,
@@ -654,6 +656,51 @@ async def test_a_round_whose_update_is_lost_is_abandoned_and_the_run_goes_on(pla
     record = await place.parts.store.round(run.id, run.state.round)
     assert record is not None
     assert record.outcome is RoundOutcome.ABANDONED
+
+
+async def test_members_of_two_implausible_sums_in_a_row_are_named(
+    place: MemoryCoordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounds = {"min_clients": 2, "target_clients": 2, "evaluate_every": 100}
+    run = await place.collecting("ann", "ben", rounds=9, round=rounds)
+    sums, reasons = [True, False, False, True, False], list[str]()
+
+    async def sum_of(*arguments: Any) -> NextVersion:
+        if sums.pop(0):
+            return await write_next(*arguments)
+        raise SumImplausible(problem="it is too long")
+
+    monkeypatch.setattr("pluralllm.server.runs.coordinator.write_next", sum_of)
+    while sums:
+        number = run.state.round
+        await deliver_all(place, run)
+        record = await place.parts.store.round(run.id, number)
+        assert record is not None
+        reasons.append(record.reason.partition("after the other.")[2])
+        await place.look(run)
+    named = " The sum before was implausible, too: ann, ben took part in both."
+    assert reasons == ["", "", named, "", ""]
+    await place.stop()
+
+
+async def test_a_lost_update_does_not_say_that_a_sum_was_implausible(
+    place: MemoryCoordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = await place.collecting("ann", "ben")
+    errors: list[PluralError] = [SumImplausible(problem="it is too long"), UpdateLost(digest="d", problem="gone")]
+
+    async def fails(*_: object) -> NextVersion:
+        raise errors.pop(0)
+
+    monkeypatch.setattr("pluralllm.server.runs.coordinator.write_next", fails)
+    for _ in range(2):
+        number = run.state.round
+        await deliver_all(place, run)
+        await place.look(run)
+    record = await place.parts.store.round(run.id, number)
+    assert record is not None
+    assert "implausible" not in record.reason
+    await place.stop()
 
 
 async def test_a_model_of_a_run_that_was_cancelled_meanwhile_is_deleted(

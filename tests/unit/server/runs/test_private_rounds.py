@@ -13,8 +13,10 @@ from support.run_states import change_state
 
 from pluralllm.common.errors.private_rounds import DealtWrongly
 from pluralllm.common.errors.tree import DigestMismatch, StoreFailed
+from pluralllm.common.weights.chunks import manifest_of
 from pluralllm.common.words.ids import ClientId, Digest, RoundNumber
 from pluralllm.common.words.spec import GroupRole
+from pluralllm.server.aggregation.next_version import Draft, NextVersion
 from pluralllm.server.commands.verify import verify_state
 from pluralllm.server.rounds import events as ev
 from pluralllm.server.rounds.state import Phase
@@ -207,6 +209,32 @@ async def test_a_round_that_ends_is_forgotten(
     assert forgotten == []
     await place.coordinator.dispatch(run, ev.RunCancelled(1.0, "enough"))
     assert forgotten == [(run.id, 1)]
+
+
+async def test_a_private_round_publishes_its_sum_with_its_transcript(
+    place: MemoryCoordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = await unmasking(place)
+    drafts: list[Draft] = []
+    for name in ("version", "transcript"):
+        path = place.folder / name
+        path.write_bytes(name.encode())
+        drafts.append(Draft(path, manifest_of(path)))
+
+    async def material(_: LiveRun) -> None:
+        return None
+
+    async def sum_of(*_: object) -> NextVersion:
+        return NextVersion((drafts[0],), transcript=drafts[1], tail=(7,) * 64)
+
+    monkeypatch.setattr(place.parts.open_rounds, "material", material)
+    monkeypatch.setattr("pluralllm.server.runs.coordinator.write_private", sum_of)
+    await send(place, run, ev.RoundStep.REVEAL, ANN)
+    await asyncio.wait([asyncio.create_task(place.coordinator.until_averaged(run))], timeout=10)
+    version, transcript = (draft.manifest.digest for draft in drafts)
+    assert (run.newest.version, run.newest.digest, run.newest.transcript) == (1, version, transcript)
+    assert await place.parts.blobs.exists(transcript)
+    await place.stop()
 
 
 async def test_a_dealer_whose_shares_do_not_fit_ends_the_round_with_its_name(
