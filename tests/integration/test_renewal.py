@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-import os
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -36,6 +35,7 @@ from pluralllm.common.errors.membership import (
     WrongHost,
 )
 from pluralllm.common.errors.tree import Internal, PluralError, StorageFull, Unreachable
+from pluralllm.common.process import files
 from pluralllm.common.process.clock import SystemClock
 from pluralllm.common.process.proxies import DIRECT
 from pluralllm.common.trust.certificates import make_request, new_key
@@ -230,9 +230,10 @@ async def test_members_and_new_ones_go_on_under_a_new_intermediate(tmp_path: Pat
 # The next certificate cannot be written
 
 
-def in_the_way(file: Path) -> Path:
+def in_the_way(file: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Makes a folder at a draft's path, so that not even root can write the file; returns its path."""
-    blocked = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    monkeypatch.setattr(files, "_writer", lambda: "somebody")
+    blocked = file.with_name(f".{file.name}.somebody.tmp")
     blocked.mkdir()
     return blocked
 
@@ -248,7 +249,7 @@ async def test_the_server_renews_its_certificate_once_its_disk_works_again(
     monkeypatch.setattr(tls, "TEND_S", 0.05)
     later_s = [0.0]
     async with serving(tmp_path / "state", wall_s=lambda: time.time() + later_s[0]) as served:
-        blocked = in_the_way(served.registry.authority.server_file)
+        blocked = in_the_way(served.registry.authority.server_file, monkeypatch)
         with capture_logs() as logs:
             later_s[0] = 61 * DAY_S
             await asyncio.wait_for(until_logged(served, logs, "tls.authority_unusable"), 20)
@@ -262,7 +263,7 @@ async def test_a_daemon_renews_its_certificate_once_its_disk_works_again(
     monkeypatch.setattr(renewal, "SHORTEST_PAUSE_S", 0.1)
     async with serving(tmp_path / "state", certificate_life_days=6 / DAY_S) as served:
         identity = await served.member("ann", MemberRole.CLIENT)
-        blocked = in_the_way(identity.credentials)
+        blocked = in_the_way(identity.credentials, monkeypatch)
         async with transport_of(identity) as transport:
             with capture_logs() as logs:
                 keeping = asyncio.create_task(Renewal(identity, transport).keep())

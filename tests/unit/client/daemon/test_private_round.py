@@ -89,6 +89,29 @@ async def test_pins_that_change_after_a_refusal_take_it_back_once(
     assert [rounds.has_new_pins(), rounds.has_new_pins()] == [True, False]
 
 
+async def test_pins_that_come_while_a_round_is_refused_take_the_refusal_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuses(playing: PrivateRound) -> None:
+        await playing._myself(cast(Any, SimpleNamespace(terms=SimpleNamespace(roster_head=b"h"))), checked=True)
+        save_pins(tmp_path / "peers.toml", ANN)  # the owner's command, while the round waits for the next step
+        raise TooFewKnown(members=4, pinned=0, needed=4)
+
+    async def follow(_: bytes) -> None:
+        return None
+
+    monkeypatch.setattr(private_round.PrivateRound, "play", refuses)
+    monkeypatch.setattr(private_round, "terms_of", lambda *_, **__: None)
+    rounds = rounds_in(tmp_path)
+    means = cast(Any, rounds)._means
+    means.peers, means.federation = SimpleNamespace(follow=follow, key=None), ""
+    means.rules = SimpleNamespace(colluders=1, hidden_among=1)
+    save_pins(tmp_path / "peers.toml", {})
+    with pytest.raises(TooFewKnown):
+        await rounds.play(TASK, cast(Any, SimpleNamespace(spec=None)))
+    assert rounds.has_new_pins()
+
+
 @pytest.mark.parametrize(
     ("kind", "left"), [(TaskKind.TRAIN, [3]), (TaskKind.EVALUATE, [])], ids=["a training", "an evaluation"]
 )

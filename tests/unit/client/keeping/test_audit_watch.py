@@ -107,6 +107,19 @@ async def test_a_log_that_goes_back_is_reported_once_and_the_newest_head_is_kept
     assert await complaints(tmp_path, log, log.head(9)) == []
 
 
+async def test_a_partner_that_moves_the_file_away_has_agreed_to_another_log(tmp_path: Path) -> None:
+    log, restored = Log(9), Log(4, "restored")
+    watch = AuditWatch(tmp_path, log.fetch, VERIFIER)
+    await watch.look(log.head())
+    await watch.look(restored.head())
+    assert read_heads(tmp_path).complaint is not None
+    (tmp_path / FILE).unlink()
+    with capture_logs() as logs:
+        await watch.look(restored.head())
+    seen = read_heads(tmp_path)
+    assert (logs, seen.sequence, seen.complaint) == ([], 4, None)
+
+
 async def test_another_entry_in_the_place_of_the_head_is_reported(tmp_path: Path) -> None:
     log, other = Log(5), Log(5, "rewritten")
     assert await complaints(tmp_path, log, log.head(5), other.head(5)) == ["has another entry 5 than before"]

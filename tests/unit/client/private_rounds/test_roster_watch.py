@@ -134,6 +134,43 @@ async def test_a_command_that_follows_beside_the_daemon_is_no_contradiction(ann:
     assert (await watch.follow(coordinator.head)).sequence == 3
 
 
+@pytest.mark.parametrize(
+    ("beside", "length", "complaint"),
+    [
+        (["ann", "ben", "cat", "dan"], 4, ""),
+        (["ann", "ben", "eve"], 3, "two rosters that do not agree"),
+        (["ann"], 3, ""),
+    ],
+    ids=["longer", "another", "shorter"],
+)
+async def test_what_a_command_has_seen_meanwhile_is_not_lost(
+    tmp_path: Path, beside: list[str], length: int, complaint: str
+) -> None:
+    coordinator, client = Coordinator(entries("ann", "ben", "cat")), Client(tmp_path)
+
+    async def meanwhile(after: int) -> RosterPage:
+        await client.follow(Coordinator(entries(*beside)))
+        return await coordinator.fetch(after)
+
+    await RosterWatch(tmp_path, "ann", KEY, meanwhile).follow(coordinator.head)
+    roster, seen = read_roster(tmp_path)
+    assert (roster.sequence, complaint in seen.complaint, bool(seen.complaint)) == (length, True, bool(complaint))
+
+
+async def test_a_complaint_of_a_command_outlives_what_the_daemon_writes(tmp_path: Path, ann: Client) -> None:
+    longer = Coordinator(entries("ann", "ben", "cat"))
+
+    async def meanwhile(after: int) -> RosterPage:
+        with pytest.raises(RosterDiverged):
+            await ann.follow(Coordinator(entries("ann")))
+        return await longer.fetch(after)
+
+    watch = RosterWatch(tmp_path, "ann", KEY, meanwhile)
+    assert (await watch.follow(longer.head)).sequence == 3
+    with pytest.raises(RosterDiverged, match="does not continue the 2 entries"):
+        watch.check(PRIVATE)
+
+
 async def test_an_older_roster_is_refused(ann: Client) -> None:
     await ann.refused(Coordinator(entries("ann")), "does not continue the 2 entries seen before")
 

@@ -1,5 +1,7 @@
 """The check of model versions before this client trains on them."""
 
+import asyncio
+import threading
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -101,6 +103,46 @@ def test_a_version_is_vouched_for_by_the_own_update_or_by_more_members_than_may_
     check._last[TASK.run] = Examined(ModelVersion(2), None, frozenset(pinned))
     assert check._is_vouched(TASK.run, ModelVersion(2)) == is_vouched
     assert not check._is_vouched(TASK.run, ModelVersion(3)), "the sum of another version vouches for nothing"
+
+
+def test_the_state_of_the_optimizer_before_a_version_is_kept_for_a_check_that_is_cancelled(tmp_path: Path) -> None:
+    check, folder = Verification(knowledge(tmp_path), cast(Any, None), tmp_path), tmp_path / "made"
+    folder.mkdir()
+    states = [Digest(letter * 64) for letter in "abc"]
+    for before, made in zip(((), states[:1], states[1:2]), states, strict=True):
+        (folder / "moment").write_text(made)
+        check.keep_moments(RunId("r"), {made: folder / "moment"}, before)
+    kept = {path.name: path.read_text() for path in tmp_path.glob("r.moment-*")}
+    assert kept == {f"r.moment-{state}": state for state in states[1:]}
+    check.keep_moments(RunId("r"), {}, ())
+    assert not list(tmp_path.glob("r.moment-*"))
+
+
+async def test_files_of_a_check_that_is_cancelled_are_deleted_after_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go, ends = threading.Event(), threading.Event(), list[bool]()
+
+    def slowly(*arguments: Any) -> None:
+        begun.set()
+        go.wait(10)
+        ends.append(arguments[-1].is_dir())
+
+    async def found(*_: object) -> Any:
+        return SimpleNamespace(spec_sha256="s", members=(), updates=(), tail=())
+
+    for name in ("_record", "_transcript", "_check_transcript", "_fetch"):
+        monkeypatch.setattr(Verification, name, found)
+    monkeypatch.setattr(Verification, "_check_sum", slowly)
+    check = Verification(knowledge(tmp_path), cast(Any, None), tmp_path / "work")
+    checking = asyncio.create_task(check.check(RunId("r"), ModelVersion(1), SPEC, "s"))
+    await asyncio.to_thread(begun.wait, 10)
+    checking.cancel()
+    done, _ = await asyncio.wait([checking], timeout=0.05)
+    go.set()
+    await asyncio.wait([checking], timeout=10)
+    assert (done, checking.cancelled(), ends) == (set(), True, [True])
+    assert not (tmp_path / "work" / "r.1").exists()
 
 
 async def test_a_run_that_is_over_is_forgotten_and_the_others_are_not(tmp_path: Path) -> None:

@@ -5,7 +5,9 @@ import os
 import pwd
 import sqlite3
 import stat
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -295,3 +297,18 @@ def test_a_write_that_fails_leaves_no_draft(
     with pytest.raises(StorageFull):
         write(file, b"new")
     assert (file.read_bytes(), list(tmp_path.iterdir())) == (b"old", [file])
+
+
+def test_threads_that_write_one_file_at_the_same_time_leave_the_whole_content_of_one(tmp_path: Path) -> None:
+    target, contents = tmp_path / "file", [bytes([letter]) * 50_000 for letter in b"abcd"]
+    start = threading.Barrier(len(contents))
+
+    def write(content: bytes) -> None:
+        start.wait(10)
+        for _ in range(5):
+            write_durably(target, content)
+
+    with ThreadPoolExecutor(len(contents)) as pool:
+        list(pool.map(write, contents))
+    assert target.read_bytes() in contents
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

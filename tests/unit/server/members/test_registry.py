@@ -560,6 +560,17 @@ async def test_a_revocation_removes_the_peer_key_and_a_new_membership_may_have_a
     assert [row.entry.change for row in await place.membership.roster_rows(0, 9)] == changes
 
 
+async def test_a_member_that_is_revoked_while_it_states_its_peer_key_is_not_in_the_roster(registry: Registry) -> None:
+    ann, certificate = await with_key(registry, "ann")
+    claim = peer_claim(registry, "ann", new_key(), certificate)
+    revoking = asyncio.create_task(registry.revoke(ROOT, "ann", "gone"))
+    await asyncio.sleep(0)  # it holds the lock of all changes
+    with pytest.raises(InvalidArgument, match="endorsement"):
+        await registry.roster.register(ann, "G", claim)
+    await revoking
+    assert registry.roster.peer_key(ann.name) is None
+
+
 async def test_a_membership_that_expired_ends_its_peer_key_when_the_next_one_begins(
     registry: Registry, place: Place
 ) -> None:

@@ -31,7 +31,7 @@ from pluralllm.common.words.roles import MemberRole
 from pluralllm.common.words.spec import GroupRole
 from pluralllm.server.members.access import ALL_RUNS, Principal
 from pluralllm.server.members.audit_log import AuditLog
-from pluralllm.server.members.authority import create_authority, load_authority
+from pluralllm.server.members.authority import create_authority, day, load_authority
 from pluralllm.server.members.invite_order import MAX_EXAMPLES, MAX_RUNS, MAX_TTL_S, InviteOrder
 from pluralllm.server.members.registry import MAX_LIVE_CERTIFICATES, Registry
 from pluralllm.server.storage.membership import DEFAULT_MAX_EXAMPLES, MemberState
@@ -566,6 +566,17 @@ async def test_a_repeated_join_after_renewals_gets_its_own_certificate(place: Pl
     place.now_s += LIFE_S / 2
     with pytest.raises(CertificateExpired):
         await place.registry.join("ann", token, asked)
+
+
+async def test_a_repeated_join_after_a_renewal_with_the_same_key_names_the_end_of_the_newest(place: Place) -> None:
+    token, asked = await place.invited("ann"), request()
+    first = place.registry.principal((await place.registry.join("ann", token, asked))[1])
+    place.now_s += LIFE_S / 2
+    end_s = read_certificate(await place.registry.renew(first, asked)).not_after_s
+    place.now_s = end_s
+    with pytest.raises(CertificateExpired) as raised:
+        await place.registry.join("ann", token, asked)
+    assert raised.value.expired == day(end_s) != day(end_s - LIFE_S / 2)
 
 
 async def test_a_repeated_join_says_why_its_certificate_is_void(place: Place) -> None:

@@ -374,6 +374,24 @@ async def test_a_hello_that_cannot_be_stored_opens_no_session(tmp_path: Path) ->
     assert place.parts.sessions.get(ANN) is None
 
 
+async def test_a_member_that_is_revoked_while_it_says_hello_gets_no_session(tmp_path: Path) -> None:
+    place = MemoryCoordinator(tmp_path)
+
+    async def revoked_meanwhile(operation: str, about: object) -> None:
+        if operation == "store.save_client":
+            await place.coordinator.remove_client(ANN)
+
+    place.before = revoked_meanwhile
+    with pytest.raises(StaleSession):
+        await place.hello("ann")
+    assert place.parts.sessions.get(ANN) is None
+    assert place.parts.presence.revoked == {ANN}
+    place.before = Hooks()
+    await place.hello("ann")  # a new member of the same name
+    assert place.parts.presence.revoked == frozenset()
+    await place.stop()
+
+
 async def test_a_run_that_an_operator_starts_has_its_clients_at_once_and_does_not_wait_for_the_loop(
     place: MemoryCoordinator, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -267,6 +267,31 @@ async def test_two_commits_at_once_are_one(place: MemoryCoordinator) -> None:
     assert first == second
 
 
+async def test_an_announcement_waits_for_the_commit_of_another_update_and_changes_nothing(
+    place: MemoryCoordinator,
+) -> None:
+    run = await place.collecting("ann", "ben")
+    update, other, task = place.update(run), place.update(run, 2), run.task_name(ANN)
+    await place.announce(run, "ann", update)
+    await place.send(run, "ann", update)
+    announcing: list[asyncio.Task[object]] = []
+
+    async def announce_in_between(operation: str, about: object) -> None:
+        if operation == "blobs.put" and not announcing:
+            announcing.append(asyncio.create_task(place.announce(run, "ann", other)))
+            for _ in range(10):
+                await asyncio.sleep(0)
+            assert not announcing[0].done()
+
+    place.before = announce_in_between
+    receipt = await place.intake.commit(task, update.manifest.digest)
+    with pytest.raises(AlreadyCommitted):
+        await announcing[0]
+    assert receipt.receipt.digest == update.manifest.digest
+    stored = (await place.parts.blobs.path(update.manifest.digest)).read_bytes()
+    assert stored == b"".join(update.chunk(index) for index in range(update.manifest.chunks))
+
+
 async def test_another_update_after_a_commit_is_refused_and_on_record(place: MemoryCoordinator) -> None:
     run = await place.collecting("ann", "ben")
     await place.deliver(run, "ann", place.update(run))

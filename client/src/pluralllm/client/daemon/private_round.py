@@ -45,6 +45,7 @@ from pluralllm.client.private_rounds.pins import load_pins
 from pluralllm.client.private_rounds.revealed_sums import RevealedSums
 from pluralllm.client.private_rounds.roster_watch import RosterWatch
 from pluralllm.client.private_rounds.verification import Verification
+from pluralllm.client.process.threads import to_its_end
 from pluralllm.client.work.closing import untrained
 from pluralllm.client.work.orders import TrainedUpdate
 from pluralllm.client.work.worker_limits import WorkerLimits
@@ -130,10 +131,11 @@ class PrivateRounds:
 
     async def play(self, task: Task, run: JoinedRun) -> None:
         """Takes part in a task's round until it is cancelled, because the coordinator ends a round. Raises what stops it."""
+        playing = PrivateRound(self._means, self.heard, task, run)
         try:
-            await PrivateRound(self._means, self.heard, task, run).play()
+            await playing.play()
         except (PeerKeyDiffers, TooFewKnown):
-            self._refused = await asyncio.to_thread(load_pins, self._means.pins)
+            self._refused = playing.pins  # the partner may have added others meanwhile
             raise
 
     def has_new_pins(self) -> bool:
@@ -195,10 +197,11 @@ class PrivateRound:
         self._score: float | None = None  # of the base version, if it may go into the sum
         self._delivering: asyncio.Task[None] | None = None
         self._me: Myself | None = None
+        self.pins: dict[str, str] = {}  # of the partner, as this round has read them
 
     async def play(self) -> None:
         """Takes each step that the coordinator asks for. Ends by an error, or when it is cancelled."""
-        notebook = await self._durably(self._open)
+        notebook = await to_its_end(self._open)
         checked = await self._means.verification.is_checked(self._task, self._run.spec)
         self._score = await self._means.evaluating.for_sum(self._task, self._run)
         try:
@@ -240,20 +243,20 @@ class PrivateRound:
         me = await self._myself(view, checked=checked)
         match phase:
             case wire.KEYS_PHASE:
-                keys = await self._durably(steps.send_keys, notebook, me, view)
+                keys = await to_its_end(steps.send_keys, notebook, me, view)
                 self._train(notebook, me)
                 await self._calls.put(task.name, me.terms.sha256, keys)
             case wire.SHARES_PHASE:
                 self._train(notebook, me)
-                shares = await self._durably(steps.send_shares, notebook, me, view)
+                shares = await to_its_end(steps.send_shares, notebook, me, view)
                 await self._calls.put(task.name, me.terms.sha256, shares)
             case wire.UPDATE_PHASE:
                 await self._take_boxes(notebook, me, view)
             case wire.CONFIRMATION_PHASE:
-                confirmation = await self._durably(self._signed_sum, steps.confirm, notebook, me, view)
+                confirmation = await to_its_end(self._signed_sum, steps.confirm, notebook, me, view)
                 await self._calls.put(task.name, me.terms.sha256, confirmation)
             case wire.REVEAL_PHASE:
-                shown = await self._durably(self._signed_sum, steps.reveal, notebook, me, view)
+                shown = await to_its_end(self._signed_sum, steps.reveal, notebook, me, view)
                 await self._calls.put(task.name, me.terms.sha256, shown)
                 means.stage(REVEALED)
 
@@ -297,7 +300,7 @@ class PrivateRound:
             base_record_sha256=task.base_record_sha256,
             roster_head=view.terms.roster_head,
         )
-        pins = await asyncio.to_thread(load_pins, means.pins)
+        pins = self.pins = await asyncio.to_thread(load_pins, means.pins)
         rules = means.rules
         self._me = Myself(
             name=means.name,
@@ -326,7 +329,7 @@ class PrivateRound:
         means, task, run = self._means, self._task, self._run
         await asyncio.to_thread(means.history.check_repetition, task)
         if is_closing(run.spec, task):
-            return await self._durably(untrained, run.spec, means.drafts.delta), {}
+            return await to_its_end(untrained, run.spec, means.drafts.delta), {}
         async with means.limits.task_time():
             weights = await means.fetch(task, run)
             on_progress = means.progress(task)
@@ -340,8 +343,8 @@ class PrivateRound:
         if self._delivering is not None:
             return
         self._train(notebook, me)
-        holding = await self._durably(steps.hold, notebook, me, view)
-        complaint = await self._durably(steps.send_complaint, notebook, me, holding)
+        holding = await to_its_end(steps.hold, notebook, me, view)
+        complaint = await to_its_end(steps.send_complaint, notebook, me, holding)
         if complaint is not None:
             await self._end(self._training)
             self._training = None
@@ -361,7 +364,7 @@ class PrivateRound:
             log.error("private.update_lost", run=task.run, round=task.round, digest=line.digest)
             return  # nothing is masked twice; this client still confirms and reveals
         entry, manifest = waiting
-        statement = await self._durably(steps.send_update, notebook, me, holding, bytes.fromhex(entry.digest))
+        statement = await to_its_end(steps.send_update, notebook, me, holding, bytes.fromhex(entry.digest))
         means.stage(HANDING_IN)
         try:
             with means.history.handing_in(task, entry.digest, entry.examples):
@@ -393,7 +396,7 @@ class PrivateRound:
         assert self._training is not None
         trained = await asyncio.shield(self._training)
         factor = await self._factor(trained)
-        secrets = await self._durably(masking_secrets, notebook, me, holding)
+        secrets = await to_its_end(masking_secrets, notebook, me, holding)
         members = len(holding.dealers.members.names)
         score = self._score if means.name in holding.dealers.members.adding else None
         masked = await means.making.masked(
@@ -411,8 +414,8 @@ class PrivateRound:
         )
         if score is not None:  # before the update can leave: a daemon that is killed here masks it again
             await means.evaluating.note_given(task)
-        await self._durably(means.outbox.put, entry, means.drafts.masked)
-        await self._durably(steps.send_update, notebook, me, holding, bytes.fromhex(masked.digest))
+        await to_its_end(means.outbox.put, entry, means.drafts.masked)
+        await to_its_end(steps.send_update, notebook, me, holding, bytes.fromhex(masked.digest))
         means.drafts.delta.unlink(missing_ok=True)
 
     async def _factor(self, trained: Trained) -> float:
@@ -422,7 +425,7 @@ class PrivateRound:
             return 1.0
         mean = await means.verification.mean_distance(task, self._run.spec)
         factors, (_, metrics) = OwnFactors(means.drafts, means.history), trained
-        return await self._durably(factors.factor, task, aggregation, metrics.get("base_distance"), mean)
+        return await to_its_end(factors.factor, task, aggregation, metrics.get("base_distance"), mean)
 
     def _has_receipt(self, notebook: Notebook) -> bool:
         """Returns whether the coordinator has acknowledged this client's masked update."""
@@ -450,15 +453,6 @@ class PrivateRound:
         for task in (self._training, self._delivering):
             if task is not None and task.done():
                 task.result()
-
-    async def _durably(self, work: Callable[..., Result], *arguments: Any) -> Result:
-        """Runs work that writes files in a thread. If this round is cancelled meanwhile, it first waits for the thread's end."""
-        thread = asyncio.create_task(asyncio.to_thread(work, *arguments))
-        try:
-            return await asyncio.shield(thread)
-        except asyncio.CancelledError:
-            await asyncio.wait([thread])
-            raise
 
     def _started(self, work: Coroutine[Any, Any, Result]) -> "asyncio.Task[Result]":
         """Starts work beside the steps; `play` awaits it."""

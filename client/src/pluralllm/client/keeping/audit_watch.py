@@ -93,6 +93,7 @@ class AuditWatch:
         self._folder, self._fetch, self._verifier, self._copy = folder, fetch, verifier, copy
         self._monotonic_s = monotonic_s
         self._seen = read_heads(folder)  # durable
+        self._is_kept = (folder / FILE).is_file()
         self._newest = (self._seen.sequence, self._seen.sha256)  # it may be newer than the durable head
         self._next_check_s = -1.0  # monotonic
         self._failing_since_s: float | None = None  # monotonic; None while the checks succeed
@@ -104,6 +105,8 @@ class AuditWatch:
         At most once in CHECK_EVERY_S seconds, the client asks whether the entry that was the head still has its hash, and then
         stores the new head durably.
         """
+        if self._is_kept and not (self._folder / FILE).is_file():  # the partner has agreed to another log
+            self._seen, self._newest, self._is_kept, self._next_check_s = SeenHeads(), (0, ""), False, -1.0
         if head is None:
             if self._newest[0]:
                 self._complain(NO_HEAD, "is not shown any more")
@@ -185,6 +188,7 @@ class AuditWatch:
         self._seen = seen
         try:
             write_durably(self._folder / FILE, json.dumps(asdict(seen)).encode())
+            self._is_kept = True
         except (StorageFull, OSError) as error:
             log.error("audit.not_kept", file=str(self._folder / FILE), problem=str(error))
 

@@ -8,13 +8,14 @@ import asyncio
 import datetime
 import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import structlog
 
 from pluralllm.client.link.tasks import RosterPage
 from pluralllm.client.private_rounds.pins import load_pins, save_pins
+from pluralllm.client.process.threads import to_its_end
 from pluralllm.common.errors.private_rounds import RosterDiverged
 from pluralllm.common.private_rounds.peer_keys import PeerKeyClaim, claim_of, fingerprint, public_der
 from pluralllm.common.private_rounds.roster import FIRST_HEAD, Roster, RosterEntry
@@ -127,17 +128,14 @@ class RosterWatch:
                 roster = known.extended(entries)
                 self._check_own_key(roster, is_registered=is_registered)
             except RosterDiverged as error:
-                if not seen.complaint:
-                    now = datetime.datetime.now(tz=datetime.UTC).isoformat(timespec="seconds")
-                    await asyncio.to_thread(self._write, SeenRoster(seen.entries, error.problem, now))
+                await to_its_end(self._write, seen.entries, error.problem)
                 raise
             if entries:
-                seen = SeenRoster((*seen.entries, *entries), seen.complaint, seen.complained)
-                await asyncio.to_thread(self._write, seen)
+                await to_its_end(self._write, (*seen.entries, *entries))
                 log.info("roster.grown", entries=roster.sequence, members=len(roster.members), head=roster.head.hex())
             self.roster = roster
             if self._first_use_pins is not None:
-                await asyncio.to_thread(self._pin_first_seen, roster, self._first_use_pins)
+                await to_its_end(self._pin_first_seen, roster, self._first_use_pins)
             return roster
 
     async def _new_entries(self, known: Roster, seen: SeenRoster, head: bytes | None) -> tuple[RosterEntry, ...]:
@@ -177,8 +175,16 @@ class RosterWatch:
             save_pins(file, pins | news)
             log.warning("peers.pinned_at_first_sight", names=sorted(news), file=str(file))
 
-    def _write(self, seen: SeenRoster) -> None:
-        write_durably(self._state / FILE, json.dumps(asdict(seen)).encode())
+    def _write(self, entries: tuple[RosterEntry, ...], complaint: str = "") -> None:
+        """Keeps entries and a complaint beside what a command of the owner may have written since this client read the file."""
+        _, kept = read_roster(self._state)
+        longer, shorter = sorted((entries, kept.entries), key=len, reverse=True)
+        if longer[: len(shorter)] != shorter:
+            longer, complaint = kept.entries, complaint or "the coordinator has shown two rosters that do not agree"
+        if complaint and not kept.complaint:
+            now = datetime.datetime.now(tz=datetime.UTC).isoformat(timespec="seconds")
+            kept = replace(kept, complaint=complaint, complained=now)
+        write_durably(self._state / FILE, json.dumps(asdict(replace(kept, entries=longer))).encode())
 
 
 def _heads(entries: Iterable[RosterEntry]) -> set[bytes]:

@@ -7,6 +7,7 @@ masked updates give the sum. A coordinator that publishes other weights, crafted
 import asyncio
 import secrets
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from pluralllm.client.link.tasks import Task
 from pluralllm.client.link.transport import Transport
 from pluralllm.client.private_rounds.pins import load_pins
 from pluralllm.client.private_rounds.roster_watch import RosterWatch
+from pluralllm.client.process.threads import to_its_end
 from pluralllm.common.errors.private_rounds import (
     AggregateDiffers,
     BadView,
@@ -174,7 +176,7 @@ class Verification:
             pinned = await self._check_transcript(transcript, before, record, spec, spec_sha256)
             if adds:
                 await self._fetch(transcript, before, spec, folder)
-                await asyncio.to_thread(self._check_sum, transcript, before, record, spec, folder)
+                await to_its_end(self._check_sum, transcript, before, record, spec, folder)
             else:
                 await asyncio.to_thread(transcript.opened)
             tail = tail_of(spec, len(transcript.members), len(transcript.updates), transcript.tail)
@@ -310,9 +312,19 @@ class Verification:
         if tuple(manifest.digest for manifest in manifests) != digests:
             problem = f"is {record.digest}, the sum gives {manifests[0].digest}"
             raise InvalidArgument(field="digest", problem=problem)
-        self.forget(record.run)
-        for out, digest in zip(outs[1:], record.moments, strict=True):
-            out.replace(self._moment(record.run, digest))
+        self.keep_moments(record.run, dict(zip(record.moments, outs[1:], strict=True)), before.moments)
+
+    def keep_moments(self, run: RunId, made: Mapping[Digest, Path], before: Sequence[Digest]) -> None:
+        """Keeps the state of the server optimizer that a check has made, and the one before: a check may be done again.
+
+        A check that is cancelled has made its state, and nobody knows its result. The states of earlier versions are deleted.
+        """
+        for digest, path in made.items():
+            path.replace(self._moment(run, digest))
+        needed = {self._moment(run, digest) for digest in (*before, *made)}
+        for path in self._folder.glob(f"{run}.moment-*"):
+            if path not in needed:
+                path.unlink()
 
     def _moment(self, run: RunId, digest: Digest) -> Path:
         return self._folder / f"{run}.moment-{digest}"

@@ -9,6 +9,7 @@ import errno
 import os
 import pwd
 import stat
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -110,7 +111,7 @@ def _draft_of(target: Path, mode: int) -> Iterator[BinaryIO]:
     Raises StorageFull if the disk is full.
     """
     with storage_errors(target.name):
-        draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        draft = target.with_name(f".{target.name}.{_writer()}.tmp")
         draft.unlink(missing_ok=True)
         try:
             with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
@@ -120,6 +121,11 @@ def _draft_of(target: Path, mode: int) -> Iterator[BinaryIO]:
             with contextlib.suppress(OSError):
                 draft.unlink()
             raise
+
+
+def _writer() -> str:
+    """Returns the part of a draft's name that no other writer of the same file has."""
+    return f"{os.getpid()}-{threading.get_ident()}"
 
 
 def keep_rights(handle: int, target: Path) -> None:

@@ -103,12 +103,12 @@ class RosterLog:
         claimed = (self._federation, by.name, claim.key_der)
         if not is_proven(claim.key_der, claim.proof, self._federation, by.name):
             raise InvalidArgument(field="peer_key.proof", problem="is not the key's signature over this member's claim")
-        keys = None if self._certificate_keys is None else self._certificate_keys(by.name)
-        if keys is not None and not any(is_endorsed(key, claim.endorsement, *claimed) for key in keys):
-            problem = "is not the signature of the member's certificate over this claim"
-            raise InvalidArgument(field="peer_key.endorsement", problem=problem)
         claimed_print = fingerprint(claim.key_der)
-        async with self._changing:
+        async with self._changing:  # a revocation may have come before
+            keys = None if self._certificate_keys is None else self._certificate_keys(by.name)
+            if keys is not None and not any(is_endorsed(key, claim.endorsement, *claimed) for key in keys):
+                problem = "is not the signature of the member's certificate over this claim"
+                raise InvalidArgument(field="peer_key.endorsement", problem=problem)
             registered = self._roster.fingerprint_of(by.name)
             if registered == claimed_print:
                 return

@@ -22,6 +22,7 @@ from pluralllm.common.errors.tree import (
     PluralError,
     RoundClosed,
     SpecMismatch,
+    StaleSession,
     UpdateLost,
 )
 from pluralllm.common.process.clock import Clock
@@ -289,7 +290,8 @@ class Coordinator:
             return
         self._reconcile(run)
         for _ in range(MAX_STEPS_AT_ONCE):
-            before, present = run.sequence, self._look(run)
+            before = run.sequence
+            present = self._presence.look(self._clock.now_s()) if needs_look(run.state) else {}  # else nobody matters
             await self._dispatch_all(run, self._losses(run, present))
             await self._dispatch_all(run, self._observations(run, present))
             if run.sequence == before:
@@ -298,10 +300,6 @@ class Coordinator:
     async def _dispatch_all(self, run: LiveRun, events: Sequence[ev.Event]) -> None:
         """Passes events to the run in their order. They share transactions: a thousand clients that are gone cost a few."""
         await asyncio.gather(*(self.dispatch(run, event) for event in events))
-
-    def _look(self, run: LiveRun) -> Mapping[ClientId, Session]:
-        """Returns the sessions of the connected clients, or none of them if they do not matter to the run now."""
-        return self._presence.look(self._clock.now_s()) if needs_look(run.state) else {}
 
     def _losses(self, run: LiveRun, present: Mapping[ClientId, Session]) -> tuple[ev.Event, ...]:
         """Returns the events of clients that are gone. A lease ends with its slot, so an event that is not stored comes again."""
@@ -456,8 +454,12 @@ class Coordinator:
         """Opens a session for a client that has called Hello, and makes the client's database row durable if it has changed.
 
         If a run has excluded the client after a permanent failure, the client may take part in the run again.
+        Raises StaleSession if its membership is revoked meanwhile: the next Hello is told so.
         """
+        revoked = self._presence.revoked
         await self._clients.save(row_of(session))
+        if session.client in self._presence.revoked - revoked:
+            raise StaleSession(client=session.client)
         self._presence.readmit(session.client)
         if self._sessions.open(session):
             count = session.takeovers_within_window(session.last_seen_s)

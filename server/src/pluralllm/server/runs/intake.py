@@ -141,6 +141,8 @@ class Intake:
         InvalidArgument, OverLimit or StorageFull.
         """
         run = self._runs.get(task.run)
+        while (working := self._committing.get(task)) is not None:
+            await asyncio.wait([working])  # another announcement would change the file that it is checking
         if (receipt_row := await self._receipt(run, task, manifest.digest)) is not None:
             return receipt_row
         self._check_slot(run, task)
