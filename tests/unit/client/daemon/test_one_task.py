@@ -423,6 +423,19 @@ async def test_an_update_that_waited_for_its_receipt_keeps_the_statement_about_i
     assert later.coordinator.noise == NoiseStatement(True, 4.0, 1e-6, "respondent")
 
 
+async def test_a_hello_during_work_repeats_the_statement_about_the_answers_of_the_work(tmp_path: Path) -> None:
+    client, true = Client(tmp_path, open_policy()), NoiseStatement(noised=False)
+    await client.daemon.greet()
+    client.daemon._work = Work(task(), working := asyncio.create_task(asyncio.sleep(3600)))
+    client.daemon._declaration._statement = NoiseStatement(True, 4.0, 1e-6, "respondent")  # as after a release
+    client.coordinator.calls.clear()
+    await client.daemon.greet()
+    assert (client.coordinator.of("hello"), client.daemon._declaration.said) == ((true,), true)
+    working.cancel()
+    await asyncio.wait([working])
+    assert await client.daemon.must_greet(), "the next Hello says it"
+
+
 async def test_after_a_release_nothing_is_sent_that_follows_from_the_true_answers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -190,8 +190,9 @@ class Daemon:
 
     async def greet(self) -> None:
         """Opens a session, with this client's peer key. Logs if the two clocks differ much, or if the roster has diverged."""
-        member, data = self._partner, self._data
-        noise = await asyncio.to_thread(self._declaration.say)
+        member, data, declaration = self._partner, self._data, self._declaration
+        # While the client works, the statement stays the one about the answers that it works with.
+        noise = declaration.said if self.is_working else await asyncio.to_thread(declaration.say)
         claim = self._peers.claim(self._renewal.identity)
         said = Introduction(member.group, member.role, data.questions, data.changed_s, noise, claim)
         greeting = await self._transport.hello(said)
@@ -491,9 +492,8 @@ class Daemon:
         )
 
     def _progress(self, task: Task) -> ProgressReports:
-        return ProgressReports(
-            functools.partial(self._transport.report_progress, task.name), self._stage, self.tasks.spawn
-        )
+        report = functools.partial(self._transport.report_progress, task.name)
+        return ProgressReports(report, self._stage, self.tasks.spawn)
 
     def _stage(self, stage: str) -> None:
         if self._work is not None:
