@@ -167,8 +167,10 @@ async def test_a_complaint_of_a_command_outlives_what_the_daemon_writes(tmp_path
 
     watch = RosterWatch(tmp_path, "ann", KEY, meanwhile)
     assert (await watch.follow(longer.head)).sequence == 3
+    with pytest.raises(RosterDiverged, match="shows none any more"):
+        await watch.follow(None)
     with pytest.raises(RosterDiverged, match="does not continue the 2 entries"):
-        watch.check(PRIVATE)
+        watch.check(PRIVATE)  # the first complaint is the evidence
 
 
 async def test_an_older_roster_is_refused(ann: Client) -> None:
