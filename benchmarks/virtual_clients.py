@@ -129,7 +129,9 @@ def main() -> int:
     parser.add_argument("--stop-after", type=int, help="Play the first so many of the rounds only.")
     parser.add_argument("--groups", type=int, default=8)
     parser.add_argument("--preset", default="default")
-    parser.add_argument("--local-steps", type=int, help="Of each client in a round; by default those of the preset.")
+    parser.add_argument(
+        "--local-steps", type=int, help="Local steps of a client in a round; by default those of the preset."
+    )
     parser.add_argument("--slices", type=int, default=1, help="Read the updates in slices so many times narrower.")
     parser.add_argument("--ray", type=int, default=0, metavar="WORKERS", help="Train the passes on Ray.")
     asked = parser.parse_args()

@@ -18,7 +18,7 @@ AWAITED = {
     ("server/storage/model_chunks.py", "message"),
     ("client/daemon/polling.py", "_asked"),
     ("client/daemon/polling.py", "_beating"),
-    ("client/daemon/private_round.py", "_durably"),
+    ("common/process/threads.py", "to_its_end"),
     ("client/daemon/private_round.py", "_started"),
     ("client/daemon/private_round.py", "_until_news"),
     ("client/link/channel.py", "_replace"),

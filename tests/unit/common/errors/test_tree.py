@@ -101,16 +101,16 @@ def test_a_reason_that_this_release_does_not_know_is_shown_with_its_text(
 
 def test_the_address_of_a_coordinator_is_the_one_that_was_called_whatever_it_says_itself() -> None:
     for address in ("ann", "", "elsewhere:1", "[::1"):
-        for said in (
+        for error in (
             errors.Unreachable(address=address, problem="it is down"),
             errors.StreamSilent(address=address, silent_s=3.0),
             errors.LinkTooSlow(address=address, way="to", kib_s=1.0, needed_kib_s=16.0),
             errors.WrongPort(address=address, wanted="main port", problem="it enrols"),
         ):
-            sent = status.to_status(said)
+            sent = status.to_status(error)
             received = status.from_rpc_error(failed_call(sent.code, sent.details, sent.trailing_metadata), "host:1")
-            assert received.facts == said.facts | {"address": "host:1"}
-            assert type(Proxies(url="http://proxy:3128").explained(received)) is type(said)
+            assert received.facts == error.facts | {"address": "host:1"}
+            assert type(Proxies(url="http://proxy:3128").explained(received)) is type(error)
 
 
 def test_a_call_above_grpcs_own_limit_meets_a_busy_coordinator_and_a_message_that_is_too_large_does_not() -> None:

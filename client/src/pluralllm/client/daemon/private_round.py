@@ -45,7 +45,6 @@ from pluralllm.client.private_rounds.pins import load_pins
 from pluralllm.client.private_rounds.revealed_sums import RevealedSums
 from pluralllm.client.private_rounds.roster_watch import RosterWatch
 from pluralllm.client.private_rounds.verification import Verification
-from pluralllm.client.process.threads import to_its_end
 from pluralllm.client.work.closing import untrained
 from pluralllm.client.work.orders import TrainedUpdate
 from pluralllm.client.work.worker_limits import WorkerLimits
@@ -60,6 +59,7 @@ from pluralllm.common.errors.private_rounds import (
 from pluralllm.common.errors.tree import InvalidConfig, RoundClosed
 from pluralllm.common.private_rounds.round_terms import terms_of
 from pluralllm.common.private_rounds.round_view import RoundView
+from pluralllm.common.process.threads import to_its_end
 from pluralllm.common.wire import round_steps as wire
 from pluralllm.common.words.ids import ClientId, RoundNumber, RunId, TaskId
 from pluralllm.common.words.names import TaskKind, TaskName

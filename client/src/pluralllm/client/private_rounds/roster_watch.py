@@ -15,11 +15,11 @@ import structlog
 
 from pluralllm.client.link.tasks import RosterPage
 from pluralllm.client.private_rounds.pins import load_pins, save_pins
-from pluralllm.client.process.threads import to_its_end
 from pluralllm.common.errors.private_rounds import RosterDiverged
 from pluralllm.common.private_rounds.peer_keys import PeerKeyClaim, claim_of, fingerprint, public_der
 from pluralllm.common.private_rounds.roster import FIRST_HEAD, Roster, RosterEntry
 from pluralllm.common.process.files import damaged, read_state_as, write_durably
+from pluralllm.common.process.threads import to_its_end
 from pluralllm.common.trust.certificates import PrivateKey, key_from_pem
 from pluralllm.common.trust.identity import Identity, peer_key
 from pluralllm.common.words.spec import RunSpec
@@ -122,10 +122,10 @@ class RosterWatch:
         own key; the complaint stays in the file then. Raises the errors of the call.
         """
         async with self._following:
-            known, seen = await asyncio.to_thread(read_roster, self._state)  # the owner may have changed the file
+            old, seen = await asyncio.to_thread(read_roster, self._state)  # the owner may have changed the file
             try:
-                entries = await self._new_entries(known, seen, head)
-                roster = known.extended(entries)
+                entries = await self._new_entries(old, seen, head)
+                roster = old.extended(entries)
                 self._check_own_key(roster, is_registered=is_registered)
             except RosterDiverged as error:
                 await to_its_end(self._write, seen.entries, error.problem)
@@ -138,14 +138,14 @@ class RosterWatch:
                 await to_its_end(self._pin_first_seen, roster, self._first_use_pins)
             return roster
 
-    async def _new_entries(self, known: Roster, seen: SeenRoster, head: bytes | None) -> tuple[RosterEntry, ...]:
+    async def _new_entries(self, old: Roster, seen: SeenRoster, head: bytes | None) -> tuple[RosterEntry, ...]:
         """Fetches the entries after those that this client has seen. Raises RosterDiverged if they do not lead past `head`."""
-        if head == known.head:
+        if head == old.head:
             return ()
-        before = f"{known.sequence} entries"
+        length = f"{old.sequence} entries"
         if head is None:
-            raise RosterDiverged(problem=f"the coordinator shows none any more; this client has seen {before}")
-        roster, entries, heads = known, list[RosterEntry](), _heads(seen.entries)
+            raise RosterDiverged(problem=f"the coordinator shows none any more; this client has seen {length}")
+        roster, entries, heads = old, list[RosterEntry](), _heads(seen.entries)
         while len(entries) < MAX_ENTRIES:
             page = await self._fetch(roster.sequence)
             for entry in page.entries:
@@ -155,7 +155,7 @@ class RosterWatch:
             if page.head == roster.head or not page.entries:
                 break
         if page.head != roster.head:
-            raise RosterDiverged(problem=f"the coordinator's roster does not continue the {before} seen before")
+            raise RosterDiverged(problem=f"the coordinator's roster does not continue the {length} seen before")
         if head not in heads:
             raise RosterDiverged(problem="the coordinator has stated a head that is not in the roster that it shows")
         return tuple(entries)

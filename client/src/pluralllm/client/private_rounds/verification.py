@@ -21,7 +21,6 @@ from pluralllm.client.link.tasks import Task
 from pluralllm.client.link.transport import Transport
 from pluralllm.client.private_rounds.pins import load_pins
 from pluralllm.client.private_rounds.roster_watch import RosterWatch
-from pluralllm.client.process.threads import to_its_end
 from pluralllm.common.errors.private_rounds import (
     AggregateDiffers,
     BadView,
@@ -39,6 +38,7 @@ from pluralllm.common.private_rounds.round_terms import terms_of
 from pluralllm.common.private_rounds.sum_files import sum_of, tail_of, write_from_sum
 from pluralllm.common.private_rounds.transcript import MAX_BYTES, Transcript
 from pluralllm.common.process.files import make_folder, storage_errors
+from pluralllm.common.process.threads import to_its_end
 from pluralllm.common.sums.solver_files import state_files, write_next_private_sum
 from pluralllm.common.trust.version_record import VersionRecord, record_sha256
 from pluralllm.common.weights.chunks import manifest_of

@@ -9,7 +9,6 @@ import errno
 import os
 import pwd
 import stat
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -112,7 +111,6 @@ def _draft_of(target: Path, mode: int) -> Iterator[BinaryIO]:
     """
     with storage_errors(target.name):
         draft = target.with_name(f".{target.name}.{_writer()}.tmp")
-        draft.unlink(missing_ok=True)
         try:
             with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
                 yield file
@@ -124,8 +122,8 @@ def _draft_of(target: Path, mode: int) -> Iterator[BinaryIO]:
 
 
 def _writer() -> str:
-    """Returns the part of a draft's name that no other writer of the same file has."""
-    return f"{os.getpid()}-{threading.get_ident()}"
+    """Returns the part of a draft's name that no other writer of the same file has, in this process or another one."""
+    return os.urandom(8).hex()
 
 
 def keep_rights(handle: int, target: Path) -> None:
