@@ -154,7 +154,7 @@ SITUATIONS = [
     Situation(
         "the main port's address is the enrolment port",
         lambda here: here.at(main=here.served.enrolment_address),
-        {MAIN: "Wrong port: this address is not the coordinator's main port: it is the enrolment port"},
+        {MAIN: " is not the coordinator's main port: it is the enrolment port"},
         WrongPort,
         "it is the enrolment port, which does not answer Hello",
     ),

@@ -2,18 +2,19 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
 
 import pytest
 
-from pluralllm.common.errors.tree import InvalidArgument, Unreachable
+from pluralllm.common.errors.tree import InvalidArgument, StreamSilent
 from pluralllm.common.weights.chunks import CHUNK_BYTES
 from pluralllm.common.wire.chunk_messages import ChunkMessage
+from pluralllm.common.words.names import TaskName
 from pluralllm.server.rpc import federation as federation_module
 from pluralllm.server.rpc.federation import Federation
 from pluralllm.v1 import federation_pb2 as pb
 
 IDLE_S = 0.05
+TASK = "runs/r/rounds/1/tasks/train-ann"
 CHUNK = bytes(range(256)) * 4096
 HALF = CHUNK_BYTES // 2
 
@@ -25,19 +26,19 @@ class Uploading(Federation):
         self._chunk_idle_s, self._intake = IDLE_S, self  # type: ignore[assignment]
         self.chunks: list[tuple[int, bytes]] = []
 
-    def _task_of(self, name: str) -> Any:
-        return name
+    def _task_of(self, name: str) -> TaskName:
+        return TaskName.parse(name)
 
-    async def put(self, task: str, digest: str, index: int, data: bytes) -> None:
-        assert (task, digest) == ("t", "d")
+    async def put(self, task: TaskName, digest: str, index: int, data: bytes) -> None:
+        assert (task, digest) == (TaskName.parse(TASK), "d")
         self.chunks.append((index, bytes(data)))
 
-    async def missing(self, task: str) -> frozenset[int]:
-        assert task == "t"
+    async def missing(self, task: TaskName) -> frozenset[int]:
+        assert task == TaskName.parse(TASK)
         return frozenset()
 
 
-def piece(index: int, data: bytes, *, more: bool = False, task: str = "t") -> ChunkMessage[pb.PutChunksRequest]:
+def piece(index: int, data: bytes, *, more: bool = False, task: str = TASK) -> ChunkMessage[pb.PutChunksRequest]:
     return ChunkMessage(pb.PutChunksRequest(task=task, digest="d", index=index, more=more), data)
 
 
@@ -66,14 +67,14 @@ async def test_chunks_arrive_whole_or_in_pieces() -> None:
 
 async def test_an_upload_in_pieces_that_falls_silent_ends_after_the_configured_time() -> None:
     service = Uploading()
-    with pytest.raises(Unreachable, match=r"no byte for 0\.05 s"):
+    with pytest.raises(StreamSilent, match=r"between here and ann was silent: no byte for 0\.05 s"):
         await upload(service, [piece(0, CHUNK), piece(1, b"a", more=True)], asyncio.Event())
     assert service.chunks == [(0, CHUNK)]
 
 
 async def test_an_earlier_release_has_time_for_a_whole_chunk_besides(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(federation_module, "transfer_s", lambda size_bytes: size_bytes / CHUNK_BYTES * 0.25)
-    with pytest.raises(Unreachable, match=r"no byte for 0\.3 s"):
+    with pytest.raises(StreamSilent, match=r"no byte for 0\.3 s"):
         await upload(Uploading(), [piece(0, CHUNK)], asyncio.Event())
 
 

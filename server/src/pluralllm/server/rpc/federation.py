@@ -269,7 +269,7 @@ class Federation(pb_grpc.FederationServiceServicer):
             except StopAsyncIteration:
                 break
             except TimeoutError:
-                raise StreamSilent(address=caller().name, silent_s=limit_s) from None
+                raise StreamSilent(address=task.client if task else "a client", silent_s=limit_s) from None
             facts = message.facts
             if task is None:
                 task, digest = self._task_of(facts.task), facts.digest
