@@ -61,6 +61,10 @@ def test_takeovers_for_ever_take_a_bounded_place() -> None:
     assert newest.takeovers_s[-1] == 3 * MAX_TAKEOVERS - 1
 
 
+def test_a_client_knows_no_private_rounds_unless_its_hello_says_so() -> None:
+    assert not session("first", 1.0).is_ready_for_private_rounds
+
+
 def test_a_client_without_a_session_must_say_hello() -> None:
     sessions = Sessions(5.0)
     with pytest.raises(StaleSession):
