@@ -130,3 +130,13 @@ def test_a_reason_and_a_broken_protocol_are_logged_once() -> None:
         ("client.talk_broken", "error"),
     ]
     assert (logs[0]["reason"], logs[1]["field"], logs[1]["coordinator"]) == ("no run is open", "task", "host:1")
+
+
+def test_clocks_that_differ_by_more_than_half_a_minute_are_logged() -> None:
+    with capture_logs() as logs:
+        for skew_s in (0.0, 30.0, -30.0, 30.04, -30.06):
+            Pace().log_clock(skew_s)
+    assert [(line["event"], line["skew_s"]) for line in logs] == [
+        ("client.clock_differs", 30.0),
+        ("client.clock_differs", -30.1),
+    ]
