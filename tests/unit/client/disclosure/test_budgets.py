@@ -279,3 +279,31 @@ def test_a_score_inside_a_sum_counts_once_with_the_questions_behind_it(tmp_path:
     kept.join(RunId("s"), SPEC)
     assert kept.spent(RunId("s")) == "max_scores_per_question", "of all runs, by the fewest questions"
     assert kept.answer(task(1)) is None, "a score that was in a sum is not one that was reported"
+
+
+def test_scores_that_were_reported_between_two_releases_of_noised_answers_are_forgotten(tmp_path: Path) -> None:
+    kept = budgets(tmp_path)
+    kept.join(RunId("r"), SPEC)
+    for noised in (True, False):
+        kept.follow(noised=noised)
+    assert kept.answer(task(0)) is None
+    kept.keep(task(0), SCORES)
+    kept.follow(noised=True)
+    assert kept.answer(task(0)) is None, "it is scored again"
+    assert stat.S_IMODE((tmp_path / "runs" / "r.json").stat().st_mode) == 0o600
+
+
+def test_a_client_without_accounts_may_follow_noised_answers_and_an_account_keeps_its_keys(tmp_path: Path) -> None:
+    Budgets(tmp_path / "new", Policy(), Calendar()).follow(noised=True)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["from-noised-answers"]
+    kept = budgets(tmp_path, runs=("r",))
+    file = tmp_path / "runs" / "r.json"
+    before = file.read_bytes()
+    kept.follow(noised=True)
+    assert file.read_bytes() == before, "what an earlier release did not write is not added"
+
+
+def test_the_last_score_that_a_budget_allows_in_a_sum_may_go_into_the_next_sum_too(tmp_path: Path) -> None:
+    kept = budgets(tmp_path, max_evaluations_of_run=1)
+    kept.join(RunId("r"), SPEC)
+    assert [kept.add_to_sum(task(version), 40) for version in (0, 0, 1)] == [True, True, False]
